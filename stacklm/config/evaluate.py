@@ -1,0 +1,27 @@
+"""Section `evaluate`: how a trained model is judged and sampled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from stacklm.config.schema import Count, Natural, Range
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The text that each model continues, for people to read."""
+
+    prompt: str = "def "
+    tokens: Count = 120
+    temperature: Annotated[float, Range(0)] = 0.8
+    top_k: Natural = 50
+    seed: Natural = 1
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """`batch_size` windows are scored at once; the result does not depend on it beyond rounding."""
+
+    batch_size: Count = 16
+    sample: Sample = Sample()
