@@ -52,6 +52,10 @@ class Stage:
     def paths(self, which: Mapping[str, str], root: Path, model: str | None = None) -> dict[str, Path]:
         return {argument: root / path.format(model=model) for argument, path in which.items()}
 
+    def record(self, model: str | None = None) -> str:
+        """The path of the note on what the stage was made from. No stage reads it: code may change and outputs not."""
+        return f"out/records/{self.address(model)}.json"
+
     def code(self) -> list[str]:
         """The source files that can change what the stage makes, relative to the project's root, sorted."""
         return sorted(import_closure(self.function.partition(":")[0]))

@@ -1,0 +1,5 @@
+"""`python -m stacklm`: the command line, with the code of the current directory's checkout."""
+
+from stacklm.cli import main
+
+main()

@@ -1,0 +1,115 @@
+"""The command line. Nothing heavy is imported before a command needs it: `stacklm --help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="The laboratory for stacked-parallel decoder language models: from raw text to an honest comparison.",
+)
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a value of params.yaml first, such as train.steps=200; repeatable."),
+]
+
+
+@app.command("run-flow")
+def run_flow(
+    name: Annotated[str, typer.Argument(help="pretrain (everything); or download, tokenizer, shards, evaluate, compare.")],
+    set_: Set = None,
+) -> None:
+    """Run the pipeline as a Prefect flow: models side by side, cached tasks, seen in Prefect's UI."""
+    from flows.run import run
+
+    _project(set_)
+    raise typer.Exit(run(name))
+
+
+@app.command()
+def status(set_: Set = None) -> None:
+    """Say which stages are stale, and why."""
+    from stacklm.pipeline.freshness import Pipeline
+
+    reasons = Pipeline(_project(set_)).explain()
+    width = max(map(len, reasons))
+    for address, why in reasons.items():
+        print(f"{address:<{width}}  {'stale: ' + '; '.join(why) if why else 'up to date'}")
+    stale = sum(map(bool, reasons.values()))
+    if stale:
+        print(f"\n{stale} of {len(reasons)} stages to run: `dvc repro` or `stacklm run-flow pretrain`")
+    else:
+        print("\nEverything is up to date.")
+
+
+@app.command()
+def params(set_: Set = None) -> None:
+    """Check params.yaml and print it in full, every default filled in."""
+    from ruamel.yaml import YAML
+
+    from stacklm.config.params import load
+    from stacklm.config.schema import plain
+
+    YAML().dump(plain(load(_project(set_).params_file)), sys.stdout)
+
+
+@app.command()
+def stage(
+    name: Annotated[str, typer.Argument(help="A stage of dvc.yaml, such as shards.")],
+    model: Annotated[str | None, typer.Argument(help="The model, for the stages that run once per model.")] = None,
+) -> None:
+    """Run one stage, without asking whether it is needed. DVC calls this; you want `dvc repro`."""
+    from stacklm.pipeline import stages
+    from stacklm.pipeline.leaf import run_stage
+
+    try:
+        wanted = stages.stage(name)
+    except KeyError as error:
+        _fail(error.args[0])
+    run_stage(_project(), wanted, model)
+
+
+@app.command("dvc-yaml")
+def dvc_yaml() -> None:
+    """Write dvc.yaml anew from the table of stages (after a change of what a stage reads, writes or imports)."""
+    from stacklm.files import write_text
+    from stacklm.pipeline.dvc import dvc_yaml
+
+    path = _project().root / "dvc.yaml"
+    write_text(path, dvc_yaml())
+    print(f"wrote {path}")
+
+
+def main() -> None:
+    """The entry point: an error that the user can mend is one clear message, not a traceback."""
+    from stacklm.config.schema import ParamsError
+
+    try:
+        app()
+    except ParamsError as error:
+        _fail(str(error))
+
+
+def _project(assignments: list[str] | None = None):
+    """The project around the current directory, with checked settings, changed as asked for."""
+    from stacklm.config.params import load, set_values
+    from stacklm.pipeline.project import Project
+
+    project = Project.find()
+    if assignments:
+        set_values(project.params_file, assignments)
+        print(f"params.yaml: set {', '.join(assignments)}")
+    else:
+        load(project.params_file)
+    return project
+
+
+def _fail(message: str) -> None:
+    print(f"stacklm: {message}", file=sys.stderr)
+    raise SystemExit(2)

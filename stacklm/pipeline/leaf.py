@@ -1,0 +1,141 @@
+"""Running one stage: the one place where the work is done, whichever door asked for it.
+
+The stage works in a folder named by the fingerprint of all that can change its result, so that a killed run is
+resumed exactly where it belongs, and its outputs appear in the project complete or not at all:
+
+    lock -> work folder of this fingerprint -> function -> `done` note -> copy outputs into place -> DVC records them
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stacklm.config.params import Params, load, section
+from stacklm.config.schema import plain
+from stacklm.files import publish, read_json, remove, sha256, write_json, write_text
+from stacklm.pipeline.freshness import lock_entries
+from stacklm.pipeline.lifeline import die_with_door, door
+from stacklm.pipeline.locks import hold, hold_project
+from stacklm.pipeline.project import Project
+from stacklm.pipeline.stages import Stage
+
+RECORD = "record.json"
+DONE = "done.json"
+
+
+def run_stage(project: Project, stage: Stage, model: str | None = None) -> None:
+    """Make the outputs of one stage in the project, resuming work that was begun on exactly the same inputs.
+
+    Raises `ParamsError` for settings that cannot be used, before any work; `FileNotFoundError` where an input is
+    missing; and whatever the stage itself raises. The error's text is also left for the door that waits.
+    """
+    failure = error_file(project, stage.address(model))
+    try:
+        params = load(project.params_file)
+        _check_model(stage, model, params)
+        die_with_door()
+        os.chdir(project.root)
+        who = f"`dvc repro` at stage {stage.address(model)}" if door() else f"stage {stage.address(model)}, started by hand"
+        with hold_project(project, who, wait=False):
+            _run(project, stage, model, params)
+    except BaseException as error:
+        failure.parent.mkdir(parents=True, exist_ok=True)
+        write_text(failure, f"{error}" if str(error) else type(error).__name__)
+        raise
+
+
+def error_file(project: Project, address: str) -> Path:
+    """Where a failed stage leaves its message."""
+    return project.state / "errors" / f"{address}.txt"
+
+
+def _run(project: Project, stage: Stage, model: str | None, params: Params) -> None:
+    record = make_record(project, stage, model, params)
+    work = project.state / "work" / f"{stage.address(model)}-{record['fingerprint'][:16]}"
+    with hold(work.with_name(f"{work.name}.lock")):
+        sweep(project, keep=work)
+        outputs = stage.paths(stage.writes, work / "out", model)
+        if not _finished(work, outputs):
+            remove(work / "out")
+            _prepare(outputs)
+            inputs = stage.paths({**stage.reads, **stage.peeks}, project.root, model)
+            settings = {argument: section(params, key.format(model=model)) for argument, key in stage.params.items()}
+            state = {"work": work} if stage.resumable else {}
+            with _followed(project, stage, model, record, work):
+                stage.load()(**settings, **inputs, **outputs, **state)
+            write_json(work / RECORD, record)
+            write_json(work / DONE, {argument: sha256(path) for argument, path in outputs.items()})
+        for argument, path in stage.paths(stage.writes, project.root, model).items():
+            publish(outputs[argument], path)
+        publish(work / RECORD, project.root / stage.record(model))
+
+
+def make_record(project: Project, stage: Stage, model: str | None, params: Params) -> dict[str, Any]:
+    """What a stage's result depends on, with a fingerprint of it all: settings, inputs, code and versions."""
+    inputs = stage.paths(stage.reads, project.root, model)
+    missing = [path for path in inputs.values() if not path.exists()]
+    if missing:
+        path = missing[0].relative_to(project.root).as_posix()
+        raise FileNotFoundError(f"{stage.address(model)} needs {path}: run `dvc repro`, which makes it first")
+    record = {
+        "stage": stage.address(model),
+        "params": {key: plain(section(params, key)) for key in (k.format(model=model) for k in stage.params.values())},
+        "inputs": {path.relative_to(project.root).as_posix(): sha256(path) for path in inputs.values()},
+        "code": hashlib.sha256("".join(sha256(project.root / file) for file in stage.code()).encode()).hexdigest(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in ("torch", "numpy", "tokenizers", "pyarrow")},
+        },
+    }
+    fingerprint = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    return {"fingerprint": fingerprint, **record}
+
+
+def sweep(project: Project, keep: Path | None = None) -> None:
+    """Remove work folders whose results dvc.lock holds: nothing can be lost any more."""
+    recorded = {
+        out["path"]: out.get("md5") for entry in lock_entries(project).values() for out in entry.get("outs", [])
+    }
+    for work in (project.state / "work").glob("*/"):
+        note = work / RECORD
+        if work == keep or not (work / DONE).exists() or not note.exists():
+            continue
+        address = read_json(note)["stage"]
+        if recorded.get(f"out/records/{address}.json") == hashlib.md5(note.read_bytes(), usedforsecurity=False).hexdigest():
+            remove(work)
+            work.with_name(f"{work.name}.lock").unlink(missing_ok=True)
+
+
+def _finished(work: Path, outputs: dict[str, Path]) -> bool:
+    """Whether an earlier run got as far as its `done` note and what it made is still whole."""
+    if not (work / DONE).exists() or not (work / RECORD).exists():
+        return False
+    done = read_json(work / DONE)
+    return all(path.exists() and sha256(path) == done.get(argument) for argument, path in outputs.items())
+
+
+def _prepare(outputs: dict[str, Path]) -> None:
+    for path in outputs.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _check_model(stage: Stage, model: str | None, params: Params) -> None:
+    from stacklm.config.schema import ParamsError, listed, nearest
+
+    if stage.per_model and model not in params.models:
+        raise ParamsError(f"stage {stage.name} needs a model's name: one of {listed(params.models)}{nearest(model, params.models)}")
+    if not stage.per_model and model is not None:
+        raise ParamsError(f"stage {stage.name} runs once, not per model; leave out {model!r}")
+
+
+@contextlib.contextmanager
+def _followed(project: Project, stage: Stage, model: str | None, record: dict, work: Path) -> Iterator[None]:
+    yield
