@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -92,8 +93,10 @@ def main() -> None:
 
     try:
         app()
-    except ParamsError as error:
-        _fail(str(error))
+    except (ParamsError, OSError, EOFError, RuntimeError) as error:
+        if os.environ.get("STACKLM_TRACEBACK"):
+            raise
+        _fail(f"{error}\n(set STACKLM_TRACEBACK=1 to see where)" if not isinstance(error, ParamsError) else str(error))
 
 
 def _project(assignments: list[str] | None = None):

@@ -123,7 +123,7 @@ def _in_words(change: Any, entry: dict, current: dict) -> list[str]:
             if isinstance(how, dict):  # a params file: its keys, or keys below them
                 found.extend(f"{key}: {_before_and_now(key, entry, current)}" for key in how)
             elif what == "changed outs":
-                found.append({"deleted": f"{path} is missing", "not in cache": f"{path} is not in the cache"}.get(how) or f"{path} was {how}")
+                found.append(f"{path} {'is missing' if how == 'deleted' else f'was {how}'}")
             else:
                 found.append(f"{path} was {how}")
     return found

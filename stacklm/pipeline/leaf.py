@@ -14,13 +14,14 @@ import importlib.metadata
 import json
 import os
 import platform
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from stacklm.config.params import Params, load, section
-from stacklm.config.schema import plain
-from stacklm.files import publish, read_json, remove, sha256, write_json, write_text
+from stacklm.config.schema import ParamsError, listed, nearest, plain
+from stacklm.files import publish, read_json, read_jsonl, remove, sha256, write_json, write_text
 from stacklm.pipeline.freshness import lock_entries
 from stacklm.pipeline.lifeline import die_with_door, door
 from stacklm.pipeline.locks import hold, hold_project
@@ -29,6 +30,8 @@ from stacklm.pipeline.stages import Stage
 
 RECORD = "record.json"
 DONE = "done.json"
+HISTORY = "history.jsonl"
+DAY = 24 * 3600
 
 
 def run_stage(project: Project, stage: Stage, model: str | None = None) -> None:
@@ -69,8 +72,10 @@ def _run(project: Project, stage: Stage, model: str | None, params: Params) -> N
             inputs = stage.paths({**stage.reads, **stage.peeks}, project.root, model)
             settings = {argument: section(params, key.format(model=model)) for argument, key in stage.params.items()}
             state = {"work": work} if stage.resumable else {}
+            started = time.time()
             with _followed(project, stage, model, record, work):
                 stage.load()(**settings, **inputs, **outputs, **state)
+            _remember(project, record, started)
             write_json(work / RECORD, record)
             write_json(work / DONE, {argument: sha256(path) for argument, path in outputs.items()})
         for argument, path in stage.paths(stage.writes, project.root, model).items():
@@ -99,17 +104,35 @@ def make_record(project: Project, stage: Stage, model: str | None, params: Param
     return {"fingerprint": fingerprint, **record}
 
 
-def sweep(project: Project, keep: Path | None = None) -> None:
-    """Remove work folders whose results dvc.lock holds: nothing can be lost any more."""
-    recorded = {
-        out["path"]: out.get("md5") for entry in lock_entries(project).values() for out in entry.get("outs", [])
+def history(project: Project) -> list[dict]:
+    """Every stage that really ran (not skipped, not restored), oldest first: its name, fingerprint, start and seconds."""
+    return read_jsonl(project.state / HISTORY)
+
+
+def _remember(project: Project, record: dict, started: float) -> None:
+    row = {
+        "stage": record["stage"],
+        "fingerprint": record["fingerprint"],
+        "started": round(started, 3),
+        "seconds": round(time.time() - started, 3),
     }
+    with (project.state / HISTORY).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def sweep(project: Project, keep: Path | None = None) -> None:
+    """Remove finished work folders whose results dvc.lock holds: nothing can be lost any more.
+
+    The dvc.lock of a temporary experiment is not ours to see: what it finished goes after a day.
+    """
+    recorded = {out["path"]: out.get("md5") for entry in lock_entries(project).values() for out in entry.get("outs", [])}
     for work in (project.state / "work").glob("*/"):
         note = work / RECORD
         if work == keep or not (work / DONE).exists() or not note.exists():
             continue
         address = read_json(note)["stage"]
-        if recorded.get(f"out/records/{address}.json") == hashlib.md5(note.read_bytes(), usedforsecurity=False).hexdigest():
+        md5 = hashlib.md5(note.read_bytes(), usedforsecurity=False).hexdigest()
+        if recorded.get(f"out/records/{address}.json") == md5 or time.time() - note.stat().st_mtime > DAY:
             remove(work)
             work.with_name(f"{work.name}.lock").unlink(missing_ok=True)
 
@@ -128,8 +151,6 @@ def _prepare(outputs: dict[str, Path]) -> None:
 
 
 def _check_model(stage: Stage, model: str | None, params: Params) -> None:
-    from stacklm.config.schema import ParamsError, listed, nearest
-
     if stage.per_model and model not in params.models:
         raise ParamsError(f"stage {stage.name} needs a model's name: one of {listed(params.models)}{nearest(model, params.models)}")
     if not stage.per_model and model is not None:

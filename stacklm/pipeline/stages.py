@@ -143,12 +143,7 @@ def instances(models: Mapping[str, Any]) -> Iterator[tuple[Stage, str | None]]:
 def upstream(target: Stage) -> set[str]:
     """The names of the stages whose outputs `target` reads."""
     made = {path: s.name for s in STAGES for path in s.writes.values()}
-    return {
-        name
-        for read in target.reads.values()
-        for path, name in made.items()
-        if path == read or path.startswith(read + "/")
-    }
+    return {name for read in target.reads.values() for path, name in made.items() if path == read or path.startswith(read + "/")}
 
 
 @cache
