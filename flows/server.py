@@ -1,0 +1,139 @@
+"""A Prefect server for as long as one flow, for those who run none of their own.
+
+It listens on the loopback interface only, keeps its history in the project's state, and lives in a child process that
+ends when this one does, `kill -9` included: the child reads its standard input, a pipe that only we hold, and stops
+at its end. Nothing here imports prefect in this process, so that both sides can import it at the same time.
+"""
+
+from __future__ import annotations
+
+import atexit
+import http.client
+import os
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+HOST = "127.0.0.1"
+
+QUIET = {  # no telemetry; and on the terminal our own lines instead of Prefect's log, which stays in its UI
+    "DO_NOT_TRACK": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
+    "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+}
+
+
+class ServerError(RuntimeError):
+    """The server did not start; the message holds the end of its own log."""
+
+
+class Server:
+    """Starts on construction, at once and in the background; `wait` before the first use of `url`."""
+
+    def __init__(self, home: Path) -> None:
+        home.mkdir(parents=True, exist_ok=True)
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the server)
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", __file__, str(home)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            # Ctrl-C in the terminal is for us: Prefect still has to report the end of the run to the server.
+            start_new_session=True,
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+        )
+        atexit.register(self.stop)
+        self.pid = self._process.pid
+        self._port = int(self._process.stdout.readline() or 0)
+        self.url = f"http://{HOST}:{self._port}/api"
+
+    def wait(self, seconds: float = 120) -> None:
+        """Return once the server answers. Raises `ServerError` if it ends before that or takes longer than `seconds`."""
+        try:  # the port has been open since the start: the question waits in its queue
+            connection = http.client.HTTPConnection(HOST, self._port, timeout=seconds)
+            connection.request("GET", "/api/health")
+            connection.getresponse().read()
+        except (OSError, http.client.HTTPException) as error:
+            self.stop()
+            self._log.seek(0)
+            end = self._log.read().decode(errors="replace").splitlines()[-15:]
+            raise ServerError("\n".join(["Prefect's server did not start; the end of its log:", *(end or [str(error)])])) from None
+
+    def stop(self) -> None:
+        """Let the server write what it still holds and end."""
+        self._process.stdin.close()
+        try:
+            self._process.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def connect(home: Path) -> Server | None:
+    """Point this process, and the children it starts, at the user's Prefect server, or else start one.
+
+    To be called before prefect is imported: prefect reads its settings then, and what is registered to run at exit
+    runs in reverse order, so that the server outlives the messages which Prefect sends last.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    if users_server():
+        return None
+    os.environ.setdefault("PREFECT_HOME", str(home))
+    for name in ("NO_PROXY", "no_proxy"):
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), HOST]))
+    server = Server(Path(os.environ["PREFECT_HOME"]))
+    os.environ["PREFECT_API_URL"] = server.url
+    return server
+
+
+def users_server() -> str | None:
+    """The API that the user has chosen, by the environment or by the active profile of their Prefect."""
+    if "PREFECT_API_URL" in os.environ:
+        return os.environ["PREFECT_API_URL"]
+    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
+    path = Path(os.environ.get("PREFECT_PROFILES_PATH", home / "profiles.toml")).expanduser()
+    if not path.is_file():
+        return None
+    profiles = tomllib.loads(path.read_text(encoding="utf-8"))
+    active = os.environ.get("PREFECT_PROFILE", profiles.get("active"))
+    return profiles.get("profiles", {}).get(active, {}).get("PREFECT_API_URL")
+
+
+def _serve(home: Path) -> None:
+    """The child's side: open a port, say its number, and serve until standard input ends."""
+    import signal
+    import socket
+    import threading
+    import time
+
+    def stop_with_parent() -> None:
+        sys.stdin.buffer.read()
+        signal.raise_signal(signal.SIGTERM)  # uvicorn finishes what it has; before it is up, this is the end
+        time.sleep(10)
+        os._exit(1)
+
+    listener = socket.create_server((HOST, 0))
+    print(listener.getsockname()[1], flush=True)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    threading.Thread(target=stop_with_parent, daemon=True).start()
+    os.environ |= {"PREFECT_HOME": str(home), "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+
+    import asyncio
+
+    import uvicorn
+    from filelock import FileLock
+    from prefect.server.api.server import create_app
+    from prefect.server.database import provide_database_interface
+
+    with FileLock(home / "database.lock"):  # two flows at once may be the first ones here
+        asyncio.run(provide_database_interface().create_db())
+    uvicorn.Server(uvicorn.Config(create_app(), log_level="warning", timeout_graceful_shutdown=3)).run(sockets=[listener])
+
+
+if __name__ == "__main__":
+    _serve(Path(sys.argv[1]))
