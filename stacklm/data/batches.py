@@ -1,0 +1,66 @@
+"""Batches of token windows. Which windows a step sees is a pure function of the seed and the step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from stacklm.data import DataError
+from stacklm.data.shards import TokenStream
+
+
+class TrainBatches:
+    """The stream as disjoint windows of T = `context` targets, every window once an epoch, each epoch in an order of its own.
+
+    Window i predicts the tokens i*T to (i+1)*T - 1, each from the ones before it; the first token of all is predicted from
+    the end token. The up to T - 1 tokens after the last whole window are not trained on. Raises `DataError` if there is no
+    whole window.
+    """
+
+    def __init__(self, stream: TokenStream, context: int, batch_size: int, seed: int) -> None:
+        self.windows = len(stream) // context
+        if not self.windows:
+            raise DataError(f"{len(stream):,} tokens to train on are fewer than train.context = {context}; give more text")
+        self.stream, self.context, self.batch_size, self.seed = stream, context, batch_size, seed
+
+    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and targets of a step, int64 [B, T] each. A batch may hold the end of one epoch and the start of the next."""
+        places = (divmod(step * self.batch_size + row, self.windows) for row in range(self.batch_size))
+        starts = [int(_order(self.windows, self.seed, epoch)[i]) * self.context for epoch, i in places]
+        rows = torch.from_numpy(np.stack([_with_previous(self.stream, start, start + self.context) for start in starts]))
+        return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+
+
+def evaluation_batches(
+    stream: TokenStream, context: int, batch_size: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Yield inputs, targets (int64) and mask (bool), each [B, T]: every token of the stream is a target exactly once, in order.
+
+    The last batch is filled up with the end token where the mask is false. A token sees up to T tokens before it, none from
+    an earlier window but the one just before.
+    """
+    size = batch_size * context
+    for start in range(0, len(stream), size):
+        tokens = _with_previous(stream, start, start + size)
+        count = len(tokens) - 1
+        padded = np.full(size + 1, stream.end_id, dtype=np.int64)
+        padded[: count + 1] = tokens
+        mask = np.arange(size) < count
+        yield tuple(torch.from_numpy(row.reshape(batch_size, context)) for row in (padded[:-1].copy(), padded[1:].copy(), mask))
+
+
+def _with_previous(stream: TokenStream, start: int, stop: int) -> np.ndarray:
+    """The tokens start - 1 to stop - 1; the end token stands before the first."""
+    if start:
+        return stream[start - 1 : stop]
+    return np.concatenate([[stream.end_id], stream[:stop]])
+
+
+@lru_cache(maxsize=2)
+def _order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """A permutation of 0 to count - 1, from raw Philox bits (Salmon et al. 2011), which are the same in every numpy."""
+    bits = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)).random_raw(count)
+    return np.argsort(bits, kind="stable")

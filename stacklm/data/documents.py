@@ -1,0 +1,56 @@
+"""The documents of a data set on disk: one parquet file a split, of one column `text` of bytes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stacklm.files import written_aside
+
+SPLITS = ("train", "valid", "test")
+SCHEMA = pa.schema([pa.field("text", pa.binary(), nullable=False)])
+ROW_GROUP_BYTES = 4 << 20
+
+
+class DocumentWriter:
+    """Counts the documents it is given and writes them in row groups of a few MiB."""
+
+    def __init__(self, table: pq.ParquetWriter) -> None:
+        self.documents, self.bytes = 0, 0
+        self._table = table
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
+
+    def write(self, document: bytes) -> None:
+        self.documents += 1
+        self.bytes += len(document)
+        self._waiting.append(document)
+        self._waiting_bytes += len(document)
+        if self._waiting_bytes >= ROW_GROUP_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._waiting:
+            self._table.write_batch(pa.record_batch([pa.array(self._waiting, pa.binary())], schema=SCHEMA))
+            self._waiting, self._waiting_bytes = [], 0
+
+
+@contextlib.contextmanager
+def written_split(folder: Path, split: str) -> Iterator[DocumentWriter]:
+    """Yield a writer of one split's file, which is whole or absent."""
+    options = {"compression": "zstd", "use_dictionary": False, "write_statistics": False}
+    with written_aside(folder / f"{split}.parquet") as aside, pq.ParquetWriter(aside, SCHEMA, **options) as table:
+        writer = DocumentWriter(table)
+        yield writer
+        writer.flush()
+
+
+def read_split(folder: Path, split: str) -> Iterator[bytes]:
+    """Yield the documents of one split, in order, holding a few of them in memory."""
+    with pq.ParquetFile(folder / f"{split}.parquet") as table:
+        for batch in table.iter_batches(batch_size=256):
+            yield from batch.column(0).to_pylist()

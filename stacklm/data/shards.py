@@ -1,0 +1,133 @@
+"""Token shards, read: every split is one long stream of token ids in a few large memory-mapped files.
+
+A document's tokens are followed by the end token; documents follow one another without padding. The folder holds
+`manifest.json` and files `{split}-{number}.bin` of little-endian ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from stacklm.data import DataError
+from stacklm.files import read_json
+
+VERSION = 1
+DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+READ_TOKENS = 1 << 22
+AGAIN = "run the stage `shards` again"
+
+
+class TokenStream:
+    """The tokens of one split. `stream[a:b]` are the ids a to b-1 as int64 [b-a], whichever files they lie in.
+
+    `bytes` and `words` measure the text; words are separated by ASCII white space.
+    """
+
+    def __init__(self, files: list[np.ndarray], end_id: int, documents: int, bytes: int, words: int) -> None:
+        self.end_id, self.documents, self.bytes, self.words = end_id, documents, bytes, words
+        self._files = files
+        self._ends = list(accumulate(len(file) for file in files))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, window: slice) -> np.ndarray:
+        start, stop, step = window.indices(len(self))
+        if step != 1:
+            raise ValueError(f"a token stream is read in order, not in steps of {step}")
+        parts = [np.empty(0, np.int64)]
+        while start < stop:
+            i = bisect_right(self._ends, start)
+            offset = self._ends[i] - len(self._files[i])
+            end = min(stop, self._ends[i])
+            parts.append(self._files[i][start - offset : end - offset].astype(np.int64))
+            start = end
+        return np.concatenate(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Shards:
+    """A folder of shards. `token_bytes` [V] is the length of each token's text in bytes, 0 for special tokens."""
+
+    folder: Path
+    vocab_size: int
+    end_id: int
+    tokenizer: str
+    token_bytes: np.ndarray
+    dtype: np.dtype
+    splits: dict[str, dict]
+
+    @classmethod
+    def open(cls, folder: Path) -> Shards:
+        """Read the manifest and check that every file is there in full; no token is read yet.
+
+        Raises `DataError` for an unknown version or a file that is missing or of another size.
+        """
+        if not (folder / "manifest.json").exists():
+            raise DataError(f"{folder}: no manifest.json, so no token shards; run the stage `shards`")
+        manifest = read_json(folder / "manifest.json")
+        if manifest["version"] != VERSION:
+            raise DataError(f"{folder}: shards of version {manifest['version']}, not {VERSION}; {AGAIN}")
+        token_bytes = np.array(manifest["token_bytes"], dtype=np.int64)
+        if len(token_bytes) != manifest["vocab_size"]:
+            raise DataError(f"{folder}: token_bytes for {len(token_bytes)} tokens, but a vocabulary of {manifest['vocab_size']}")
+        shards = cls(
+            folder=folder,
+            vocab_size=manifest["vocab_size"],
+            end_id=manifest["end_id"],
+            tokenizer=manifest["tokenizer"],
+            token_bytes=token_bytes,
+            dtype=DTYPES[manifest["dtype"]],
+            splits=manifest["splits"],
+        )
+        for split in shards.splits.values():
+            for shard in split["shards"]:
+                shards._check_size(shard)
+        return shards
+
+    def split(self, name: str) -> TokenStream:
+        """Check the hash and ids of the split's files, reading each once, and map them into memory.
+
+        Raises `DataError` naming the file that is not what was written.
+        """
+        if name not in self.splits:
+            raise DataError(f"{self.folder}: no split {name!r}; the splits are {', '.join(self.splits)}")
+        split = self.splits[name]
+        files = [np.memmap(self.folder / shard["file"], dtype=self.dtype, mode="r").view(np.ndarray) for shard in split["shards"]]
+        with tqdm(total=split["tokens"], desc=f"check {name}", unit="token", unit_scale=True, mininterval=0.5, delay=1) as bar:
+            for shard, tokens in zip(split["shards"], files, strict=True):
+                self._check_content(shard, tokens, bar)
+        return TokenStream(files, self.end_id, split["documents"], split["bytes"], split["words"])
+
+    def check_tokenizer(self, digest: str) -> None:
+        """Raise `DataError` unless the tokens were made with the tokenizer of that digest."""
+        if digest != self.tokenizer:
+            raise DataError(f"{self.folder}: made with tokenizer {self.tokenizer}, not {digest}; {AGAIN}")
+
+    def _check_size(self, shard: dict) -> None:
+        path = self.folder / shard["file"]
+        size = path.stat().st_size if path.exists() else "no"
+        wanted = shard["tokens"] * self.dtype.itemsize
+        if size != wanted:
+            raise DataError(f"{path}: {size} bytes, but {wanted} were written; {AGAIN}")
+
+    def _check_content(self, shard: dict, tokens: np.ndarray, bar: tqdm) -> None:
+        path = self.folder / shard["file"]
+        digest = hashlib.sha256()
+        largest = 0
+        for start in range(0, len(tokens), READ_TOKENS):
+            part = tokens[start : start + READ_TOKENS]
+            digest.update(part)
+            largest = max(largest, int(part.max()))
+            bar.update(len(part))
+        if digest.hexdigest() != shard["sha256"]:
+            raise DataError(f"{path}: its SHA-256 is {digest.hexdigest()}, but {shard['sha256']} was written; {AGAIN}")
+        if largest >= self.vocab_size:
+            raise DataError(f"{path}: token id {largest} is outside the vocabulary of {self.vocab_size}; {AGAIN}")
