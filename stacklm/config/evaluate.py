@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from stacklm.config.schema import Count, Natural, Range
 
@@ -21,7 +21,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """`batch_size` windows are scored at once; the result does not depend on it beyond rounding."""
+    """`batch_size` windows are scored at once; the result does not depend on it beyond rounding.
+
+    `threads` is fixed here and not taken from the machine, because sums over threads differ in the last bit.
+    """
 
     batch_size: Count = 16
     sample: Sample = Sample()
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    threads: Annotated[int, Range(1, 256)] = 2

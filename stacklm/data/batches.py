@@ -28,10 +28,14 @@ class TrainBatches:
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs and targets of a step, int64 [B, T] each. A batch may hold the end of one epoch and the start of the next."""
-        places = (divmod(step * self.batch_size + row, self.windows) for row in range(self.batch_size))
-        starts = [int(_order(self.windows, self.seed, epoch)[i]) * self.context for epoch, i in places]
+        starts = [window * self.context for window in self.indices(step)]
         rows = torch.from_numpy(np.stack([_with_previous(self.stream, start, start + self.context) for start in starts]))
         return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+
+    def indices(self, step: int) -> list[int]:
+        """The windows of a step's batch, in its order."""
+        places = (divmod(step * self.batch_size + row, self.windows) for row in range(self.batch_size))
+        return [int(_order(self.windows, self.seed, epoch)[i]) for epoch, i in places]
 
 
 def evaluation_batches(
