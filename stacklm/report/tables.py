@@ -1,0 +1,162 @@
+"""The rows of every table, as text for people, shared by the page and the Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stacklm.config.model import Architecture, Dense
+from stacklm.report.comparison import MATCH_AXES, MATCHED
+from stacklm.report.runs import Run
+from stacklm.report.speed import Speed, speed
+from stacklm.report.units import count, duration, percent, quantity, signed
+
+NOT_MEASURED = "not measured"
+_ROLES = {
+    "embedding": "embedding",
+    "matrix": "matrices of the body",
+    "vector": "vectors of the body (gains, biases)",
+    "head": "output head",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A header of columns after the first, and groups of rows; a row is its label and one cell a column."""
+
+    columns: Sequence[str]
+    groups: Mapping[str, Sequence[Sequence[str]]]
+
+
+def describe(architecture: Architecture) -> str:
+    """The shape of a model in one line."""
+    if isinstance(architecture, Dense):
+        shape = f"{_plural(architecture.layers, 'dense layer')} of width {architecture.width}"
+        tied = ", tied head" if architecture.tied else ""
+        hidden = f"feed-forward {architecture.hidden} ({architecture.activation})"
+        return f"{shape}, {_plural(architecture.heads, 'head')}, {hidden}{tied}"
+    shape = " + ".join(f"{stack.layers} x {stack.features}" for stack in architecture.stacks)
+    stacks = f"{_plural(len(architecture.stacks), 'stack')} of {shape} (parallel layers x features of each)"
+    return f"{stacks}, width {architecture.width}, {_plural(architecture.heads, 'head')} a layer"
+
+
+def results(comparison: Mapping[str, Any], runs: Sequence[Run]) -> Table:
+    """All that was counted and measured, one column a model."""
+    facts = [comparison["models"][run.name] for run in runs]
+    speeds = [speed(run) for run in runs]
+    roles = [role for role in _ROLES if any(fact["parameters"].get(role) for fact in facts)]
+
+    def row(label: str, cell: Any) -> list[str]:
+        return [label, *map(cell, facts)]
+
+    def measured(label: str, cell: Any) -> list[str]:
+        return [label, *(NOT_MEASURED if s is None else cell(s) for s in speeds)]
+
+    return Table(
+        columns=[run.name for run in runs],
+        groups={
+            "Quality, lower is better": [
+                row("test, bits per byte", lambda f: f"{f['test']['bits_per_byte']:.4f}"),
+                row("valid, bits per byte", lambda f: f"{f['valid']['bits_per_byte']:.4f}"),
+                row("test, perplexity per word", lambda f: _perplexity(f["test"]["word_perplexity"])),
+                row("valid, perplexity per word", lambda f: _perplexity(f["valid"]["word_perplexity"])),
+                row("test, loss (nats per token)", lambda f: f"{f['test']['loss']:.4f}"),
+                row("valid, loss (nats per token)", lambda f: f"{f['valid']['loss']:.4f}"),
+                row("training loss at the end", lambda f: f"{f['train_loss']:.4f}"),
+            ],
+            "Parameters": [
+                *(row(_ROLES[role], lambda f, role=role: count(f["parameters"].get(role, 0))) for role in roles),
+                row("body (all but embedding and head)", lambda f: count(f["body_parameters"])),
+                row("total", lambda f: count(f["total_parameters"])),
+            ],
+            "Compute": [
+                row("stacks or layers in sequence", lambda f: str(f["sequential_depth"])),
+                row("forward pass", lambda f: quantity(f["forward_flops_per_token"], "FLOP/token")),
+                row("training", lambda f: quantity(f["training_flops_per_token"], "FLOP/token")),
+                row("training, in total", lambda f: quantity(f["training_flops"], "FLOP")),
+                row("training tokens", lambda f: count(f["tokens"])),
+                row("passes over the training text", lambda f: f"{f['epochs']:.2f}"),
+            ],
+            "Speed on this machine": [
+                measured("training time", lambda s: duration(s.seconds)),
+                measured("tokens per second", lambda s: count(s.tokens_per_second)),
+                measured("peak memory", lambda s: quantity(s.peak_memory, "B")),
+                *_gpu_rows(speeds),
+            ],
+        },
+    )
+
+
+def matching(comparison: Mapping[str, Any]) -> Table:
+    """How far each model is from the baseline on the axes of a fair comparison."""
+    mismatch = comparison["mismatch"]
+    rows = [[label, *(_matched(shares[axis]) for shares in mismatch.values())] for axis, label in MATCH_AXES.items()]
+    return Table(columns=list(mismatch), groups={f"Against {comparison['baseline']}": rows})
+
+
+def differences(comparison: Mapping[str, Any]) -> Table:
+    """How much worse (+) or better (−) each model is than the baseline."""
+    labels = {"bits_per_byte": "bits per byte", "loss": "loss (nats per token)", "word_perplexity": "perplexity per word"}
+    others = comparison["differences"]
+    rows = [
+        [f"{split}, {label}", *(_difference(other[split][key], key) for other in others.values())]
+        for key, label in labels.items()
+        for split in ("test", "valid")
+    ]
+    return Table(columns=list(others), groups={f"Minus {comparison['baseline']}; below zero is better": rows})
+
+
+def provenance(comparison: Mapping[str, Any]) -> Table:
+    """Seed, hashes and the data behind the numbers."""
+    origin = comparison["provenance"]
+    rows = [["seed", str(origin["seed"])]]
+    rows += [
+        [f"{split} text", f"{quantity(s['bytes'], 'B')}, {count(s['documents'])} documents, {count(s['tokens'])} tokens"]
+        for split, s in origin["splits"].items()
+    ]
+    rows += [
+        ["vocabulary", f"{origin['vocab_size']:,} tokens"],
+        ["data, SHA-256 of the manifest", origin["data_sha256"]],
+        ["tokenizer, SHA-256", origin["tokenizer_sha256"]],
+    ]
+    return Table(columns=[""], groups={"Data": rows, "Training, the same for every model": _settings(origin["train"])})
+
+
+def optimizers(comparison: Mapping[str, Any]) -> Table:
+    """The settings tuned for each model, one column a model."""
+    models = comparison["provenance"]["models"]
+    keys = next(iter(models.values()))["optimizer"]
+    rows = [[key, *(f"{model['optimizer'][key]:g}" for model in models.values())] for key in keys]
+    return Table(columns=list(models), groups={"Optimizer (AdamW)": rows})
+
+
+def _gpu_rows(speeds: Sequence[Speed | None]) -> list[list[str]]:
+    used = [s.gpu_memory if s else None for s in speeds]
+    if not any(used):
+        return []
+    return [["peak memory of the GPU", *(NOT_MEASURED if memory is None else quantity(memory, "B") for memory in used)]]
+
+
+def _settings(settings: Mapping[str, Any]) -> list[list[str]]:
+    return [[key, f"{value:,}" if isinstance(value, int) else str(value)] for key, value in settings.items()]
+
+
+def _matched(share: float) -> str:
+    return f"{percent(share)}{'' if abs(share) <= MATCHED else ', not matched'}"
+
+
+def _perplexity(value: float | None) -> str:
+    if value is None:
+        return "too large"
+    return f"{value:,.1f}" if value < 1e6 else f"{value:.2e}"
+
+
+def _difference(value: float | None, measure: str) -> str:
+    if value is None:
+        return "unknown"
+    return signed(value, 1 if measure == "word_perplexity" else 4)
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
