@@ -1,0 +1,122 @@
+"""A run that is training, brought up to date in MLflow every two seconds by a process beside it.
+
+A process of its own, because MLflow in the training process would take its memory, its time and its interpreter lock, all of
+which are measured there. It lives as long as its standard input: when training ends in any way, `kill -9`
+included, the pipe closes, the run gets its last rows and its status, and the process is gone within seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from filelock import FileLock
+
+import stacklm
+from stacklm.pipeline.project import Project
+from stacklm.pipeline.tracking.run import Run
+from stacklm.pipeline.tracking.sync import warn
+
+INTERVAL = 2.0
+"""Seconds between two looks at the files."""
+LAST_WORDS = 3.0
+"""Seconds that the process has to finish once training has ended."""
+FINISHED = "FINISHED"
+
+
+class Follower:
+    """`with Follower(project, model, record, work): train()` shows the training in MLflow while it runs.
+
+    `record` is the leaf's record of the stage; `work` is the folder in which `metrics.jsonl` and `timing.jsonl` grow. Nothing
+    that happens to MLflow reaches the training: it may be down, hang or be killed.
+    """
+
+    def __init__(self, project: Project, model: str, record: Mapping[str, Any], work: Path) -> None:
+        self._project, self._record = project, record
+        self._run = Run.growing(project, model, record["fingerprint"], work)
+        self._process: subprocess.Popen | None = None
+
+    def __enter__(self) -> Follower:
+        try:
+            self._run.begin(self._record)
+            self._process = _start(self._run)
+        except Exception as error:
+            warn(self._project, error)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._process is None:
+            return
+        interrupted = kind is not None and not issubclass(kind, Exception)
+        word = FINISHED if kind is None else "KILLED" if interrupted else "FAILED"
+        try:
+            self._process.communicate(word, timeout=LAST_WORDS + 1)
+        except (OSError, subprocess.TimeoutExpired):
+            self._process.kill()
+            self._process.wait()
+
+
+def _start(run: Run) -> subprocess.Popen:
+    package = str(Path(stacklm.__file__).parent.parent)
+    words = [run.project.root, run.project.state, run.model, run.fingerprint, run.metrics.parent]
+    return subprocess.Popen(
+        [sys.executable, "-m", __name__, *map(str, words)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        cwd=run.project.root,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])},
+    )
+
+
+def _main(root: str, state: str, model: str, fingerprint: str, work: str) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; training decides what it means
+    if hasattr(os, "nice"):
+        os.nice(10)
+    project = Project(Path(root), Path(state))
+    ended, words = threading.Event(), []
+    threading.Thread(target=_listen, args=(ended, words), daemon=True).start()
+    _follow(Run.growing(project, model, fingerprint, Path(work)), ended, words)
+    os._exit(0)  # no waiting for threads that MLflow may have left
+
+
+def _listen(ended: threading.Event, words: list[str]) -> None:
+    """Wait for the end of training; then there is little time left."""
+    words.append(sys.stdin.read() or "KILLED")
+    ended.set()
+    if words[0] != FINISHED:  # the results of a finished run are published and synced by the stage itself
+        time.sleep(LAST_WORDS)
+    os._exit(0)
+
+
+def _follow(run: Run, ended: threading.Event, words: list[str]) -> None:
+    from stacklm.pipeline.tracking.mirror import Mirror
+
+    mirror, warned, pause = None, False, 0.0
+    with FileLock(run.note("lock")):
+        while True:
+            over = ended.wait(pause)
+            started = time.monotonic()
+            try:
+                mirror = mirror or Mirror(run)
+                mirror.end(words[0]) if over else mirror.grow()
+            except Exception as error:
+                mirror = None  # what MLflow has is unknown now: ask it again
+                if not warned:
+                    warn(run.project, error)
+                warned = True
+            if over:
+                return
+            pause = max(INTERVAL, 5 * (time.monotonic() - started))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
