@@ -1,0 +1,71 @@
+"""Stage `pretrain`: one model, from initialisation to trained weights."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from stacklm.config.model import Model
+from stacklm.config.schema import ParamsError, plain
+from stacklm.config.train import Train
+from stacklm.data.batches import TrainBatches
+from stacklm.data.shards import Shards
+from stacklm.files import read_jsonl, sha256
+from stacklm.model.build import build
+from stacklm.model.causality import check_causality
+from stacklm.model.count import count
+from stacklm.model.store import save_model
+from stacklm.train.machine import prepare
+from stacklm.train.optimizer import build_optimizer
+from stacklm.train.trainer import METRICS, TIMING, Run, train
+from stacklm.train.validate import validate
+
+
+def pretrain(config: Train, model: Model, shards: Path, trained: Path, timing: Path, work: Path) -> None:
+    """Train one model on the train split; write the folder `trained` and the file `timing`.
+
+    A killed run goes on from the last checkpoint in `work`, and on a CPU ends in the same bytes as one that was not
+    killed. Raises `ParamsError` if the settings do not fit the data, `CausalityError` if the model could see the tokens
+    it is to predict, and what `train` raises.
+    """
+    device = prepare(config.device, config.threads)
+    data = Shards.open(shards)
+    _check_windows(config, data.splits["train"]["tokens"])
+    train_stream, valid_stream = data.split("train"), data.split("valid")
+    torch.manual_seed(config.seed)
+    network = build(model.architecture, data.vocab_size, config.context).to(device)
+    check_causality(network, data.vocab_size, config.context)
+    train(
+        Run(
+            config=config,
+            model=network,
+            optimizer=build_optimizer(network, model.optimizer),
+            batches=TrainBatches(train_stream, config.context, config.batch_size, config.seed),
+            validate=lambda: validate(
+                network, valid_stream, data.token_bytes, config.context, config.micro_batch, config.valid_tokens
+            ),
+            flops_per_token=count(model.architecture, data.vocab_size, config.context).training_flops_per_token,
+            identity={"train": plain(config), "model": plain(model), "data": sha256(shards / "manifest.json")},
+            work=work,
+            device=device,
+        )
+    )
+    save_model(trained, network, model.architecture, data.vocab_size, config.context)
+    shutil.copyfile(work / METRICS, trained / METRICS)
+    shutil.copyfile(work / TIMING, timing)
+    final = read_jsonl(trained / METRICS)[-1]
+    print(
+        f"pretrain: {model.architecture.kind}, {config.steps:,} steps, {final['tokens']:,} tokens, validation loss "
+        f"{final['valid_loss']:.4f} nats/token, {final['valid_bits_per_byte']:.4f} bits per byte"
+    )
+
+
+def _check_windows(config: Train, tokens: int) -> None:
+    windows = tokens // config.context
+    if windows < config.batch_size:
+        raise ParamsError(
+            f"train.context: the train split has {tokens:,} tokens, {windows} windows of {config.context}, but a batch takes "
+            f"train.batch_size = {config.batch_size} of them; shorten the context, shrink the batch or give more text"
+        )

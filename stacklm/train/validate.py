@@ -1,0 +1,78 @@
+"""Scoring a model on a stream of tokens: loss and bits per byte."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from stacklm.data.batches import evaluation_batches
+from stacklm.data.shards import TokenStream
+from stacklm.train.loss import token_losses
+
+Batches = Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Sums over scored tokens: `nats` over all of them, `text_nats` over those that stand for `bytes` of text.
+
+    Special tokens stand for no text: they count in the loss, and neither in bits per byte nor in word perplexity.
+    """
+
+    tokens: int
+    nats: float
+    text_nats: float
+    bytes: int
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return self.nats / self.tokens
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.text_nats / (math.log(2) * self.bytes)
+
+
+def validate(
+    model: nn.Module, stream: TokenStream, token_bytes_V: np.ndarray, context: int, batch_size: int, tokens: int
+) -> Score:
+    """Score the first `tokens` of the stream, or all where it has fewer. The result does not depend on the batch size."""
+    return score(model, _first(evaluation_batches(stream, context, batch_size), tokens), token_bytes_V)
+
+
+@torch.no_grad()
+def score(model: nn.Module, batches: Batches, token_bytes_V: np.ndarray) -> Score:
+    """Score batches of inputs, targets and mask [B, T] where the mask is true, in evaluation mode.
+
+    Sums are taken in float64, so they depend on how tokens are batched only by the rounding of single losses.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    tokens, nats, text_nats, text_bytes = 0, 0.0, 0.0, 0
+    for inputs_BT, targets_BT, mask_BT in batches:
+        nats_BT = token_losses(model, inputs_BT.to(device), targets_BT.to(device)).cpu()
+        scored = nats_BT[mask_BT].double()
+        sizes = torch.from_numpy(token_bytes_V)[targets_BT[mask_BT]]
+        tokens += len(scored)
+        nats += scored.sum().item()
+        text_nats += scored[sizes > 0].sum().item()
+        text_bytes += int(sizes.sum())
+    model.train(was_training)
+    return Score(tokens, nats, text_nats, text_bytes)
+
+
+def _first(batches: Batches, tokens: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """The same batches, with the mask false after that many places, in order."""
+    left = tokens
+    for inputs_BT, targets_BT, mask_BT in batches:
+        yield inputs_BT, targets_BT, mask_BT & (torch.arange(mask_BT.numel()).view_as(mask_BT) < left)
+        left -= mask_BT.numel()
+        if left <= 0:
+            return
