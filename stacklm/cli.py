@@ -50,6 +50,43 @@ def status(set_: Set = None) -> None:
 
 
 @app.command()
+def report() -> None:
+    """Show again what the last comparison found, and where its page is."""
+    from stacklm.files import read_json
+    from stacklm.pipeline.stages import stage
+    from stacklm.report.summary import summary
+
+    project = _project()
+    paths = stage("compare").paths(stage("compare").writes, project.root)
+    if not paths["comparison"].exists():
+        _fail("nothing has been compared yet: `dvc repro` or `stacklm run-flow pretrain` makes the report")
+    print(summary(read_json(paths["comparison"]), paths["report"]))
+
+
+@app.command()
+def ui(port: Annotated[int, typer.Option(help="The port on this machine (127.0.0.1).")] = 5000) -> None:
+    """Browse the experiments: MLflow's pages, in one light process, on this machine only."""
+    from stacklm.pipeline.tracking.sync import sync_all
+    from stacklm.pipeline.tracking.ui import ui
+
+    project = _project()
+    sync_all(project)
+    ui(project, port)
+
+
+@app.command()
+def sync() -> None:
+    """Bring MLflow up to date with the published results, after it was down or moved."""
+    from stacklm.pipeline.tracking.sync import sync_all
+    from stacklm.pipeline.tracking.tracker import tracking_uri
+
+    project = _project()
+    if not sync_all(project):
+        raise typer.Exit(1)
+    print(f"up to date: {tracking_uri(project)}")
+
+
+@app.command()
 def params(set_: Set = None) -> None:
     """Check params.yaml and print it in full, every default filled in."""
     from ruamel.yaml import YAML

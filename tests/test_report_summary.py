@@ -15,8 +15,8 @@ def test_the_summary_is_an_aligned_table_the_finding_and_where_to_look(tmp_path)
     assert [row.split()[0] for row in rows] == ["stacked", "dense"]
     assert all(row.endswith(f"{comparison['models'][row.split()[0]]['test']['bits_per_byte']:.4f}") for row in rows)
     assert comparison["finding"] in lines
-    assert lines[-2] == f"report: {Path('out/report/index.html')}"
-    assert lines[-1] == "browse the experiments: stacklm ui"
+    assert str(Path("out/report/index.html")) in lines[-2]
+    assert "stacklm ui" in lines[-1]
 
 
 def test_the_summary_needs_no_torch():

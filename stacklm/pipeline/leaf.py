@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,14 @@ from stacklm.pipeline.lifeline import die_with_door, door
 from stacklm.pipeline.locks import hold, hold_project
 from stacklm.pipeline.project import Project
 from stacklm.pipeline.stages import Stage
+from stacklm.pipeline.tracking.sync import sync_all
+from stacklm.report.summary import where
 
 RECORD = "record.json"
 DONE = "done.json"
 HISTORY = "history.jsonl"
+TRACKED = ("inputs", "compare")
+"""The first and the last stage of every run: MLflow gets what it missed earlier, and what is new."""
 DAY = 24 * 3600
 
 
@@ -49,6 +52,8 @@ def run_stage(project: Project, stage: Stage, model: str | None = None) -> None:
         who = f"`dvc repro` at stage {stage.address(model)}" if door() else f"stage {stage.address(model)}, started by hand"
         with hold_project(project, who, wait=False):
             _run(project, stage, model, params)
+        if stage.name in TRACKED:
+            sync_all(project)
     except BaseException as error:
         failure.parent.mkdir(parents=True, exist_ok=True)
         write_text(failure, f"{error}" if str(error) else type(error).__name__)
@@ -81,6 +86,8 @@ def _run(project: Project, stage: Stage, model: str | None, params: Params) -> N
         for argument, path in stage.paths(stage.writes, project.root, model).items():
             publish(outputs[argument], path)
         publish(work / RECORD, project.root / stage.record(model))
+    if "report" in stage.writes:
+        print(f"\n{where(project.root / stage.writes['report'])}")
 
 
 def make_record(project: Project, stage: Stage, model: str | None, params: Params) -> dict[str, Any]:
@@ -157,6 +164,8 @@ def _check_model(stage: Stage, model: str | None, params: Params) -> None:
         raise ParamsError(f"stage {stage.name} runs once, not per model; leave out {model!r}")
 
 
-@contextlib.contextmanager
-def _followed(project: Project, stage: Stage, model: str | None, record: dict, work: Path) -> Iterator[None]:
-    yield
+def _followed(project: Project, stage: Stage, model: str | None, record: dict, work: Path) -> contextlib.AbstractContextManager:
+    """A stage that takes long is shown in MLflow while it runs."""
+    from stacklm.pipeline.tracking.follow import Follower
+
+    return Follower(project, model, record, work) if stage.resumable else contextlib.nullcontext()

@@ -13,7 +13,12 @@ _COLUMNS = ("model", "parameters", "body", "forward/token", "tokens", "valid bit
 
 def summary(comparison: Mapping[str, Any], report: Path) -> str:
     """What was compared and found, and where to look: `comparison` as in comparison.json, `report` the folder of the page."""
-    return f"{findings(comparison)}\n\nreport: {report / 'index.html'}\nbrowse the experiments: stacklm ui"
+    return f"{findings(comparison)}\n\n{where(report)}"
+
+
+def where(report: Path) -> str:
+    """Where to look at what was made."""
+    return f"read the report:         {report / 'index.html'}\nbrowse the experiments:  stacklm ui   (the pages of `mlflow ui`)"
 
 
 def findings(comparison: Mapping[str, Any]) -> str:
