@@ -88,7 +88,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="shards",
-        function="stacklm.data.shards:write_shards",
+        function="stacklm.data.encode:write_shards",
         params={},
         reads={"documents": "out/documents", "tokenizer": "out/tokenizer"},
         writes={"shards": "out/shards"},

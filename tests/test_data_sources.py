@@ -1,0 +1,175 @@
+"""What a source holds, and its documents."""
+
+import json
+import platform
+from pathlib import Path
+
+import pytest
+
+from stacklm.config.data import Data, FilesSource, HuggingFaceSource, StdlibSource
+from stacklm.data import DataError, sources
+from stacklm.data.sources import list_inputs, read_documents
+from stacklm.files import read_json, sha256
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path, monkeypatch):
+    """Sources are relative to the current directory, the project's root."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def listed(source):
+    list_inputs(Data(source), Path("inputs.json"))
+    return read_json(Path("inputs.json"))
+
+
+def documents(source):
+    return list(read_documents(source, listed(source)["files"]))
+
+
+def test_stdlib_lists_this_interpreters_library_in_order_up_to_the_cap():
+    listing = listed(StdlibSource(max_bytes=1_000_000))
+    names = [file["name"] for file in listing["files"]]
+    assert listing["python"] == platform.python_version()
+    assert names == sorted(names)
+    total = sum(file["bytes"] for file in listing["files"])
+    assert 500_000 < total <= 1_000_000
+    for file in listing["files"][:3]:
+        assert file["sha256"] == sha256(Path(json.__file__).parent.parent / file["name"])
+
+
+def test_stdlib_leaves_out_tests_other_packages_and_caches():
+    names = [file["name"] for file in listed(StdlibSource(max_bytes=10**9))["files"]]
+    assert {"json/decoder.py", "asyncio/tasks.py", "typing.py"} <= set(names)
+    folders = {part for name in names for part in name.split("/")[:-1]}
+    assert not folders & {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+    assert all(name.endswith(".py") for name in names)
+
+
+def test_stdlib_documents_are_the_files_themselves():
+    source = StdlibSource(max_bytes=100_000)
+    library = Path(json.__file__).parent.parent
+    assert documents(source) == [(library / file["name"]).read_bytes() for file in listed(source)["files"]]
+
+
+def test_files_are_listed_pattern_by_pattern_none_twice(project):
+    for name in ("b.txt", "a.txt", "deep/er/c.txt", "z.jsonl"):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text(json.dumps({"text": name}))
+    listing = listed(FilesSource(paths=("z.jsonl", "*.txt", "**/*.txt", "./a.txt")))
+    assert [file["name"] for file in listing["files"]] == ["z.jsonl", "a.txt", "b.txt", "deep/er/c.txt"]
+    assert listing["files"][0] == {"name": "z.jsonl", "bytes": 19, "sha256": sha256(project / "z.jsonl")}
+
+
+def test_one_file_under_two_names_is_listed_under_both(project):
+    (project / "a.txt").write_text("same")
+    names = ["a.txt", f"../{project.name}/a.txt"]
+    assert [file["name"] for file in listed(FilesSource(paths=tuple(names)))["files"]] == names
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("none/*.txt", r"data\.source\.paths: none/\*\.txt matches no file \(relative paths start at "),
+        ("folder", r"folder is a folder; name its files, such as folder/\*\*/\*\.txt"),
+        ("*.csv", r"a\.csv: unsupported ending"),
+    ],
+)
+def test_paths_that_name_no_text_are_errors(project, pattern, message):
+    (project / "folder").mkdir()
+    (project / "a.csv").write_text("a,b")
+    with pytest.raises(DataError, match=message):
+        listed(FilesSource(paths=(pattern,)))
+
+
+def test_a_literal_path_may_hold_glob_characters(project):
+    (project / "a[1].txt").write_text("text")
+    assert documents(FilesSource(paths=("a[1].txt",))) == [b"text"]
+
+
+def test_bytes_that_are_no_utf8_pass_through(project):
+    (project / "a.txt").write_bytes(bytes(range(256)) * 3)
+    assert b"".join(documents(FilesSource(paths=("a.txt",), document_bytes=50))) == bytes(range(256)) * 3
+
+
+def test_max_bytes_ends_the_documents_before_it_is_exceeded(project):
+    (project / "a.jsonl").write_text("".join(json.dumps({"text": "x" * 10}) + "\n" for _ in range(9)))
+    assert len(documents(FilesSource(paths=("a.jsonl",), max_bytes=49))) == 4
+    assert len(documents(FilesSource(paths=("a.jsonl",), max_bytes=50))) == 5
+    assert len(documents(FilesSource(paths=("a.jsonl",)))) == 9
+
+
+@pytest.mark.parametrize("change", ["content", "deletion"])
+def test_a_file_that_changed_after_it_was_listed_is_named(project, change):
+    for name in "ab":
+        (project / f"{name}.txt").write_text(name)
+    source = FilesSource(paths=("*.txt",))
+    files = listed(source)["files"]
+    if change == "content":
+        (project / "b.txt").write_text("c")
+    else:
+        (project / "b.txt").unlink()
+    found = read_documents(source, files)
+    assert next(found) == b"a"
+    with pytest.raises(DataError, match=r"b\.txt: changed since it was listed .* run the stage `inputs` again"):
+        next(found)
+
+
+def test_hashes_of_files_are_remembered_until_the_file_changes(project, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(sources, "sha256", lambda path: hashed.append(path.name) or sha256(path))
+    for name in "ab":
+        (project / f"{name}.txt").write_text(name)
+    source = FilesSource(paths=("*.txt",))
+    first = listed(source)
+    assert listed(source) == first
+    assert hashed == ["a.txt", "b.txt"]
+    (project / "b.txt").write_text("longer")
+    assert listed(source)["files"][1]["sha256"] == sha256(project / "b.txt")
+    assert hashed == ["a.txt", "b.txt", "b.txt"]
+
+
+def hub_folder(folder, rows):
+    """A data set as `datasets` loads it from a path, without a network."""
+    folder.mkdir()
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return HuggingFaceSource(name=str(folder), revision="0123abc", max_bytes=30)
+
+
+def test_huggingface_is_listed_by_its_pinned_identity_alone(project):
+    source = HuggingFaceSource(name="nobody/nothing", revision="0123abc", config="en")
+    assert listed(source) == {
+        "source": {
+            "name": "nobody/nothing",
+            "revision": "0123abc",
+            "kind": "huggingface",
+            "config": "en",
+            "split": "train",
+            "text_column": "text",
+            "max_bytes": 100_000_000,
+        },
+        "files": [],
+    }
+
+
+def test_huggingface_streams_rows_up_to_the_cap(project):
+    source = hub_folder(project / "hub", [{"id": i, "text": f"document {i} é"} for i in range(5)])
+    assert documents(source) == ["document 0 é".encode(), "document 1 é".encode()]
+
+
+def test_huggingface_errors_name_the_data_set_and_what_to_do(project, monkeypatch):
+    source = hub_folder(project / "hub", [{"body": "b"}])
+    with pytest.raises(DataError, match=r"hub at revision 0123abc, row 1: no column `text`, only body"):
+        documents(source)
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match=r"nothing at revision 0123abc: cannot be read .* use a source of kind files or stdlib"):
+        documents(HuggingFaceSource(name="nobody/nothing", revision="0123abc"))
+
+
+def test_reading_is_lazy(project):
+    (project / "a.jsonl").write_text('{"text": "good"}\nbad\n')
+    source = FilesSource(paths=("a.jsonl",))
+    assert next(read_documents(source, listed(source)["files"])) == b"good"
