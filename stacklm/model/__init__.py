@@ -1,0 +1,16 @@
+"""Models: decoders that turn token ids into features and features into logits.
+
+Dimension letters, carried as suffixes of names (`x_BTC`) in every module:
+
+    B  batch                              N  parallel layers of a stack
+    T  time: positions of a window        H  heads of a layer
+    C  width of the stream                K  dim of a head's queries and keys, C / H
+    V  vocabulary                         D  features that a parallel layer emits
+    S  stacks                             W  width of a stack's output, N * D
+    L  layers of a dense decoder          F  hidden units of a feed-forward
+    E  outputs of a linear map
+
+`build` makes a model from its settings; `dense` and `stacked` are the two kinds, `packed` holds the N parallel layers
+and `reference` the same in plain loops; `roles` and `count` say what a model consists of and costs; `causality` checks
+that no position sees a later one; `store` writes and reads weights.
+"""

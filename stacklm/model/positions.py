@@ -1,0 +1,41 @@
+"""Where a token stands: sinusoids that are added to it, or rotations of its queries and keys."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SLOWEST = 10_000.0
+"""Wavelengths grow geometrically from 2 pi to this many times 2 pi positions."""
+
+
+def positions(ids_BT: Tensor, context: int) -> Tensor:
+    """The positions 0 to T-1, float32 [T]. Raises `ValueError` for more tokens than `context`."""
+    length = ids_BT.shape[1]
+    if length > context:
+        raise ValueError(f"a window of {length} tokens is longer than the model's context of {context}; cut it or build with more")
+    return torch.arange(length, dtype=torch.float32, device=ids_BT.device)
+
+
+def sinusoids(positions_T: Tensor, width: int) -> Tensor:
+    """Sine and cosine of each wavelength in turn, [T, C] (Vaswani et al. 2017, arXiv:1706.03762, section 3.5)."""
+    angles = _angles(positions_T, (width + 1) // 2)
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]
+
+
+def rotations(positions_T: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the angle by which each of the `dim` / 2 planes turns at each position, [T, 1, K/2] both."""
+    angles = _angles(positions_T, dim // 2)[:, None]
+    return angles.cos(), angles.sin()
+
+
+def rotate(x_BTHK: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn the pairs (i, i + K/2), so that a product of two vectors depends on their distance (RoFormer, arXiv:2104.09864)."""
+    cos, sin = (part.to(x_BTHK.dtype) for part in rotation)
+    left, right = x_BTHK.chunk(2, dim=-1)
+    return torch.cat([left * cos - right * sin, left * sin + right * cos], dim=-1)
+
+
+def _angles(positions_T: Tensor, planes: int) -> Tensor:
+    plane = torch.arange(planes, dtype=torch.float32, device=positions_T.device)
+    return torch.outer(positions_T, SLOWEST ** (-plane / planes))
