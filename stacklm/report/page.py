@@ -42,6 +42,7 @@ img { display: block; width: 100%; height: auto }
 .scroll { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .95rem }
 th, td { padding: .3rem .75rem; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top }
+@media (max-width: 40rem) { th, td { padding: .3rem .4rem } }
 th:first-child { text-align: left; font-weight: normal }
 thead th, tbody th[colspan] { font-weight: 650; background: var(--tint) }
 td { white-space: nowrap }
