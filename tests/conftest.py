@@ -6,11 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
+from flows.server import Server
 from stacklm.pipeline.project import Project
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,6 +60,7 @@ class Checkout:
         return {
             **own,
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), own["PATH"]]),
+            "DVC_NO_ANALYTICS": "1",
             "DVC_SITE_CACHE_DIR": str(self.root / ".dvc" / "site"),
             "GIT_CONFIG_GLOBAL": os.devnull,
             "OMP_NUM_THREADS": "1",
@@ -150,3 +153,17 @@ def checkout(finished: Checkout, tmp_path: Path) -> Checkout:
 def fresh(tmp_path: Path) -> Checkout:
     """A private checkout in which nothing has run."""
     return make_checkout(tmp_path / "project")
+
+
+@pytest.fixture(scope="session")
+def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("prefect")
+
+
+@pytest.fixture(scope="session")
+def prefect_server(prefect_home: Path) -> Iterator[Server]:
+    """One Prefect server for all tests of a process: starting one takes seconds."""
+    server = Server(prefect_home)
+    server.wait()
+    yield server
+    server.stop()

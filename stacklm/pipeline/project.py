@@ -55,4 +55,5 @@ def environment() -> dict[str, str]:
         **os.environ,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "PYTHONUNBUFFERED": "1",
+        "DVC_NO_ANALYTICS": "1",
     }
