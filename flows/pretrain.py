@@ -62,7 +62,8 @@ def run_stages(name: str, wanted: Iterable[Stage]) -> State:
                     one = cached.with_options(name=item.name)
                     futures[item.name, model] = runner.submit(one, {"address": item.address(model)}, wait_for=needs)
             progress = Progress(len(futures))
-            for _ in as_completed(list(futures.values())):
+            for future in as_completed(list(futures.values())):
+                future.wait()  # without it `state` asks the server, which may not know yet
                 progress.advance()
         states = {stage(n).address(m): future.state for (n, m), future in futures.items()}
         failed = [address for address, state in states.items() if state.is_failed()]

@@ -121,7 +121,9 @@ def _serve(home: Path) -> None:
     print(listener.getsockname()[1], flush=True)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     threading.Thread(target=stop_with_parent, daemon=True).start()
-    os.environ |= {"PREFECT_HOME": str(home), "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+    # Ephemeral: only the services that record what a flow reports. Final: one application, so no cache of them is kept.
+    os.environ |= {"PREFECT_HOME": str(home), "PREFECT_UI_ENABLED": "0"}
+    os.environ |= {"PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
 
     import asyncio
 

@@ -38,7 +38,9 @@ def claim_run(project: Project) -> None:
     if stale:
         tasks = client.read_task_runs(
             flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=stale)),
-            task_run_filter=TaskRunFilter(state=TaskRunFilterState(type=TaskRunFilterStateType(any_=[StateType.RUNNING]))),
+            task_run_filter=TaskRunFilter(
+                state=TaskRunFilterState(type=TaskRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING]))
+            ),
         )
         for run in tasks:
             client.set_task_run_state(run.id, crashed, force=True)
@@ -48,7 +50,7 @@ def claim_run(project: Project) -> None:
 
 
 @contextlib.contextmanager
-def stop_children_on_error(grace: float = 10) -> Iterator[None]:
+def stop_children_on_error(grace: float = 5) -> Iterator[None]:
     """End the `dvc repro` children when the body is interrupted, since the threads that wait for them cannot be.
 
     In a terminal, Ctrl-C has reached the children as well: they have `grace` seconds to end by themselves.
