@@ -47,7 +47,7 @@ def test_duration_shows_its_two_largest_units(seconds, text):
 
 def test_differences_carry_a_true_minus_and_zero_no_sign():
     assert signed(-0.0123, 3) == "\N{MINUS SIGN}0.012"
-    assert signed(1031.72, 1) == "+1,031.7"
+    assert signed(0.26, 1) == "+0.3"
     assert signed(-0.0001, 2) == "0.00"
 
 

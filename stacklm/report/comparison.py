@@ -109,12 +109,20 @@ def _finding(comparison: Mapping[str, Any]) -> str:
     parts = []
     for name, difference in comparison["differences"].items():
         if abs(difference["test"]["loss"]) < SMALLEST_DIFFERENCE:
-            both = f"({bits[name]:.4f} and {bits[baseline]:.4f} bits per byte)"
-            parts.append(f"no difference was found between {name} and {baseline} {both}")
+            part = f"{name} shows no difference from {baseline} ({bits[name]:.4f} and {bits[baseline]:.4f} bits per byte)"
         else:
-            change = bits[name] / bits[baseline] - 1
-            parts.append(
-                f"{name} needs {abs(change):.1%} {'more' if change > 0 else 'fewer'} bits per byte than {baseline} "
-                f"({bits[name]:.4f} against {bits[baseline]:.4f})"
-            )
+            change = _more_or_fewer(bits[name] / bits[baseline] - 1, digits=1)
+            part = f"{name} needs {change} bits per byte than {baseline} ({bits[name]:.4f} against {bits[baseline]:.4f})"
+        parts.append(part + _price(comparison["mismatch"][name]))
     return f"On the test set {'; '.join(parts)}. {STATEMENT.capitalize()}."
+
+
+def _price(mismatch: Mapping[str, float]) -> str:
+    """What the model spent more or less than the baseline, where that is not matched."""
+    off = unmatched({axis: mismatch[axis] for axis in ("body_parameters", "training_flops")})
+    spent = " and ".join(f"{_more_or_fewer(share, digits=0)} {axis}" for axis, share in off.items())
+    return f", with {spent}" if spent else ""
+
+
+def _more_or_fewer(share: float, digits: int) -> str:
+    return f"{abs(share):.{digits}%} {'more' if share > 0 else 'fewer'}"

@@ -97,10 +97,10 @@ def matching(comparison: Mapping[str, Any]) -> Table:
 
 def differences(comparison: Mapping[str, Any]) -> Table:
     """How much worse (+) or better (−) each model is than the baseline."""
-    labels = {"bits_per_byte": "bits per byte", "loss": "loss (nats per token)", "word_perplexity": "perplexity per word"}
+    labels = {"bits_per_byte": "bits per byte", "loss": "loss (nats per token)"}
     others = comparison["differences"]
     rows = [
-        [f"{split}, {label}", *(_difference(other[split][key], key) for other in others.values())]
+        [f"{split}, {label}", *(signed(other[split][key], digits=4) for other in others.values())]
         for key, label in labels.items()
         for split in ("test", "valid")
     ]
@@ -150,12 +150,6 @@ def _perplexity(value: float | None) -> str:
     if value is None:
         return "too large"
     return f"{value:,.1f}" if value < 1e6 else f"{value:.2e}"
-
-
-def _difference(value: float | None, measure: str) -> str:
-    if value is None:
-        return "unknown"
-    return signed(value, 1 if measure == "word_perplexity" else 4)
 
 
 def _plural(number: int, noun: str) -> str:

@@ -36,7 +36,7 @@ def duration(seconds: float) -> str:
 
 def signed(value: float, digits: int) -> str:
     """A difference with its sign (a true minus); none at zero."""
-    return _sign(f"{value:+,.{digits}f}")
+    return _sign(f"{value:+.{digits}f}")
 
 
 def percent(share: float) -> str:
