@@ -10,7 +10,7 @@ from torch import nn
 from tqdm import tqdm
 
 from stacklm.config.evaluate import Evaluate, Sample
-from stacklm.data.batches import evaluation_batches, evaluation_steps
+from stacklm.data.batches import evaluation_batches
 from stacklm.data.shards import Shards
 from stacklm.data.tokenizer import Tokenizer
 from stacklm.evaluate.generate import generate
@@ -31,8 +31,8 @@ def evaluate(config: Evaluate, trained: Path, shards: Path, tokenizer: Path, eva
     words = Tokenizer.load(tokenizer)
     data = Shards.open(shards)
     data.check_tokenizer(words.digest)
-    figures = {split: evaluate_split(model, data, split, settings["context"], config.batch_size) for split in ("valid", "test")}
-    sample = write_sample(model, words, config.sample, settings["context"])
+    figures = {split: evaluate_split(model, data, split, settings.context, config.batch_size) for split in ("valid", "test")}
+    sample = write_sample(model, words, config.sample, settings.context)
     write_json(evaluation, {**figures, "sample": {"prompt": config.sample.prompt, "text": sample}})
     for split, figure in figures.items():
         print(f"evaluate: {split} loss {figure['loss']:.4f} nats/token, {figure['bits_per_byte']:.4f} bits per byte")
@@ -42,7 +42,7 @@ def evaluate_split(model: nn.Module, data: Shards, split: str, context: int, bat
     """The figures of one split: `loss` over all tokens; `bits_per_byte` and `word_perplexity` without special tokens."""
     stream = data.split(split)
     batches = evaluation_batches(stream, context, batch_size)
-    steps = evaluation_steps(stream, context, batch_size)
+    steps = math.ceil(len(stream) / (batch_size * context))
     result = score(model, tqdm(batches, total=steps, desc=f"evaluate {split}", unit="batch", mininterval=0.5), data.token_bytes)
     return {
         "tokens": result.tokens,

@@ -39,9 +39,7 @@ class Score:
         return self.text_nats / (math.log(2) * self.bytes)
 
 
-def validate(
-    model: nn.Module, stream: TokenStream, token_bytes_V: np.ndarray, context: int, batch_size: int, tokens: int
-) -> Score:
+def validate(model: nn.Module, stream: TokenStream, token_bytes_V: np.ndarray, context: int, batch_size: int, tokens: int) -> Score:
     """Score the first `tokens` of the stream, or all where it has fewer. The result does not depend on the batch size."""
     return score(model, _first(evaluation_batches(stream, context, batch_size), tokens), token_bytes_V)
 

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import itertools
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from train_files import MODELS, TRAIN, Lab
+
+from stacklm.config.schema import ParamsError
+from stacklm.files import read_jsonl
+from stacklm.model.causality import CausalityError
+from stacklm.train import pretrain as module
+
+STEP = "stacklm.data.batches:TrainBatches.batch"
+IN_A_CHECKPOINT = "stacklm.train.checkpoint:save_file"
+BEFORE_A_CHECKPOINT = "stacklm.train.checkpoint:Checkpoints.save"
+BEFORE_THE_RENAME = "os:replace"
+PRUNING = "stacklm.train.checkpoint:remove"
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """Shards, with one run of each model that nothing disturbed."""
+    lab = Lab(tmp_path_factory.mktemp("lab"))
+    for model in MODELS:
+        assert lab.run(model, model) == 0
+    return lab
+
+
+def test_equal_runs_leave_equal_bytes(lab: Lab) -> None:
+    assert lab.run("again") == 0
+    assert set(lab.result("again")) == {"config.json", "metrics.jsonl", "model.safetensors"}
+    assert lab.result("again") == lab.result("stacked")
+    assert lab.run("other-seed", seed=2) == 0
+    assert lab.result("other-seed")["model.safetensors"] != lab.result("stacked")["model.safetensors"]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_cycle_is_learnt_and_the_rows_tell_it(lab: Lab, model: str) -> None:
+    rows = read_jsonl(lab.root / model / "trained" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(TRAIN.steps + 1))
+    assert [row["step"] for row in rows if "valid_loss" in row] == [0, 6, 12, 18, 24]
+    assert "train_loss" not in rows[0]
+    assert rows[-1]["valid_loss"] < 0.6 * rows[0]["valid_loss"]
+    assert rows[-1]["tokens"] == 24 * 4 * 16
+    assert rows[6]["lr"] == MODELS[model].optimizer.peak_lr
+    assert rows[24]["flops"] == 24 * rows[1]["flops"]
+    times = read_jsonl(lab.root / model / "timing.jsonl")
+    assert [row["step"] for row in times] == [row["step"] for row in rows]
+    assert all(later["seconds"] > earlier["seconds"] for earlier, later in itertools.pairwise(times))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_run_killed_at_many_points_ends_in_the_same_bytes(lab: Lab, model: str) -> None:
+    """The first kill is in the warm-up, before any checkpoint but that of step 0; the last ones in the decay."""
+    name = f"killed-{model}"
+    points = [(STEP, 3), (STEP, 9), (BEFORE_A_CHECKPOINT, 1), (IN_A_CHECKPOINT, 2), (BEFORE_THE_RENAME, 5), (PRUNING, 2), (STEP, 2)]
+    for where, n in points:
+        assert lab.run(name, model, die=(signal.SIGKILL, where, n)) == -signal.SIGKILL
+    assert lab.run(name, model) == 0
+    assert lab.result(name) == lab.result(model)
+    assert lab.run(name, model) == 0  # finished, asked again: the last checkpoint has it all
+    assert lab.result(name) == lab.result(model)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(lab: Lab, number: signal.Signals) -> None:
+    name = f"asked-{number.name}"
+    for first, last in [(1, 3), (4, 17)]:  # in the warm-up and in the decay
+        assert lab.run(name, die=(number, STEP, last - first + 1)) == 1
+        assert f"{number.name}: stopped after step {last} of 24; the same command resumes there" in lab.log(name)
+        assert read_jsonl(lab.work(name) / "metrics.jsonl")[-1]["step"] == last
+        assert (lab.work(name) / "checkpoints" / f"step-{last:08d}").is_dir()
+    assert lab.run(name) == 0
+    assert lab.result(name) == lab.result("stacked")
+    times = read_jsonl(lab.root / name / "timing.jsonl")
+    assert all(later["seconds"] > earlier["seconds"] for earlier, later in itertools.pairwise(times))
+
+
+def test_the_micro_batch_changes_nothing_but_rounding(lab: Lab) -> None:
+    assert lab.run("micro", "dense", micro_batch=1) == 0
+    for row, whole in zip(
+        read_jsonl(lab.root / "micro" / "trained" / "metrics.jsonl"),
+        read_jsonl(lab.root / "dense" / "trained" / "metrics.jsonl"),
+        strict=True,
+    ):
+        assert row == pytest.approx(whole, rel=1e-4)
+
+
+def test_a_checkpoint_of_other_settings_is_refused(lab: Lab) -> None:
+    assert lab.run("changed", steps=8, schedule="linear") == 0
+    assert lab.run("changed", "dense", steps=9) == 1
+    message = lab.log("changed")
+    for change in (
+        "train.steps was 8 and is 9",
+        "train.schedule was linear and is cosine",
+        "model.architecture.kind was stacked and is dense",
+    ):
+        assert change in message
+
+
+def test_too_little_text_for_one_batch_is_refused_with_the_numbers(lab: Lab, tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match=r"4,000 tokens, 4 windows of 900, but a batch takes train.batch_size = 8"):
+        module.pretrain(
+            replace(TRAIN, context=900, batch_size=8, micro_batch=8),
+            MODELS["dense"],
+            lab.shards,
+            trained=tmp_path / "trained",
+            timing=tmp_path / "timing",
+            work=tmp_path / "work",
+        )
+
+
+def test_a_model_that_sees_the_future_is_not_trained(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Backwards(torch.nn.Module):
+        """Reads its input from the end, so that the first position sees the last token."""
+
+        def __init__(self, *arguments) -> None:
+            super().__init__()
+            self.model = build(*arguments)
+            self.head = self.model.head
+
+        def features(self, ids_BT: torch.Tensor) -> torch.Tensor:
+            return self.model.features(ids_BT.flip(1)).flip(1)
+
+        def forward(self, ids_BT: torch.Tensor) -> torch.Tensor:
+            return self.head(self.features(ids_BT))
+
+    build = module.build
+    monkeypatch.setattr(module, "build", Backwards)
+    monkeypatch.setattr(module, "train", lambda run: pytest.fail("it was trained"))
+    with pytest.raises(CausalityError):
+        module.pretrain(TRAIN, MODELS["dense"], lab.shards, trained=tmp_path / "t", timing=tmp_path / "c", work=tmp_path / "w")

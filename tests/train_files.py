@@ -1,0 +1,137 @@
+"""A tiny training run for tests: token shards of a cycle that can be learnt, settings, and runs in processes of their own."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import multiprocessing
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stacklm.config.model import Dense, Model, Optimizer, Stack, Stacked
+from stacklm.config.train import Train
+from stacklm.files import write_json
+
+VOCAB = 16
+CYCLE = np.array([3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 0], dtype="<u2")
+"""The text of the tiny shards, over and over: the token after 5, 1, 3 or 9 can only be told from those before."""
+
+TRAIN = Train(
+    steps=24,
+    context=16,
+    batch_size=4,
+    micro_batch=4,
+    warmup_steps=6,
+    valid_every=6,
+    valid_tokens=100,
+    checkpoint_every=5,
+    device="cpu",
+    threads=1,
+)
+OPTIMIZER = Optimizer(peak_lr=1e-2)
+MODELS = {
+    "stacked": Model(Stacked(16, 2, (Stack(4, 4, 16), Stack(4, 8, 32)), dropout=0.1), OPTIMIZER),
+    "dense": Model(Dense(16, 2, 1, 32), OPTIMIZER),
+}
+
+
+def write_cycle(folder: Path, tokens: int = 4000) -> Path:
+    """Shards of `tokens` train tokens; a token's text is as long as its id, so the end token 0 has none."""
+    splits = {}
+    for name, count in {"train": tokens, "valid": 150, "test": 90}.items():
+        ids = np.resize(CYCLE, count)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.bin").write_bytes(ids.tobytes())
+        shard = {"file": f"{name}.bin", "tokens": count, "sha256": hashlib.sha256(ids.tobytes()).hexdigest()}
+        words = int((ids == 0).sum())
+        splits[name] = {"tokens": count, "documents": words, "bytes": int(ids.sum()), "words": words, "shards": [shard]}
+    write_json(
+        folder / "manifest.json",
+        {
+            "version": 1,
+            "dtype": "uint16",
+            "vocab_size": VOCAB,
+            "end_id": 0,
+            "tokenizer": "5f" * 32,
+            "token_bytes": list(range(VOCAB)),
+            "splits": splits,
+        },
+    )
+    return folder
+
+
+class Lab:
+    """Shards, and the runs made from them: each name has a `work` folder and its outputs."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.shards = write_cycle(root / "shards")
+
+    def work(self, name: str) -> Path:
+        return self.root / name / "work"
+
+    def run(self, name: str, model: str = "stacked", die: tuple | None = None, **changes: Any) -> int:
+        """Train in a process of its own and return its exit code.
+
+        `die` = (signal, "module:attribute", n) sends the signal when the attribute is called for the n-th time.
+        """
+        arguments = (self.root / name, self.shards, MODELS[model], replace(TRAIN, **changes), die)
+        process = _processes().Process(target=_train, args=arguments)
+        process.start()
+        process.join()
+        return process.exitcode
+
+    def log(self, name: str) -> str:
+        """All that the runs of that name printed."""
+        return (self.root / name / "log.txt").read_text()
+
+    def result(self, name: str) -> dict[str, bytes]:
+        """The bytes of all that a run made that must not vary."""
+        trained = self.root / name / "trained"
+        return {path.name: path.read_bytes() for path in sorted(trained.iterdir())}
+
+
+def _processes() -> Any:
+    """Where the system can fork: processes from a server that has imported torch already, so that each starts at once."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["stacklm.train.pretrain", "torch._dynamo"])  # every torch optimizer imports the latter
+    return context
+
+
+def _train(folder: Path, shards: Path, model: Model, config: Train, die: tuple | None) -> None:
+    from stacklm.train.pretrain import pretrain
+
+    folder.mkdir(exist_ok=True)
+    with (folder / "log.txt").open("a") as log:
+        for stream in (1, 2):
+            os.dup2(log.fileno(), stream)
+    if die:
+        _die_at(*die)
+    pretrain(config, model, shards, trained=folder / "trained", timing=folder / "timing.jsonl", work=folder / "work")
+
+
+def _die_at(number: signal.Signals, where: str, n: int) -> None:
+    """Replace a function by one that sends this process a signal at its n-th call, before it does its work."""
+    module, _, path = where.partition(":")
+    *owners, name = path.split(".")
+    owner = importlib.import_module(module)
+    for part in owners:
+        owner = getattr(owner, part)
+    original = getattr(owner, name)
+    calls = 0
+
+    def dying(*arguments: Any, **keywords: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == n:
+            os.kill(os.getpid(), number)
+        return original(*arguments, **keywords)
+
+    setattr(owner, name, dying)
