@@ -39,19 +39,20 @@ def check_causality(model: nn.Module, vocab_size: int, context: int) -> None:
     ids_T = torch.randint(vocab_size, (length,), generator=generator)
     other_T = (ids_T + torch.randint(1, vocab_size, (length,), generator=generator)) % vocab_size
     position_T = torch.arange(length)
-    cut_T1 = position_T[1:, None]  # one row a cut: 1 to T - 1
-    later = torch.where(position_T >= cut_T1, other_T, ids_T)
-    earlier = torch.where(position_T < cut_T1, other_T, ids_T)
+    cut_R1 = position_T[1:, None]  # one row a cut, between the positions before it and those from it on
+    later_RT = torch.where(position_T >= cut_R1, other_T, ids_T)
+    earlier_RT = torch.where(position_T < cut_R1, other_T, ids_T)
     with torch.no_grad(), _dropout_off(model), _zeros_filled(model, generator):
         for mode in ("training", "evaluation"):
             with _in_mode(model, training=mode == "training"):
-                leaks = _changed(model, ids_T, later) & (position_T < cut_T1)
-                sees = _changed(model, ids_T, earlier)[position_T[:-1], position_T[1:]]
-            if leaks.any():
-                found = sorted({int(t) for t in leaks.nonzero()[:, 1]})
+                by_later_RT, by_earlier_RT = _changed(model, ids_T, torch.cat([later_RT, earlier_RT])).chunk(2)
+            leaks_T = (by_later_RT & (position_T < cut_R1)).any(dim=0)
+            if leaks_T.any():
+                found = position_T[leaks_T].tolist()
                 raise CausalityError(f"in {mode} mode the logits at positions {found} of {length} change with tokens after them")
-            if not sees.all():
-                found = [int(t) + 1 for t in (~sees).nonzero()[:, 0]]
+            blind_R = ~by_earlier_RT.gather(1, cut_R1)[:, 0]
+            if blind_R.any():
+                found = position_T[1:][blind_R].tolist()
                 raise CausalityError(f"in {mode} mode the logits at positions {found} of {length} ignore all tokens before them")
 
 
@@ -61,11 +62,11 @@ def _changed(model: nn.Module, ids_T: Tensor, variants_RT: Tensor) -> Tensor:
     Both run in batches of the same shape and row, so that equal numbers are added in the same order.
     """
     device = next(model.parameters()).device
-    rows = []
-    for variant_RT in variants_RT.split(ROWS):
-        base = model(ids_T.expand_as(variant_RT).to(device))
-        rows.append((model(variant_RT.to(device)) != base).any(dim=-1).cpu())
-    return torch.cat(rows)
+    rows = len(variants_RT)
+    filled_RT = torch.cat([variants_RT, ids_T.expand(-rows % ROWS, -1)]).to(device)
+    base = model(ids_T.expand(ROWS, -1).to(device))
+    changed = [(model(batch) != base).any(dim=-1).cpu() for batch in filled_RT.split(ROWS)]
+    return torch.cat(changed)[:rows]
 
 
 @contextmanager
