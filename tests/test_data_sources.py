@@ -125,7 +125,7 @@ def test_hashes_of_files_are_remembered_until_the_file_changes(project, monkeypa
     first = listed(source)
     assert listed(source) == first
     assert hashed == ["a.txt", "b.txt"]
-    (project / "b.txt").write_text("longer")
+    (project / "b.txt").write_text("c")
     assert listed(source)["files"][1]["sha256"] == sha256(project / "b.txt")
     assert hashed == ["a.txt", "b.txt", "b.txt"]
 

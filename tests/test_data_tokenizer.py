@@ -131,6 +131,21 @@ def test_pretokenizers_cut_digits_as_they_say(tmp_path):
     assert pieces == {"gpt2": [b" 1234567"], "gpt4": [b" ", b"123", b"456", b"7"]}
 
 
+def test_pairs_rarer_than_asked_for_are_not_merged(tmp_path):
+    folder = write_documents(tmp_path / "documents", [b"often often often rare"])
+    train_tokenizer(TokenizerConfig(261, min_frequency=3), folder, tmp_path / "tokenizer")
+    tokenizer = Tokenizer.load(tmp_path / "tokenizer")
+    assert len(tokenizer.encode("often rare")) == 1 + len(" rare")
+    with pytest.raises(DataError, match=r"pairs seen at least 4 times.* lower tokenizer\.min_frequency"):
+        train_tokenizer(TokenizerConfig(261, min_frequency=4), folder, tmp_path / "none")
+
+
+def test_stray_bytes_teach_the_vocabulary_nothing(tmp_path):
+    folder = write_documents(tmp_path / "documents", [b"ab" * 50 + b"\xff\xfe" * 500 + b"ab" * 50])
+    train_tokenizer(TokenizerConfig(258), folder, tmp_path / "tokenizer")
+    assert Tokenizer.load(tmp_path / "tokenizer").decode([257]) == b"ab"
+
+
 def test_a_vocabulary_too_large_for_the_text_names_the_largest_that_is_not(tmp_path, documents):
     with pytest.raises(DataError, match=r"train split supports [\d,]+ tokens, not 50,000 .* set it to at most \d+") as error:
         train_tokenizer(TokenizerConfig(50_000), documents, tmp_path / "tokenizer")

@@ -43,8 +43,8 @@ def evaluation_batches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Yield inputs, targets (int64) and mask (bool), each [B, T]: every token of the stream is a target exactly once, in order.
 
-    The last batch is filled up with the end token where the mask is false. A token sees up to T tokens before it, none from
-    an earlier window but the one just before.
+    The last batch is filled up with the end token where the mask is false. A token is predicted from those before it in its
+    window and the one just before the window, whatever the batch size.
     """
     size = batch_size * context
     for start in range(0, len(stream), size):

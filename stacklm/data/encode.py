@@ -21,7 +21,8 @@ BATCH_BYTES = 1 << 20
 def write_shards(documents: Path, tokenizer: Path, shards: Path) -> None:
     """Encode every split and write `shards/manifest.json` and `shards/{split}-{number}.bin`.
 
-    Ids are uint16 where the vocabulary allows, else uint32. Memory grows with the longest document, not with the text.
+    Ids are uint16 where the vocabulary allows, else uint32. Memory grows with the longest document (about 120 bytes for
+    each of its bytes), not with the text.
     """
     encoder = Tokenizer.load(tokenizer)
     dtype = "uint16" if encoder.vocab_size <= 2**16 else "uint32"
