@@ -10,9 +10,9 @@ POINTS = 2000
 """Points of a curve, at most about: more are not seen, and make MLflow slow."""
 
 METRICS = {
-    "train_loss": "train/loss",
-    "valid_loss": "valid/loss",
-    "valid_bits_per_byte": "valid/bits_per_byte",
+    "valid_bits_per_byte": "bits_per_byte/valid",
+    "train_loss": "loss/train",
+    "valid_loss": "loss/valid",
     "lr": "optimizer/learning_rate",
     "grad_norm": "optimizer/grad_norm",
     "tokens": "progress/tokens",

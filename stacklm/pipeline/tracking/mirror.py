@@ -18,10 +18,11 @@ from stacklm.pipeline.tracking.tracker import connect
 from stacklm.pipeline.tracking.weights import log_weights
 
 FINGERPRINT = "stacklm.fingerprint"
-ARTIFACTS = "stacklm.artifacts"
+DIGITS = 12
+"""Hexadecimal digits shown of a hash."""
 NOTE = "mlflow.note.content"
 SCORES = {"valid": "valid_whole", "test": "test"}
-"""The charts that an evaluation's splits go to."""
+"""The names of an evaluation's splits: `valid` alone is the part that is scored while training."""
 
 
 class Mirror:
@@ -36,7 +37,7 @@ class Mirror:
         found = self._client.search_runs([self._experiment], f"tags.`{FINGERPRINT}` = '{run.fingerprint}'", max_results=1)
         there = found[0] if found else self._create()
         self._id, self._status, self._metrics = there.info.run_id, there.info.status, there.data.metrics
-        self._artifacts: dict[str, str] = json.loads(there.data.tags.get(ARTIFACTS, "{}"))
+        self._tags = dict(there.data.tags)
         self._steps: dict[str, set[int]] = defaultdict(set)
         for key in there.data.metrics:
             self._steps[key] = {metric.step for metric in self._client.get_metric_history(self._id, key)}
@@ -54,26 +55,28 @@ class Mirror:
         self.grow()
         timing = read_jsonl(self._run.timing)
         self._client.set_terminated(self._id, status, self._time(timing[-1]["seconds"] if timing else 0))
+        self._status = status
 
     def finish(self) -> None:
         """Add what a published run has besides its curves: weights, scores, report."""
-        run, steps = self._run, self._facts["steps"]
+        run, facts = self._run, self._facts
         if self._status != "FINISHED":
             self.end("FINISHED")
-        model = log_weights(self._client, self._experiment, self._id, run.model, run.trained, steps)
+        model = log_weights(self._client, self._experiment, self._id, run.trained, facts)
         self._draw([Point("model/bytes", 0, (run.trained / "model.safetensors").stat().st_size, 0)])
         evaluation = run.evaluation()
         if evaluation is not None:
-            self._score(evaluation, steps, model)
-            if self._attach(run.project.root / stage("evaluate").writes["evaluation"].format(model=run.model), "evaluation"):
-                self._client.set_tag(self._id, NOTE, notes.run_note(self._facts, evaluation))
+            self._score(evaluation, model)
+            path = run.project.root / stage("evaluate").writes["evaluation"].format(model=run.model)
+            if self._attach("evaluation", path) or self._tags.get(NOTE) == notes.run_note(facts, None):
+                self._client.set_tag(self._id, NOTE, notes.run_note(facts, evaluation))
         report = run.report()
         if report is not None:
-            self._attach(report, "report")
+            self._attach("report", report)
 
     def _create(self) -> Any:
         name = notes.run_name(self._facts)
-        same = self._client.search_runs([self._experiment], f"tags.`stacklm.model` = '{self._run.model}'")
+        same = self._client.search_runs([self._experiment], f"tags.model = '{self._run.model}'")
         return self._client.create_run(
             self._experiment,
             start_time=self._time(0),
@@ -87,18 +90,17 @@ class Mirror:
 
         facts = self._facts
         params = [Param(key, str(value)) for key, value in facts["params"].items() if key not in there.data.params]
+        if params:
+            self._client.log_dict(self._id, facts["params"], "params.yaml")
         for batch in _batches(params, 100):
             self._client.log_batch(self._id, params=batch)
         self._draw([Point(key, 0, value, 0) for key, value in facts["size"].items()])
         if not there.inputs or not there.inputs.dataset_inputs:
             context = InputTag("mlflow.data.context", "training")
             self._client.log_inputs(self._id, [DatasetInput(_dataset(facts["data"]), [context])])
-        if "params" not in self._artifacts:
-            self._client.log_dict(self._id, facts["params"], "params.yaml")
-            self._attached("params", "logged")
         tokenizer = self._run.project.root / stage("tokenizer").writes["tokenizer"]
-        if "tokenizer" not in self._artifacts and tokenizer.exists() and sha256(tokenizer) == facts["data"]["tokenizer"]:
-            self._attach(tokenizer, "tokenizer")
+        if tokenizer.exists() and sha256(tokenizer) == facts["data"]["tokenizer"]:
+            self._attach("tokenizer", tokenizer)
 
     def _draw(self, wanted: Sequence[Point]) -> None:
         from mlflow.entities import Metric
@@ -109,34 +111,33 @@ class Mirror:
             for point in batch:
                 self._steps[point.key].add(point.step)
 
-    def _score(self, evaluation: Mapping[str, Any], steps: int, model: str) -> None:
-        """Scores belong to the run, the model and the data; a later evaluation of the same weights replaces them."""
+    def _score(self, evaluation: Mapping[str, Any], model: str) -> None:
+        """Scores belong to the run, the model and the data; a later evaluation of the same weights replaces them.
+
+        Single values are at step 0, where MLflow draws bars and not a point.
+        """
         from mlflow.entities import Metric
 
         of = {"model_id": model, "dataset_name": self._facts["data"]["name"], "dataset_digest": _digest(self._facts["data"])}
         scores = {
-            f"{chart}/{key}": evaluation[split][key]
-            for split, chart in SCORES.items()
+            f"{key}/{name}": evaluation[split][key]
+            for split, name in SCORES.items()
             for key in ("bits_per_byte", "loss", "word_perplexity")
         }
         now = round(time.time() * 1000)
-        new = [Metric(key, value, now, steps, **of) for key, value in scores.items() if self._metrics.get(key) != value]
+        new = [Metric(key, value, now, 0, **of) for key, value in scores.items() if self._metrics.get(key) != value]
         if new:
             self._client.log_batch(self._id, new)
 
-    def _attach(self, path: Path, name: str) -> bool:
+    def _attach(self, name: str, path: Path) -> bool:
         """Upload a folder as artifact `name`, or a file into it, unless that very content is there; tell whether it was new."""
-        digest = sha256(path)[:16]
-        if self._artifacts.get(name) == digest:
+        digest, tag = sha256(path)[:DIGITS], f"sha256.{name}"
+        if self._tags.get(tag) == digest:
             return False
         upload = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
         upload(self._id, str(path), name)
-        self._attached(name, digest)
+        self._client.set_tag(self._id, tag, digest)
         return True
-
-    def _attached(self, name: str, digest: str) -> None:
-        self._artifacts[name] = digest
-        self._client.set_tag(self._id, ARTIFACTS, json.dumps(self._artifacts))
 
     def _time(self, seconds: float) -> int:
         """MLflow's milliseconds: the start of the run and the training time since, so that pauses do not show."""
@@ -144,17 +145,17 @@ class Mirror:
 
 
 def _tags(facts: Mapping[str, Any]) -> dict[str, str]:
-    git = facts.get("git", {})
+    digests = {"code": facts["code"], "data": facts["data"]["sha256"]}
+    git = {name: str(value).lower() if isinstance(value, bool) else value for name, value in facts.get("git", {}).items()}
     return {
-        "stacklm.model": facts["model"],
-        "stacklm.architecture": facts["params"]["architecture.kind"],
-        "stacklm.data": facts["data"]["sha256"],
-        "stacklm.tokenizer": facts["data"]["tokenizer"],
-        "stacklm.code": facts["code"],
-        **{f"stacklm.version.{name}": version for name, version in facts["versions"].items()},
+        "model": facts["model"],
+        "kind": facts["params"]["architecture.kind"],
+        **{f"sha256.{name}": digest[:DIGITS] for name, digest in digests.items()},
+        **{f"version.{name}": version for name, version in facts["versions"].items()},
+        **{f"git.{name}": value for name, value in git.items()},
+        **{f"mlflow.source.git.{name}": value for name, value in git.items()},
         "mlflow.source.name": f"stacklm stage pretrain {facts['model']}",
         "mlflow.source.type": "LOCAL",
-        **{f"mlflow.source.git.{name}": str(value).lower() if isinstance(value, bool) else value for name, value in git.items()},
     }
 
 
@@ -172,7 +173,7 @@ def _dataset(data: Mapping[str, Any]) -> Any:
 
 
 def _digest(data: Mapping[str, Any]) -> str:
-    return data["sha256"][:12]
+    return data["sha256"][:DIGITS]
 
 
 def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -8,23 +8,26 @@ from typing import Any
 from stacklm.report.units import count, quantity
 
 EXPERIMENT_NOTE = """\
-**Language models that differ in one thing: how their layers are connected.** Every run is one pretraining.
+**Language models that differ in one thing: how their layers are connected.** Every run is one pretraining. \
+The saved view *Comparison* (menu *Views*) shows, in this order:
 
-- **Who is better?** Select the runs and look at `test/bits_per_byte`: lower is better, and it does not depend on the tokenizer.
-- **Is it fair?** Compare `model/body_parameters` and `model/training_flops_per_token`; *Parameters, show diff only* lists
-  every other difference.
-- **Loss against compute:** in a chart of `valid/loss` set the x-axis to `progress/training_flops`, `progress/tokens` or
-  `progress/seconds`.
-- **One seed is a direction, not a result.**
+1. **Which model is better?** `bits_per_byte/test`: lower is better, and it does not depend on the tokenizer.
+2. **What does the quality cost?** The same against training compute, tokens and time.
+3. **Is the comparison fair?** Parameters and FLOPs side by side. For every other difference select the runs, press
+   *Compare* and show only what differs.
+4. **Did training go well?** Loss, gradient norm, learning rate, speed.
 
-| group of charts | what it shows |
+One seed is a direction, not a result. A run's page has its settings, its data, a sample of what the model writes, the report and \
+the model.
+
+| metrics | what they are |
 |---|---|
-| `train` | loss of each batch, in nats a token |
-| `valid` | loss and bits per byte on the same fixed part of the validation set, while training |
-| `test`, `valid_whole` | the finished model on every token of the test and of the validation set |
-| `model` | size and cost |
-| `speed`, `system` | this machine; they vary between equal runs |
-| `optimizer`, `progress` | learning rate, gradient norm; tokens, FLOPs and seconds so far |
+| `bits_per_byte/...`, `loss/...` (nats a token), `word_perplexity/...` | how well text is predicted: `train` each batch, \
+`valid` a fixed part of the validation set while training, `valid_whole` and `test` every token of the set after training |
+| `model/...` | size and cost |
+| `progress/...` | tokens, FLOPs and seconds so far: x-axes for the charts above |
+| `optimizer/...` | learning rate, norm of the gradient |
+| `speed/...`, `system/...` | this machine; they vary between equal runs |
 """
 
 
@@ -39,21 +42,20 @@ def run_note(facts: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> 
     tokens = params["train.steps"] * params["train.batch_size"] * params["train.context"]
     seen = tokens / data["splits"]["train"]["tokens"]
     text = (
-        f"**{facts['model']}**: a {_shape(params)} of {count(size['model/parameters'])} parameters, "
-        f"{count(size['model/body_parameters'])} of them in its body; "
-        f"{quantity(size['model/training_flops_per_token'], 'FLOP')} of training a token.\n\n"
-        f"Trained for {params['train.steps']:,} steps on {count(tokens)} tokens: "
-        f"{seen:.2g} passes over the training text of **{data['name']}** "
-        f"({quantity(data['splits']['train']['bytes'], 'B')}, vocabulary {data['vocab_size']:,}).\n"
+        f"A {_shape(params)}: {count(size['model/parameters'])} parameters, {count(size['model/body_parameters'])} of them in the "
+        f"body; {quantity(size['model/training_flops_per_token'], 'FLOP')} of training a token. "
+        f"Trained for {params['train.steps']:,} steps on {count(tokens)} tokens, {seen:.2g} passes over the training text of "
+        f"**{data['name']}** ({quantity(data['splits']['train']['bytes'], 'B')}, vocabulary {data['vocab_size']:,}).\n"
     )
     if evaluation is None:
         return text
-    rows = (("bits per byte", "bits_per_byte", 4), ("loss, nats a token", "loss", 4), ("word perplexity", "word_perplexity", 1))
     valid, test, sample = evaluation["valid"], evaluation["test"], evaluation["sample"]
+    rows = (("bits per byte", "bits_per_byte", 4), ("loss, nats a token", "loss", 4), ("word perplexity", "word_perplexity", 1))
     table = "\n".join(f"| {label} | {valid[key]:,.{digits}f} | {test[key]:,.{digits}f} |" for label, key, digits in rows)
     fence = "`" * 8  # longer than any the text may hold
     return (
-        f"{text}\n| lower is better | valid | test |\n|---|---|---|\n{table}\n\n"
+        f"**{test['bits_per_byte']:.4f} bits per byte on the test set.** {text}\n"
+        f"| lower is better | valid | test |\n|---|---|---|\n{table}\n\n"
         f"After the prompt `{sample['prompt']}` it writes:\n\n{fence}\n{sample['text']}\n{fence}\n"
     )
 

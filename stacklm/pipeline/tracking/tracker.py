@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from stacklm.pipeline.project import Project
+from stacklm.pipeline.tracking import view
 from stacklm.pipeline.tracking.notes import EXPERIMENT_NOTE
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def connect(project: Project) -> tuple[MlflowClient, str]:
         if experiment is None or "mlflow.note.content" not in experiment.tags:
             client.set_experiment_tag(identity, "mlflow.note.content", EXPERIMENT_NOTE)
             client.set_experiment_tag(identity, "mlflow.experimentKind", "custom_model_development")
+            client.set_experiment_tag(identity, view.TAG, view.tag_value())
     return client, identity
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from stacklm.pipeline.project import Project
 from stacklm.pipeline.tracking.tracker import connect, is_server, tracking_uri
+from stacklm.pipeline.tracking.view import address
 
 HOST = "127.0.0.1"
 
@@ -31,9 +32,9 @@ def ui(project: Project, port: int = 5000, say: Callable[[str], None] = print) -
             raise RuntimeError(f"port {port} is taken (another `stacklm ui`?): stop it, or choose another with --port") from None
     say("starting MLflow's pages ...")
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
-    connect(project)
+    _, experiment = connect(project)
     server = _server(uri, port)
-    threading.Thread(target=_announce, args=(server, f"http://{HOST}:{port}", say), daemon=True).start()
+    threading.Thread(target=_announce, args=(server, address(f"http://{HOST}:{port}", experiment), say), daemon=True).start()
     server.run()
 
 
@@ -49,7 +50,7 @@ def _server(uri: str, port: int) -> object:
     return uvicorn.Server(uvicorn.Config("mlflow.server.fastapi_app:app", host=HOST, port=port, log_level="warning"))
 
 
-def _announce(server: object, address: str, say: Callable[[str], None]) -> None:
+def _announce(server: object, page: str, say: Callable[[str], None]) -> None:
     while not server.started:
         time.sleep(0.05)
-    say(f"MLflow's pages: {address} (stop with Ctrl-C)")
+    say(f"{page}\n(stop with Ctrl-C)")

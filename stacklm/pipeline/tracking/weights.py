@@ -7,8 +7,9 @@ int64 `[B, T]` and gives logits float32 `[B, T, V]`.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stacklm.files import read_json, sha256
 
@@ -24,10 +25,10 @@ LARGEST_COPY = 500_000_000
 """Bytes. A larger model is linked: MLflow shows it, and its weights stay where training put them."""
 
 
-def log_weights(client: MlflowClient, experiment: str, run: str, name: str, trained: Path, step: int) -> str:
+def log_weights(client: MlflowClient, experiment: str, run: str, trained: Path, facts: Mapping[str, Any]) -> str:
     """Log the model in folder `trained` as an output of a run, if that very model is not there yet; return its id.
 
-    What an interrupted attempt left is removed.
+    `facts` are the run's. What an interrupted attempt left is removed.
     """
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
@@ -40,8 +41,8 @@ def log_weights(client: MlflowClient, experiment: str, run: str, name: str, trai
     tags = {"stacklm.sha256": digest}
     if size > LARGEST_COPY:
         tags.update({"stacklm.link": (trained / FILES[0]).as_uri(), "mlflow.model.isExternal": "true"})
-    kind = read_json(trained / FILES[1])["architecture"]["kind"]
-    model = client.create_logged_model(experiment, name, run, tags=tags, model_type=kind)
+    params = {key: str(value) for key, value in facts["params"].items()}
+    model = client.create_logged_model(experiment, facts["model"], run, tags, params, model_type=params["architecture.kind"])
     with tempfile.TemporaryDirectory() as folder:
         description = Path(folder) / "MLmodel"
         _describe(trained, model, run, size).save(description)
@@ -50,7 +51,7 @@ def log_weights(client: MlflowClient, experiment: str, run: str, name: str, trai
         for file in FILES:
             client.log_model_artifact(model.model_id, str(trained / file), FLAVOR)
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-    client.log_outputs(run, [LoggedModelOutput(model.model_id, step)])
+    client.log_outputs(run, [LoggedModelOutput(model.model_id, facts["steps"])])
     return model.model_id
 
 
