@@ -127,13 +127,16 @@ def dvc_yaml() -> None:
 def main() -> None:
     """The entry point: an error that the user can mend is one clear message, not a traceback."""
     from stacklm.config.schema import ParamsError
+    from stacklm.data import DataError
 
     try:
         app()
-    except (ParamsError, OSError, EOFError, RuntimeError) as error:
+    except (ParamsError, DataError) as error:
+        _fail(str(error))
+    except (OSError, RuntimeError) as error:
         if os.environ.get("STACKLM_TRACEBACK"):
             raise
-        _fail(f"{error}\n(set STACKLM_TRACEBACK=1 to see where)" if not isinstance(error, ParamsError) else str(error))
+        _fail(f"{error}\n(STACKLM_TRACEBACK=1 shows where)")
 
 
 def _project(assignments: list[str] | None = None):

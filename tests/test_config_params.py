@@ -60,6 +60,7 @@ def test_the_shipped_file_compares_a_stacked_with_a_dense_model():
         ("data.valid_fraction", 0.97, ["data", "valid_fraction 0.97", "below 1"]),
         ("data.test_fraction", 0, ["data", "test_fraction", "> 0"]),
         ("data.source.kind", "file", ["data.source.kind", "stdlib, files, huggingface", "did you mean `files`?"]),
+        ("data.source", {"kind": "huggingface", "name": "a/b", "revision": "main"}, ["revision: 'main'", "pin a commit"]),
         ("models", {}, ["models", "at least one"]),
         ("models", {"a/b": {}}, ["models.a/b"]),
         ("trian", {}, ["trian", "unknown key", "did you mean `train`?"]),

@@ -134,15 +134,15 @@ def hub_folder(folder, rows):
     """A data set as `datasets` loads it from a path, without a network."""
     folder.mkdir()
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return HuggingFaceSource(name=str(folder), revision="0123abc", max_bytes=30)
+    return HuggingFaceSource(name=str(folder), revision="0123456789abcdef0123456789abcdef01234567", max_bytes=30)
 
 
 def test_huggingface_is_listed_by_its_pinned_identity_alone(project):
-    source = HuggingFaceSource(name="nobody/nothing", revision="0123abc", config="en")
+    source = HuggingFaceSource(name="nobody/nothing", revision="0123456789abcdef0123456789abcdef01234567", config="en")
     assert listed(source) == {
         "source": {
             "name": "nobody/nothing",
-            "revision": "0123abc",
+            "revision": "0123456789abcdef0123456789abcdef01234567",
             "kind": "huggingface",
             "config": "en",
             "split": "train",
@@ -160,13 +160,18 @@ def test_huggingface_streams_rows_up_to_the_cap(project):
 
 def test_huggingface_errors_name_the_data_set_and_what_to_do(project, monkeypatch):
     source = hub_folder(project / "hub", [{"body": "b"}])
-    with pytest.raises(DataError, match=r"hub at revision 0123abc, row 1: no column `text`, only body"):
+    with pytest.raises(
+        DataError, match=r"hub at revision 0123456789abcdef0123456789abcdef01234567, row 1: no column `text`, only body"
+    ):
         documents(source)
     import huggingface_hub
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(DataError, match=r"nothing at revision 0123abc: cannot be read .* use a source of kind files or stdlib"):
-        documents(HuggingFaceSource(name="nobody/nothing", revision="0123abc"))
+    with pytest.raises(
+        DataError,
+        match=r"nothing at revision 0123456789abcdef0123456789abcdef01234567: cannot be read .* use a source of kind files or stdlib",
+    ):
+        documents(HuggingFaceSource(name="nobody/nothing", revision="0123456789abcdef0123456789abcdef01234567"))
 
 
 def test_reading_is_lazy(project):
