@@ -14,7 +14,6 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterable
 
 from prefect import Flow, State, flow, task
 from prefect.futures import PrefectFuture, as_completed
@@ -41,7 +40,7 @@ def bring_up_to_date(address: str) -> State:
     return Completed(message=f"done in {time.monotonic() - begin:.0f} s")
 
 
-def run_stages(name: str, wanted: Iterable[Stage]) -> State:
+def run_stages(name: str, wanted: list[Stage]) -> State:
     """Bring the wanted stages up to date, for every model, and say how each one went.
 
     A stage that fails stops those behind it, and no others. Returns the state for the flow run to end in.
@@ -66,11 +65,11 @@ def run_stages(name: str, wanted: Iterable[Stage]) -> State:
                 future.wait()  # without it `state` asks the server, which may not know yet
                 progress.advance()
         states = {stage(n).address(m): future.state for (n, m), future in futures.items()}
-        failed = [address for address, state in states.items() if state.is_failed()]
+        failed = [address for address, state in states.items() if state.is_failed() or state.is_crashed()]
         print(summary(states))
         if failed:
             return Failed(message="\n".join(str(states[address].result(raise_on_failure=False)) for address in failed))
-        if "compare" in {item.name for item in wanted}:
+        if stage("compare") in wanted:
             show_comparison(project)
         return Completed(message=f"{len(states)} stages up to date")
 
@@ -94,7 +93,7 @@ def _in_words(state: State) -> str:
         return "cached"
     if state.is_completed():
         return state.message
-    return "failed" if state.is_failed() else "not run: what it needs failed"
+    return "not run: what it needs failed" if state.is_pending() else "failed"
 
 
 def _with_upstream(name: str) -> list[Stage]:

@@ -13,6 +13,7 @@ def run(name: str) -> int:
 
     Prints how each stage went; a failure goes to standard error, in the words of the stage that failed.
     """
+    server = None
     try:
         server = connect(Project.find().state / "prefect")
         from flows.pretrain import FLOWS
@@ -26,6 +27,10 @@ def run(name: str) -> int:
         return _fail("interrupted; the same command goes on from the last checkpoint", code=130)
     except ServerError as error:
         return _fail(str(error))
+    except RuntimeError as error:
+        if server:
+            raise
+        return _fail(f"{error} (the server that you named by PREFECT_API_URL or your Prefect profile)")
     return 0 if state.is_completed() else _fail(state.message)
 
 

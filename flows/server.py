@@ -3,6 +3,7 @@
 It listens on the loopback interface only, keeps its history in the project's state, and lives in a child process that
 ends when this one does, `kill -9` included: the child reads its standard input, a pipe that only we hold, and stops
 at its end. Nothing here imports prefect in this process, so that both sides can import it at the same time.
+To look at the history later: `PREFECT_HOME=$PWD/.stacklm/prefect prefect server start`.
 """
 
 from __future__ import annotations

@@ -104,6 +104,12 @@ def test_an_unknown_flow_is_refused_with_the_known_names(made, prefect_server):
     assert "no flow 'pretrian'; the flows are compare, download, " in printed
 
 
+def test_a_server_of_the_user_that_does_not_answer_is_named(made):
+    printed = made.stacklm("run-flow", "tokenizer", PREFECT_API_URL="http://127.0.0.1:9/api", check=False)
+    assert "stacklm: Failed to reach API at http://127.0.0.1:9/api" in printed
+    assert "Traceback" not in printed
+
+
 def test_without_a_server_of_the_user_the_history_is_kept_in_the_project(made):
     made.stacklm("run-flow", "tokenizer", PREFECT_PROFILES_PATH=os.devnull)
     with sqlite3.connect(made.root / ".stacklm" / "prefect" / "prefect.db") as database:
