@@ -61,6 +61,7 @@ class Checkout:
             **own,
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), own["PATH"]]),
             "DVC_NO_ANALYTICS": "1",
+            "PREFECT_PROFILES_PATH": os.devnull,
             "DVC_SITE_CACHE_DIR": str(self.root / ".dvc" / "site"),
             "GIT_CONFIG_GLOBAL": os.devnull,
             "OMP_NUM_THREADS": "1",

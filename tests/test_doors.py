@@ -232,7 +232,7 @@ def test_status_says_what_is_stale_and_why(checkout):
     checkout.set("train.steps=14", "tokenizer.min_frequency=3")
     (checkout.root / "out/comparison.json").unlink()
     lines = {line.split()[0]: line for line in checkout.stacklm("status").splitlines() if line}
-    assert "min_frequency" in lines["tokenizer"] and "2 -> 3" in lines["tokenizer"]
+    assert "min_frequency" in lines["tokenizer"] and "default -> 3" in lines["tokenizer"]
     assert "steps 12 -> 14" in lines["pretrain@dense"] and "shards" in lines["pretrain@dense"]
     assert "out/comparison.json is missing" in lines["compare"]
     assert "up to date" in lines["download"]

@@ -24,6 +24,7 @@ def make_run(folder: Path, **changes) -> Run:
     torch.manual_seed(config.seed)
     model = build(MODELS["dense"].architecture, VOCAB, config.context)
     return Run(
+        name="test",
         config=config,
         model=model,
         optimizer=build_optimizer(model, OPTIMIZER),

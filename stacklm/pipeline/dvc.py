@@ -29,17 +29,15 @@ def reproduce(project: Project, address: str) -> None:
 
     failure = error_file(project, address)
     failure.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "dvc", "repro", "--quiet", "--single-item", address]
-    child = subprocess.Popen(
-        [*command[:3], "--wait-for-lock", *command[3:]], cwd=project.root, env={**environment(), FLOW_PID: str(os.getpid())}
-    )
+    command = ["dvc", "--wait-for-lock", "repro", "--quiet", "--single-item", address]
+    child = subprocess.Popen([sys.executable, "-m", *command], cwd=project.root, env={**environment(), FLOW_PID: str(os.getpid())})
     try:
         code = child.wait()
     except BaseException:  # Ctrl-C reached the child as well, which ends by itself after the stage's last checkpoint
         child.wait()
         raise
     if code:
-        message = failure.read_text(encoding="utf-8") if failure.exists() else f"`{' '.join(command[1:])}` ended with code {code}"
+        message = failure.read_text(encoding="utf-8") if failure.exists() else f"`{' '.join(command)}` ended with code {code}"
         raise StageFailed(f"{address}: {message}")
 
 

@@ -131,10 +131,10 @@ def _in_words(change: Any, entry: dict, current: dict) -> list[str]:
 
 def _before_and_now(key: str, entry: dict, current: Any) -> str:
     before = entry.get("params", {}).get("params.yaml", {})
-    old = before.get(key, before.get(key.partition(".")[0], "unset"))
+    old = before.get(key, before.get(key.partition(".")[0], "default"))
     for name in key.split("."):
-        current = current.get(name, "unset") if isinstance(current, dict) else "unset"
+        current = current.get(name, "default") if isinstance(current, dict) else "default"
     if isinstance(old, dict) and isinstance(current, dict):
-        both = [(name, old.get(name, "unset"), current.get(name, "unset")) for name in {**old, **current}]
+        both = [(name, old.get(name, "default"), current.get(name, "default")) for name in {**old, **current}]
         return ", ".join(f".{name} {was} -> {now}" for name, was, now in both if was != now)
     return f"{old} -> {current}"

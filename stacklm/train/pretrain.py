@@ -30,6 +30,7 @@ def pretrain(config: Train, model: Model, shards: Path, trained: Path, timing: P
     killed. Raises `ParamsError` if the settings do not fit the data, `CausalityError` if the model could see the tokens
     it is to predict, and what `train` raises.
     """
+    name = f"pretrain {model.architecture.kind}"
     device = prepare(config.device, config.threads)
     data = Shards.open(shards)
     _check_windows(config, data.splits["train"]["tokens"])
@@ -39,6 +40,7 @@ def pretrain(config: Train, model: Model, shards: Path, trained: Path, timing: P
     check_causality(network, data.vocab_size, config.context)
     train(
         Run(
+            name=name,
             config=config,
             model=network,
             optimizer=build_optimizer(network, model.optimizer),
@@ -57,7 +59,7 @@ def pretrain(config: Train, model: Model, shards: Path, trained: Path, timing: P
     shutil.copyfile(work / TIMING, timing)
     final = read_jsonl(trained / METRICS)[-1]
     print(
-        f"pretrain: {model.architecture.kind}, {config.steps:,} steps, {final['tokens']:,} tokens, validation loss "
+        f"{name}: {config.steps:,} steps, {final['tokens']:,} tokens, validation loss "
         f"{final['valid_loss']:.4f} nats/token, {final['valid_bits_per_byte']:.4f} bits per byte"
     )
 

@@ -33,8 +33,12 @@ class NonFiniteError(RuntimeError):
 
 @dataclass(frozen=True)
 class Run:
-    """What a run is made of. `identity` says which checkpoints are its own; `work` keeps all it needs to resume."""
+    """What a run is made of.
 
+    `name` stands on its progress bar, `identity` says which checkpoints are its own, `work` keeps all it needs to resume.
+    """
+
+    name: str
     config: Train
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -58,12 +62,14 @@ def train(run: Run) -> None:
     checkpoints = Checkpoints(run.work / "checkpoints", run.identity, config.keep_checkpoints)
     done = checkpoints.restore(run.model, run.optimizer)
     last = done.step if done else -1
+    if done:
+        print(f"{run.name}: resuming after step {done.step:,} of {config.steps:,}")
     meter = Meter(done.seconds if done else 0.0, run.device)
     with (
         Log(run.work / METRICS, last) as metrics,
         Log(run.work / TIMING, last) as timing,
         StopRequest() as stop,
-        tqdm(total=config.steps, initial=max(last, 0), desc="pretrain", unit="step", mininterval=0.5) as bar,
+        tqdm(total=config.steps, initial=max(last, 0), desc=run.name, unit="step", mininterval=0.5) as bar,
     ):
 
         def due(step: int, every: int) -> bool:
