@@ -60,6 +60,15 @@ def run_note(facts: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> 
     )
 
 
+def weights_note(model_id: str) -> str:
+    """How to use a model."""
+    return (
+        "Weights and settings as safetensors and JSON; loading executes nothing from the files.\n\n```python\n"
+        f'model = mlflow.pyfunc.load_model("models:/{model_id}")\n'
+        "logits = model.predict(ids)  # int64 [batch, time] -> float32 [batch, time, vocabulary]\n```\n"
+    )
+
+
 def _shape(params: Mapping[str, Any]) -> str:
     if params["architecture.kind"] == "dense":
         return f"dense decoder with {params['architecture.layers']} layers"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -35,7 +36,8 @@ def ui(project: Project, port: int = 5000, say: Callable[[str], None] = print) -
     _, experiment = connect(project)
     server = _server(uri, port)
     threading.Thread(target=_announce, args=(server, address(f"http://{HOST}:{port}", experiment), say), daemon=True).start()
-    server.run()
+    with contextlib.suppress(KeyboardInterrupt):  # raised again by uvicorn after it has shut down
+        server.run()
 
 
 def _server(uri: str, port: int) -> object:

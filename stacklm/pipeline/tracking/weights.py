@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stacklm.files import read_json, sha256
+from stacklm.pipeline.tracking.notes import weights_note
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,6 +44,7 @@ def log_weights(client: MlflowClient, experiment: str, run: str, trained: Path, 
         tags.update({"stacklm.link": (trained / FILES[0]).as_uri(), "mlflow.model.isExternal": "true"})
     params = {key: str(value) for key, value in facts["params"].items()}
     model = client.create_logged_model(experiment, facts["model"], run, tags, params, model_type=params["architecture.kind"])
+    client.set_logged_model_tags(model.model_id, {"mlflow.note.content": weights_note(model.model_id)})
     with tempfile.TemporaryDirectory() as folder:
         description = Path(folder) / "MLmodel"
         _describe(trained, model, run, size).save(description)
@@ -63,8 +65,8 @@ def _describe(trained: Path, logged: LoggedModel, run: str, size: int) -> Model:
 
     vocab_size = read_json(trained / FILES[1])["vocab_size"]
     signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype("int64"), (-1, -1), "ids")]),
-        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, -1, vocab_size), "logits")]),
+        inputs=Schema([TensorSpec(np.dtype("int64"), (-1, -1))]),
+        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, -1, vocab_size))]),
     )
     model = Model(
         artifact_path=logged.artifact_location,

@@ -1,0 +1,147 @@
+"""A small project whose files are written by hand in their real formats, as if stages had run; no training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+
+import torch
+
+from stacklm.config.model import Dense, Model, Stack, Stacked
+from stacklm.config.schema import plain
+from stacklm.config.train import Train
+from stacklm.files import sha256, write_json, write_text
+from stacklm.model.build import build
+from stacklm.model.store import save_model
+from stacklm.pipeline.project import Project
+from stacklm.pipeline.tracking.tracker import connect
+
+TRAIN = Train(steps=20, context=8, batch_size=2, micro_batch=2, warmup_steps=2, valid_every=5)
+MODELS = {
+    "stacked": Model(Stacked(8, 2, (Stack(2, 4, 8), Stack(2, 8, 16)))),
+    "dense": Model(Dense(8, 2, 1, 16)),
+}
+VOCAB = 32
+
+
+def metrics(steps: int) -> list[dict]:
+    """The rows of steps 0 to `steps`, with a validation every 5."""
+    rows = [{"step": s, "tokens": 16 * s, "flops": 1000 * s} for s in range(steps + 1)]
+    for row in rows[1:]:
+        row.update(train_loss=3.5 - 0.1 * row["step"], lr=1e-3, grad_norm=1.0)
+    for row in rows[::5]:
+        row.update(valid_loss=3.6 - 0.1 * row["step"], valid_bits_per_byte=2 - 0.05 * row["step"])
+    return rows
+
+
+def timing(steps: int) -> list[dict]:
+    """Half a second a step."""
+    return [
+        {
+            "step": s,
+            "seconds": 0.5 * s,
+            "tokens_per_second": 32.0,
+            "process_rss_bytes": 3e8,
+            "peak_memory_bytes": 4e8,
+            "cpu_percent": 99.0,
+            "system_memory_bytes": 5e9,
+            "system_memory_percent": 20.0,
+        }
+        for s in range(steps + 1)
+    ]
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def record(project: Project, model: str) -> dict:
+    """What the stage runner would record of a pretraining."""
+    record = {
+        "stage": f"pretrain@{model}",
+        "params": {"train": plain(TRAIN), f"models.{model}": plain(MODELS[model])},
+        "inputs": {"out/shards": sha256(project.root / "out/shards")},
+        "code": "c0de" * 16,
+        "versions": {"python": "3.11.7", "torch": "2.13.0"},
+    }
+    return {"fingerprint": hashlib.sha256(json.dumps(record).encode()).hexdigest(), **record}
+
+
+def prepare_data(project: Project) -> None:
+    """Leave what the stages before pretrain leave."""
+    out = project.root / "out"
+    write_json(out / "tokenizer" / "tokenizer.json", {"model": {"type": "BPE"}})
+    write_json(out / "tokenizer" / "token_bytes.json", [0, 1, 2])
+    splits = {
+        name: {"tokens": n, "documents": 4, "bytes": 2 * n, "words": n // 2}
+        for name, n in (("train", 800), ("valid", 90), ("test", 80))
+    }
+    manifest = {
+        "version": 1,
+        "dtype": "uint16",
+        "vocab_size": VOCAB,
+        "end_id": 0,
+        "tokenizer": sha256(out / "tokenizer"),
+        "splits": splits,
+    }
+    write_json(out / "shards" / "manifest.json", manifest)
+    data = {"source": {"kind": "stdlib", "max_bytes": 2000}, "valid_fraction": 0.1, "test_fraction": 0.1}
+    write_json(out / "records" / "download.json", {"params": {"data": data}})
+    write_json(
+        out / "records" / "tokenizer.json", {"params": {"tokenizer": {"vocab_size": VOCAB, "special_tokens": ["<|endoftext|>"]}}}
+    )
+
+
+def publish_model(project: Project, model: str, seed: int = 1) -> None:
+    """Leave what pretrain leaves, with random weights."""
+    out = project.root / "out"
+    torch.manual_seed(seed)
+    architecture = MODELS[model].architecture
+    save_model(out / "models" / model, build(architecture, VOCAB, TRAIN.context), architecture, VOCAB, TRAIN.context)
+    write_rows(out / "models" / model / "metrics.jsonl", metrics(TRAIN.steps))
+    write_rows(out / "timing" / f"{model}.jsonl", timing(TRAIN.steps))
+    write_json(out / "records" / f"pretrain@{model}.json", record(project, model))
+
+
+def publish_evaluation(project: Project, model: str, loss: float = 1.5) -> None:
+    """Leave what evaluate leaves."""
+    out = project.root / "out"
+    split = {
+        "tokens": 80,
+        "bytes": 160,
+        "words": 40,
+        "loss": loss,
+        "bits_per_byte": loss / 2 / math.log(2),
+        "word_perplexity": 20.0,
+    }
+    write_json(
+        out / "evaluations" / f"{model}.json",
+        {"valid": split, "test": split, "sample": {"prompt": "def ", "text": "def f(): pass"}},
+    )
+    write_json(out / "records" / f"evaluate@{model}.json", {"inputs": {f"out/models/{model}": sha256(out / "models" / model)}})
+
+
+def publish_report(project: Project) -> None:
+    """Leave what compare leaves."""
+    out = project.root / "out"
+    write_text(out / "report" / "report.md", "# Comparison\n")
+    write_json(out / "comparison.json", {"finding": "none"})
+    write_json(out / "records" / "compare.json", {"inputs": {"out/models": sha256(out / "models")}})
+
+
+def client(project: Project):
+    return connect(project)[0]
+
+
+def runs(project: Project) -> list:
+    """All runs of the project's experiment."""
+    tracker, experiment = connect(project)
+    return list(tracker.search_runs([experiment]))
+
+
+def curve(project: Project, key: str) -> list[tuple[int, float]]:
+    """The points of the only run's curve, by step, repeated ones included."""
+    (run,) = runs(project)
+    return sorted((metric.step, metric.value) for metric in client(project).get_metric_history(run.info.run_id, key))
