@@ -23,7 +23,7 @@ from stacklm.pipeline.project import Project
 from stacklm.pipeline.tracking.follow import Follower
 from stacklm.pipeline.tracking.sync import sync_all
 
-pytest_plugins = "tracking_project"
+pytest_plugins = "tracking_fixtures"
 
 
 def train(work, steps: int) -> None:

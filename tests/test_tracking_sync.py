@@ -25,7 +25,7 @@ from stacklm.pipeline.tracking.run import Run
 from stacklm.pipeline.tracking.sync import pending, sync_all
 from stacklm.pipeline.tracking.tracker import connect
 
-pytest_plugins = "tracking_project"
+pytest_plugins = "tracking_fixtures"
 
 
 def rows(project: Project) -> dict[str, int]:

@@ -9,7 +9,7 @@ import pytest
 
 from stacklm.pipeline.tracking.ui import HOST, ui
 
-pytest_plugins = "tracking_project"
+pytest_plugins = "tracking_fixtures"
 
 
 def test_the_pages_answer_on_loopback_and_leave_no_process(project):

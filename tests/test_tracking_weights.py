@@ -7,7 +7,7 @@ from stacklm.model.store import load_model
 from stacklm.pipeline.tracking.sync import sync_all
 from stacklm.pipeline.tracking.tracker import tracking_uri
 
-pytest_plugins = "tracking_project"
+pytest_plugins = "tracking_fixtures"
 
 
 def test_mlflow_loads_it_and_gets_the_logits_of_the_model(published, monkeypatch):
