@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from stacklm.config.model import Dense
 from stacklm.model.dense import FEED_FORWARDS, Attention, DenseDecoder
-from stacklm.model.positions import positions, rotate, rotations
+from stacklm.model.positions import Positions, rotate, rotations
 
 VOCAB, CONTEXT = 40, 12
 CONFIG = Dense(width=16, heads=2, layers=2, hidden=32)
@@ -23,7 +23,7 @@ def test_attention_is_what_its_formula_says():
         for parameter in attention.parameters():
             parameter.copy_(torch.randn_like(parameter))
     x = torch.randn(1, 7, 16, dtype=torch.float64)
-    rotation = rotations(positions(torch.zeros(1, 7), 7), 8)
+    rotation = rotations(Positions(7)(torch.zeros(1, 7)), 8)
 
     def turned(vector, norm, t):
         """One head's vector, normalised and turned as complex numbers at position t."""

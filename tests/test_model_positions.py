@@ -3,13 +3,13 @@ import math
 import pytest
 import torch
 
-from stacklm.model.positions import positions, rotations, sinusoids
+from stacklm.model.positions import Positions, rotations, sinusoids
 
 
 def test_positions_count_from_zero_up_to_the_context():
-    assert positions(torch.zeros(3, 4), 4).tolist() == [0, 1, 2, 3]
+    assert Positions(4)(torch.zeros(3, 4)).tolist() == [0, 1, 2, 3]
     with pytest.raises(ValueError, match="window of 5 tokens is longer than the model's context of 4"):
-        positions(torch.zeros(3, 5), 4)
+        Positions(4)(torch.zeros(3, 5))
 
 
 @pytest.mark.parametrize("width", [8, 7])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stacklm.config.model import Dense
 from stacklm.model.layers import Embedding, Head, Linear
-from stacklm.model.positions import positions, rotate, rotations
+from stacklm.model.positions import Positions, rotate, rotations
 
 
 class Attention(nn.Module):
@@ -28,11 +28,13 @@ class Attention(nn.Module):
         self.key_norm = nn.RMSNorm(width // heads)
         self.output = Linear(width, width, std=0)
 
-    def forward(self, x_BTC: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    def project(self, x_BTC: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, [B, T, H, K] each."""
         q_BTHK, k_BTHK, v_BTHK = (part(x_BTC).unflatten(-1, (self.heads, -1)) for part in (self.query, self.key, self.value))
-        q_BTHK = rotate(self.query_norm(q_BTHK), rotation)
-        k_BTHK = rotate(self.key_norm(k_BTHK), rotation)
-        q_BHTK, k_BHTK, v_BHTK = (part.transpose(1, 2) for part in (q_BTHK, k_BTHK, v_BTHK))
+        return rotate(self.query_norm(q_BTHK), rotation), rotate(self.key_norm(k_BTHK), rotation), v_BTHK
+
+    def forward(self, x_BTC: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        q_BHTK, k_BHTK, v_BHTK = (part.transpose(1, 2) for part in self.project(x_BTC, rotation))
         a_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True)
         return self.output(a_BHTK.transpose(1, 2).flatten(2))
 
@@ -92,7 +94,7 @@ class DenseDecoder(nn.Module):
 
     def __init__(self, config: Dense, vocab_size: int, context: int) -> None:
         super().__init__()
-        self.context = context
+        self.positions = Positions(context)
         self.head_dim = config.width // config.heads
         feed_forward = FEED_FORWARDS[config.activation]
         self.embedding = Embedding(vocab_size, config.width)
@@ -107,7 +109,7 @@ class DenseDecoder(nn.Module):
 
     def features(self, ids_BT: Tensor) -> Tensor:
         """What the head reads, [B, T, C]. Raises `ValueError` for a window longer than the context."""
-        rotation = rotations(positions(ids_BT, self.context), self.head_dim)
+        rotation = rotations(self.positions(ids_BT), self.head_dim)
         x_BTC = self.embedding_norm(self.embedding(ids_BT))
         for block in self.blocks:
             x_BTC = block(x_BTC, rotation)

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 SLOWEST = 10_000.0
 """Wavelengths grow geometrically from 2 pi to this many times 2 pi positions."""
 
 
-def positions(ids_BT: Tensor, context: int) -> Tensor:
-    """The positions 0 to T-1, float32 [T]. Raises `ValueError` for more tokens than `context`."""
-    length = ids_BT.shape[1]
-    if length > context:
-        raise ValueError(f"a window of {length} tokens is longer than the model's context of {context}; cut it or build with more")
-    return torch.arange(length, dtype=torch.float32, device=ids_BT.device)
+class Positions(nn.Module):
+    """Where the tokens of a window stand: 0 to T-1, float32 [T]. A module, so that a decoder can have one that counts on.
+
+    Raises `ValueError` for more tokens than `context`.
+    """
+
+    def __init__(self, context: int) -> None:
+        super().__init__()
+        self.context = context
+
+    def forward(self, ids_BT: Tensor) -> Tensor:
+        length = ids_BT.shape[1]
+        if length > self.context:
+            raise ValueError(
+                f"a window of {length} tokens is longer than the model's context of {self.context}; cut it or build with more"
+            )
+        return torch.arange(length, dtype=torch.float32, device=ids_BT.device)
 
 
 def sinusoids(positions_T: Tensor, width: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stacklm.config.model import Stacked
 from stacklm.model.layers import BiasedHead, BiasedLinear, Embedding
-from stacklm.model.positions import positions, sinusoids
+from stacklm.model.positions import Positions, sinusoids
 from stacklm.model.stacked import Mix
 
 
@@ -67,7 +67,7 @@ class ReferenceDecoder(nn.Module):
 
     def __init__(self, config: Stacked, vocab_size: int, context: int) -> None:
         super().__init__()
-        self.context = context
+        self.positions = Positions(context)
         self.embedding = Embedding(vocab_size, config.width)
         self.embedding_norm = nn.LayerNorm(config.width)
         self.stacks = nn.ModuleList()
@@ -80,7 +80,7 @@ class ReferenceDecoder(nn.Module):
 
     def features(self, ids_BT: Tensor) -> Tensor:
         x_BTC = self.embedding_norm(self.embedding(ids_BT))
-        x_BTC = x_BTC + sinusoids(positions(ids_BT, self.context), x_BTC.shape[-1]).to(x_BTC.dtype)
+        x_BTC = x_BTC + sinusoids(self.positions(ids_BT), x_BTC.shape[-1]).to(x_BTC.dtype)
         for stack in self.stacks:
             x_BTC = stack(x_BTC)
         return self.norm(x_BTC)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from stacklm.config.model import Stack, Stacked
 from stacklm.model.layers import BiasedHead, BiasedLinear, Embedding
 from stacklm.model.packed import FoldedOutputs, FoldedValues, PackedFeedForward, ParallelLayers
-from stacklm.model.positions import positions, sinusoids
+from stacklm.model.positions import Positions, sinusoids
 
 
 class Mix(nn.Module):
@@ -48,7 +48,7 @@ class StackedDecoder(nn.Module):
 
     def __init__(self, config: Stacked, vocab_size: int, context: int) -> None:
         super().__init__()
-        self.context = context
+        self.positions = Positions(context)
         self.embedding = Embedding(vocab_size, config.width)
         self.embedding_norm = nn.LayerNorm(config.width)
         norms = [nn.Identity(), *(nn.LayerNorm(config.width) for _ in config.stacks[1:])]
@@ -64,7 +64,7 @@ class StackedDecoder(nn.Module):
     def features(self, ids_BT: Tensor) -> Tensor:
         """What the head reads, [B, T, W] of the last stack. Raises `ValueError` for a window longer than the context."""
         x_BTC = self.embedding_norm(self.embedding(ids_BT))
-        x_BTC = x_BTC + sinusoids(positions(ids_BT, self.context), x_BTC.shape[-1]).to(x_BTC.dtype)
+        x_BTC = x_BTC + sinusoids(self.positions(ids_BT), x_BTC.shape[-1]).to(x_BTC.dtype)
         return self.norm(self.stacks(x_BTC))
 
     def forward(self, ids_BT: Tensor) -> Tensor:
