@@ -28,8 +28,8 @@ def test_packed_norms_are_separate_norms():
         assert torch.allclose(norms(x)[:, :, n], F.layer_norm(x[:, :, n], (4,), norms.weight[n], norms.bias[n]), atol=1e-6)
 
 
-@pytest.mark.parametrize("features", [1, 5, 8])
-def test_attention_with_narrow_values_is_plain_attention(features):
+@pytest.mark.parametrize("features", [1, 5, 8, 11])
+def test_attention_with_values_of_any_width_is_plain_attention(features):
     torch.manual_seed(0)
     q, k = torch.randn(2, 2, 7, 3, 8, dtype=torch.float64)
     v = torch.randn(2, 7, 3, features, dtype=torch.float64)

@@ -154,11 +154,12 @@ class ParallelLayers(nn.Module):
 
 
 def causal_attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHD: Tensor) -> Tensor:
-    """softmax(q k / sqrt(K)) v over the positions up to each one's own: [B, T, H, D], for D <= K.
+    """softmax(q k / sqrt(K)) v over the positions up to each one's own: [B, T, H, D].
 
-    Narrow values are padded to K: the fused kernels want one head dim and never store the T x T maps.
+    The narrower of K and D is padded with zeros: the fused kernels want one head dim and never store the T x T maps.
     """
-    features = v_BTHD.shape[-1]
-    v_BTHK = F.pad(v_BTHD, (0, k_BTHK.shape[-1] - features))
-    q_BHTK, k_BHTK, v_BHTK = (part.transpose(1, 2) for part in (q_BTHK, k_BTHK, v_BTHK))
-    return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True).transpose(1, 2)[..., :features]
+    key_dim, features = k_BTHK.shape[-1], v_BTHD.shape[-1]
+    q_BHTK, k_BHTK = (F.pad(part, (0, max(features - key_dim, 0))).transpose(1, 2) for part in (q_BTHK, k_BTHK))
+    v_BHTK = F.pad(v_BTHD, (0, max(key_dim - features, 0))).transpose(1, 2)
+    a_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True, scale=key_dim**-0.5)
+    return a_BHTK.transpose(1, 2)[..., :features]
