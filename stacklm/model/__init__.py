@@ -9,8 +9,9 @@ Dimension letters, carried as suffixes of names (`x_BTC`) in every module:
     S  stacks                             W  width of a stack's output, N * D
     L  layers of a dense decoder          F  hidden units of a feed-forward
     E  outputs of a linear map            R  rows of windows in a check
+    G  heads of all layers, N * H         U  all tokens so far, of which T are new
 
 `build` makes a model from its settings; `dense` and `stacked` are the two kinds, `packed` holds the N parallel layers
 and `reference` the same in plain loops; `roles` and `count` say what a model consists of and costs; `causality` checks
-that no position sees a later one; `store` writes and reads weights.
+that no position sees a later one; `cache` decodes with a memory; `store` writes and reads weights.
 """
