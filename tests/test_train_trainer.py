@@ -65,6 +65,13 @@ def test_the_loss_reported_is_that_before_the_update(tmp_path: Path) -> None:
     assert [row["flops"] for row in rows] == [640 * step for step in range(8)]
 
 
+def test_the_model_is_in_training_mode(tmp_path: Path) -> None:
+    run = make_run(tmp_path, steps=7)
+    run.model.eval()
+    train(run)
+    assert run.model.training
+
+
 def test_gradients_are_clipped(tmp_path: Path) -> None:
     run = make_run(tmp_path, steps=7, clip_norm=1e-3)
     train(run)

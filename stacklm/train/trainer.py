@@ -59,6 +59,7 @@ def train(run: Run) -> None:
     was under way.
     """
     config = run.config
+    run.model.train()
     checkpoints = Checkpoints(run.work / "checkpoints", run.identity, config.keep_checkpoints)
     done = checkpoints.restore(run.model, run.optimizer)
     last = done.step if done else -1
@@ -81,11 +82,11 @@ def train(run: Run) -> None:
 
         def report(step: int, figures: dict[str, float]) -> None:
             tokens = step * config.tokens_per_step
-            figures_of_run = meter.read()
+            usage = meter.read()
             metrics.append({"step": step, "tokens": tokens, "flops": tokens * run.flops_per_token, **figures})
-            timing.append({"step": step, **figures_of_run})
+            timing.append({"step": step, **usage})
             losses = ", ".join(f"{name} {figures[name]:.3f}" for name in ("train_loss", "valid_loss") if name in figures)
-            bar.set_postfix_str(f"{losses}, {figures_of_run['tokens_per_second']:,.0f} tokens/s", refresh=False)
+            bar.set_postfix_str(f"{losses}, {usage['tokens_per_second']:,.0f} tokens/s", refresh=False)
 
         def checkpoint(step: int) -> None:
             metrics.sync()
@@ -110,9 +111,7 @@ def train(run: Run) -> None:
 
 def update(run: Run, step: int) -> dict[str, float]:
     """The optimizer step that leads to `step`: its loss (nats/token, before the update), learning rate and gradient norm."""
-    run.model.train()
-    factor = lr_factor(step, run.config)
-    set_lr(run.optimizer, factor)
+    set_lr(run.optimizer, lr_factor(step, run.config))
     inputs_BT, targets_BT = (tensor.to(run.device) for tensor in run.batches.batch(step - 1))
     loss = accumulate(run.model, inputs_BT, targets_BT, run.config.micro_batch)
     norm = nn.utils.clip_grad_norm_(run.model.parameters(), run.config.clip_norm).item()
