@@ -13,10 +13,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
@@ -24,6 +24,9 @@ import stacklm
 from stacklm.pipeline.project import Project
 from stacklm.pipeline.tracking.run import Run
 from stacklm.pipeline.tracking.sync import warn
+
+if TYPE_CHECKING:
+    from stacklm.pipeline.tracking.mirror import Mirror
 
 INTERVAL = 2.0
 """Seconds between two looks at the files."""
@@ -80,42 +83,51 @@ def _start(run: Run) -> subprocess.Popen:
 def _main(root: str, state: str, model: str, fingerprint: str, work: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; training decides what it means
     if hasattr(os, "nice"):
-        os.nice(10)
-    project = Project(Path(root), Path(state))
-    ended, words = threading.Event(), []
-    threading.Thread(target=_listen, args=(ended, words), daemon=True).start()
-    _follow(Run.growing(project, model, fingerprint, Path(work)), ended, words)
+        os.nice(5)
+    _Shadow(Run.growing(Project(Path(root), Path(state)), model, fingerprint, Path(work))).follow()
     os._exit(0)  # no waiting for threads that MLflow may have left
 
 
-def _listen(ended: threading.Event, words: list[str]) -> None:
-    """Wait for the end of training; then there is little time left."""
-    words.append(sys.stdin.read() or "KILLED")
-    ended.set()
-    if words[0] != FINISHED:  # the results of a finished run are published and synced by the stage itself
-        time.sleep(LAST_WORDS)
-    os._exit(0)
+class _Shadow:
+    """What runs in the process beside training."""
 
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._mirror: Mirror | None = None
+        self._warned = False
+        self._word = ""
+        self._ended = threading.Event()
+        threading.Thread(target=self._listen, daemon=True).start()
 
-def _follow(run: Run, ended: threading.Event, words: list[str]) -> None:
-    from stacklm.pipeline.tracking.mirror import Mirror
+    def follow(self) -> None:
+        """Look at the files until training has ended."""
+        pause = 0.0
+        with FileLock(self._run.note("lock")):
+            while not self._ended.wait(pause):
+                started = time.monotonic()
+                self._try(lambda mirror: mirror.grow())
+                pause = max(INTERVAL, 5 * (time.monotonic() - started))
+            self._try(lambda mirror: mirror.end(self._word))
 
-    mirror, warned, pause = None, False, 0.0
-    with FileLock(run.note("lock")):
-        while True:
-            over = ended.wait(pause)
-            started = time.monotonic()
-            try:
-                mirror = mirror or Mirror(run)
-                mirror.end(words[0]) if over else mirror.grow()
-            except Exception as error:
-                mirror = None  # what MLflow has is unknown now: ask it again
-                if not warned:
-                    warn(run.project, error)
-                warned = True
-            if over:
-                return
-            pause = max(INTERVAL, 5 * (time.monotonic() - started))
+    def _try(self, step: Callable[[Mirror], None]) -> None:
+        from stacklm.pipeline.tracking.mirror import Mirror
+
+        try:
+            self._mirror = self._mirror or Mirror(self._run)
+            step(self._mirror)
+        except Exception as error:
+            self._mirror = None  # what MLflow has is unknown now: ask it again
+            if not self._warned:
+                warn(self._run.project, error)
+            self._warned = True
+
+    def _listen(self) -> None:
+        """Wait for training to end; then there is little time left, and none for a good end that was never shown."""
+        self._word = sys.stdin.read() or "KILLED"
+        self._ended.set()
+        if self._mirror or self._word != FINISHED:
+            time.sleep(LAST_WORDS)
+        os._exit(0)
 
 
 if __name__ == "__main__":

@@ -45,10 +45,10 @@ class Mirror:
 
     def grow(self) -> None:
         """Draw what the curves lack so far; the run is running."""
-        self._draw(points(read_jsonl(self._run.metrics), read_jsonl(self._run.timing), self._facts["steps"]))
         if self._status != "RUNNING":
             self._client.update_run(self._id, status="RUNNING")
             self._status = "RUNNING"
+        self._draw(points(read_jsonl(self._run.metrics), read_jsonl(self._run.timing), self._facts["steps"]))
 
     def end(self, status: str) -> None:
         """Draw the rest and close the run as FINISHED, FAILED or KILLED; its duration is the time spent training."""
@@ -152,7 +152,7 @@ def _tags(facts: Mapping[str, Any]) -> dict[str, str]:
         "kind": facts["params"]["architecture.kind"],
         **{f"sha256.{name}": digest[:DIGITS] for name, digest in digests.items()},
         **{f"version.{name}": version for name, version in facts["versions"].items()},
-        **{f"git.{name}": value for name, value in git.items()},
+        **({"git.dirty": git["dirty"]} if git else {}),
         **{f"mlflow.source.git.{name}": value for name, value in git.items()},
         "mlflow.source.name": f"stacklm stage pretrain {facts['model']}",
         "mlflow.source.type": "LOCAL",

@@ -50,8 +50,8 @@ def run_note(facts: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> 
     if evaluation is None:
         return text
     valid, test, sample = evaluation["valid"], evaluation["test"], evaluation["sample"]
-    rows = (("bits per byte", "bits_per_byte", 4), ("loss, nats a token", "loss", 4), ("word perplexity", "word_perplexity", 1))
-    table = "\n".join(f"| {label} | {valid[key]:,.{digits}f} | {test[key]:,.{digits}f} |" for label, key, digits in rows)
+    rows = {"bits per byte": "bits_per_byte", "loss, nats a token": "loss", "word perplexity": "word_perplexity"}
+    table = "\n".join(f"| {label} | {valid[key]:.5g} | {test[key]:.5g} |" for label, key in rows.items())
     fence = "`" * 8  # longer than any the text may hold
     return (
         f"**{test['bits_per_byte']:.4f} bits per byte on the test set.** {text}\n"
@@ -71,7 +71,7 @@ def weights_note(model_id: str) -> str:
 
 def _shape(params: Mapping[str, Any]) -> str:
     if params["architecture.kind"] == "dense":
-        return f"dense decoder with {params['architecture.layers']} layers"
+        return f"dense decoder, layers one after the other: {params['architecture.layers']}"
     stacks = []
     while (place := f"architecture.stacks.{len(stacks)}") + ".layers" in params:
         stacks.append(f"{params[f'{place}.layers']} x {params[f'{place}.features']}")

@@ -33,6 +33,11 @@ def tracking_uri(project: Project) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_database(project).as_posix()}"
 
 
+def artifact_root(project: Project) -> Path:
+    """Where files go that belong to runs, unless a tracking server keeps them."""
+    return project.state / "mlartifacts"
+
+
 def experiment_name() -> str:
     return os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
 
@@ -68,7 +73,7 @@ def connect(project: Project) -> tuple[MlflowClient, str]:
     from mlflow import MlflowClient
 
     uri, name = tracking_uri(project), experiment_name()
-    artifacts = project.state / "mlartifacts"
+    artifacts = artifact_root(project)
     folder = project.state / "tracking"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "setup.lock", timeout=WAIT):
