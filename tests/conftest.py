@@ -47,8 +47,9 @@ evaluate:
 class Checkout:
     """A copy of this project with tiny settings, under git, in which commands run as in a user's shell."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, **extra: str) -> None:
         self.root = root
+        self.extra = extra
         self.project = Project(root, root / ".stacklm")
 
     @property
@@ -65,6 +66,7 @@ class Checkout:
             "DVC_SITE_CACHE_DIR": str(self.root / ".dvc" / "site"),
             "GIT_CONFIG_GLOBAL": os.devnull,
             "OMP_NUM_THREADS": "1",
+            **self.extra,
         }
 
     def start(self, *command: str, **environment: str) -> subprocess.Popen:
@@ -111,7 +113,7 @@ class Checkout:
 
     def copy(self, target: Path) -> Checkout:
         shutil.copytree(self.root, target, symlinks=True)
-        return Checkout(target)
+        return Checkout(target, **self.extra)
 
 
 def make_checkout(root: Path) -> Checkout:
@@ -145,9 +147,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Checko
 
 
 @pytest.fixture
-def checkout(finished: Checkout, tmp_path: Path) -> Checkout:
-    """A private copy of the finished checkout."""
-    return finished.copy(tmp_path / "project")
+def checkout(finished: Checkout, tmp_path: Path, prefect_server: Server) -> Checkout:
+    """A private copy of the finished checkout, with a Prefect server that runs already."""
+    private = finished.copy(tmp_path / "project")
+    private.extra["PREFECT_API_URL"] = prefect_server.url
+    return private
 
 
 @pytest.fixture

@@ -11,7 +11,10 @@ EMBEDDING_STD = 0.02
 
 def drawn(*shape: int, std: float) -> nn.Parameter:
     """A parameter of that shape, drawn from torch's global generator of the device in use."""
-    return nn.Parameter(torch.empty(shape).normal_(std=std))
+    weight = torch.empty(shape)
+    if not weight.is_meta:  # where there is nothing to draw, asking for it costs torch two seconds of imports
+        weight.normal_(std=std)
+    return nn.Parameter(weight)
 
 
 class Embedding(nn.Module):
