@@ -3,6 +3,7 @@
     run      what a pretraining is, as far as files tell (no MLflow)
     curves   rows by step turned into MLflow's metrics (no MLflow)
     notes    the texts that explain a run and the experiment
+    view     the saved page of charts that answers a comparison's questions
     tracker  where runs go: address, time limits, the experiment
     mirror   one run, brought up to date in MLflow
     weights  a trained model as MLflow keeps it: safetensors with a signature
