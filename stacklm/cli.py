@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -19,6 +20,13 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a value of params.yaml first, such as train.steps=200; repeatable."),
 ]
+
+
+class Cache(StrEnum):
+    """What a decoder keeps of a token."""
+
+    kv = "kv"
+    x = "x"
 
 
 @app.command("run-flow")
@@ -53,11 +61,9 @@ def status(set_: Set = None) -> None:
 def report() -> None:
     """Show again what the last comparison found, and where its page is."""
     from stacklm.files import read_json
-    from stacklm.pipeline.stages import stage
     from stacklm.report.summary import summary
 
-    project = _project()
-    paths = stage("compare").paths(stage("compare").writes, project.root)
+    paths = _paths(_project(), "compare")
     if not paths["comparison"].exists():
         _fail("nothing has been compared yet: `dvc repro` or `stacklm run-flow pretrain` makes the report")
     print(summary(read_json(paths["comparison"]), paths["report"]))
@@ -98,6 +104,41 @@ def params(set_: Set = None) -> None:
 
 
 @app.command()
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="The text to go on from; left out, it is read from standard input.")] = None,
+    model: Annotated[str | None, typer.Option(help="A trained model; by default the first of params.yaml.")] = None,
+    tokens: Annotated[
+        int | None, typer.Option(help="At most so many; these defaults are `evaluate.sample` of params.yaml.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token each time.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Draw from the so many likeliest tokens; 0: from all.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw from the fewest likeliest whose probabilities reach it.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the draws.")] = None,
+    cache: Annotated[Cache, typer.Option(help="Keep keys and values, or the inputs of stacks alone.")] = "kv",
+) -> None:
+    """Let a trained model go on from a prompt, character by character, up to the end of the document."""
+    from dataclasses import replace
+
+    from stacklm.config.params import load
+    from stacklm.config.schema import plain, read
+    from stacklm.evaluate.text import continue_text
+
+    project = _project()
+    params = load(project.params_file)
+    given = {"tokens": tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    sample = plain(params.evaluate.sample) | {name: value for name, value in given.items() if value is not None}
+    config = replace(params.evaluate, sample=read(type(params.evaluate.sample), sample, "generate"))
+    name = _chosen(params, model)[0]
+    paths = _paths(project, "pretrain", name) | _paths(project, "tokenizer")
+    if not paths["trained"].exists():
+        _fail(f"{name} is not trained yet: `dvc repro pretrain@{name}` or `stacklm run-flow pretrain` does it")
+    text = sys.stdin.buffer.read() if prompt is None else prompt
+    for piece in continue_text(config, paths["trained"], paths["tokenizer"], text, cache.value):
+        print(piece, end="", flush=True)
+    print()
+
+
+@app.command()
 def stage(
     name: Annotated[str, typer.Argument(help="A stage of dvc.yaml, such as shards.")],
     model: Annotated[str | None, typer.Argument(help="The model, for the stages that run once per model.")] = None,
@@ -133,7 +174,7 @@ def main() -> None:
         app()
     except (ParamsError, DataError) as error:
         _fail(str(error))
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         if os.environ.get("STACKLM_TRACEBACK"):
             raise
         _fail(f"{error}\n(STACKLM_TRACEBACK=1 shows where)")
@@ -151,6 +192,24 @@ def _project(assignments: list[str] | None = None):
     else:
         load(project.params_file)
     return project
+
+
+def _chosen(params, name: str | None) -> list[str]:
+    """The model of that name, or all in their order."""
+    from stacklm.config.schema import ParamsError, listed, nearest
+
+    if name is None:
+        return list(params.models)
+    if name not in params.models:
+        raise ParamsError(f"no model {name!r}; the models are {listed(params.models)}{nearest(name, params.models)}")
+    return [name]
+
+
+def _paths(project, name: str, model: str | None = None) -> dict:
+    """Where a stage's outputs are."""
+    from stacklm.pipeline.stages import stage
+
+    return stage(name).paths(stage(name).writes, project.root, model)
 
 
 def _fail(message: str) -> None:

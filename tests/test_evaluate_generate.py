@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import nn
 from train_files import MODELS, VOCAB
 
 from stacklm.config.evaluate import Sample
+from stacklm.config.schema import ParamsError, read
 from stacklm.evaluate.generate import choose, generate
 from stacklm.model.build import build
+from stacklm.model.cache import INPUTS, KEYS_AND_VALUES, Decoder
+
+CONTEXT = 16
+CACHES = {"stacked, keys and values": KEYS_AND_VALUES, "stacked, inputs": INPUTS, "dense, keys and values": KEYS_AND_VALUES}
 
 
 class Counting(nn.Module):
@@ -25,48 +32,98 @@ class Counting(nn.Module):
         return 100.0 * nn.functional.one_hot((ids_BT + 1) % VOCAB, VOCAB)
 
 
-def test_it_goes_on_from_the_last_token_and_sees_at_most_the_context() -> None:
-    model = Counting()
-    assert list(generate(model, [7, 3], Sample(tokens=4), context=3)) == [4, 5, 6, 7]
-    assert model.seen == [[7, 3], [7, 3, 4], [3, 4, 5], [4, 5, 6]]
+def counted(ids: list[int], tokens: int, context: int) -> tuple[list[int], list[list[int]]]:
+    """What a model that counts generates, and what it is given to read."""
+    model = Counting().eval()
+    return list(generate(Decoder(model, context), ids, Sample(tokens=tokens))), model.seen
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_the_likeliest_tokens_are_those_of_the_full_forward(name: str) -> None:
+def with_full_forwards(model: nn.Module, ids: list[int], settings: Sample) -> Iterator[int]:
+    """The same draws, from one full forward for each token."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    window = ids[-CONTEXT:]
+    for _ in range(settings.tokens):
+        if len(window) > CONTEXT:
+            window = window[-CONTEXT // 2 :]
+        window.append(choose(model(torch.tensor([window]))[0, -1].detach(), settings, generator))
+        yield window[-1]
+
+
+def made(name: str) -> nn.Module:
     torch.manual_seed(5)
-    model = build(MODELS[name].architecture, VOCAB, 16).eval()
-    ids = [2, 7]
-    for token in generate(model, ids.copy(), Sample(tokens=20, temperature=0.0), context=16):
-        assert token == int(model(torch.tensor([ids[-16:]]))[0, -1].argmax())
-        ids.append(token)
+    model = build(MODELS[name.partition(",")[0]].architecture, VOCAB, CONTEXT).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model
 
 
-def test_the_seed_decides() -> None:
-    torch.manual_seed(5)
-    model = build(MODELS["stacked"].architecture, VOCAB, 16).eval()
-    first, again, other = (list(generate(model, [0], Sample(tokens=30, seed=seed), 16)) for seed in (1, 1, 2))
+def test_a_token_is_read_once_while_the_context_lasts() -> None:
+    assert counted([7, 3], tokens=4, context=5) == ([4, 5, 6, 7], [[7, 3], [4], [5], [6]])
+
+
+def test_a_full_context_is_left_for_its_later_half() -> None:
+    said, read_ = counted([1, 2, 3], tokens=6, context=4)
+    assert said == [4, 5, 6, 7, 8, 9]
+    assert read_ == [[1, 2, 3], [4], [4, 5], [6], [7], [7, 8]]
+
+
+def test_the_last_ids_of_a_long_prompt_are_read() -> None:
+    assert counted(list(range(9)), tokens=2, context=4) == ([9, 10], [[5, 6, 7, 8], [8, 9]])
+
+
+def test_a_context_of_one_token() -> None:
+    assert counted([3, 7], tokens=3, context=1) == ([8, 9, 10], [[7], [8], [9]])
+
+
+@pytest.mark.parametrize("name", CACHES)
+@pytest.mark.parametrize(
+    "settings", [Sample(tokens=60, temperature=0.0), Sample(tokens=60, top_k=9, top_p=0.9)], ids=["best", "drawn"]
+)
+def test_the_text_is_that_of_full_forwards(name: str, settings: Sample) -> None:
+    model = made(name)
+    ids = list(generate(Decoder(model, CONTEXT, CACHES[name]), [2, 7], settings))
+    assert ids == list(with_full_forwards(model, [2, 7], settings))
+    assert len(set(ids)) >= 3
+
+
+def test_the_seed_decides_and_a_decoder_can_be_used_again() -> None:
+    decoder = Decoder(made("stacked"), CONTEXT)
+    first, again, other = (list(generate(decoder, [0], Sample(tokens=30, seed=seed))) for seed in (1, 1, 2))
     assert first == again != other
 
 
-def draws(temperature: float, top_k: int) -> torch.Tensor:
+def draws(settings: Sample) -> torch.Tensor:
     """How often each of four tokens of probability 0.4, 0.3, 0.2 and 0.1 is drawn in 2,000."""
     generator = torch.Generator().manual_seed(1)
     logits_V = torch.tensor([0.1, 0.4, 0.2, 0.3]).log()
-    return torch.bincount(torch.tensor([choose(logits_V, temperature, top_k, generator) for _ in range(2000)]), minlength=4) / 2000
+    return torch.bincount(torch.tensor([choose(logits_V, settings, generator) for _ in range(2000)]), minlength=4) / 2000
 
 
 @pytest.mark.parametrize(
-    ("temperature", "top_k", "shares"),
+    ("temperature", "top_k", "top_p", "shares"),
     [
-        (1.0, 0, [0.1, 0.4, 0.2, 0.3]),
-        (1.0, 99, [0.1, 0.4, 0.2, 0.3]),
-        (1.0, 2, [0, 4 / 7, 0, 3 / 7]),
-        (0.5, 0, [1 / 30, 16 / 30, 4 / 30, 9 / 30]),
-        (0.5, 3, [0, 16 / 29, 4 / 29, 9 / 29]),
-        (5.0, 1, [0, 1, 0, 0]),
-        (0.0, 0, [0, 1, 0, 0]),
+        (1.0, 0, 1.0, [0.1, 0.4, 0.2, 0.3]),
+        (1.0, 99, 1.0, [0.1, 0.4, 0.2, 0.3]),
+        (1.0, 2, 1.0, [0, 4 / 7, 0, 3 / 7]),
+        (0.5, 0, 1.0, [1 / 30, 16 / 30, 4 / 30, 9 / 30]),
+        (0.5, 3, 1.0, [0, 16 / 29, 4 / 29, 9 / 29]),
+        (5.0, 1, 1.0, [0, 1, 0, 0]),
+        (0.0, 0, 1.0, [0, 1, 0, 0]),
+        (1.0, 0, 0.69, [0, 4 / 7, 0, 3 / 7]),
+        (1.0, 0, 0.71, [0, 4 / 9, 2 / 9, 3 / 9]),
+        (1.0, 0, 0.01, [0, 1, 0, 0]),
+        (1.0, 3, 0.76, [0, 4 / 7, 0, 3 / 7]),  # of the three, 4/9 + 3/9 reach it
+        (0.5, 0, 0.54, [0, 16 / 25, 0, 9 / 25]),  # of the sharpened, 16/30 do not yet
+        (0.0, 0, 0.5, [0, 1, 0, 0]),
     ],
 )
-def test_temperature_and_top_k(temperature: float, top_k: int, shares: list[float]) -> None:
-    assert draws(temperature, top_k).tolist() == pytest.approx(shares, abs=0.03)
-    assert [share > 0 for share in draws(temperature, top_k)] == [share > 0 for share in shares]
+def test_temperature_top_k_and_top_p(temperature: float, top_k: int, top_p: float, shares: list[float]) -> None:
+    drawn = draws(Sample(temperature=temperature, top_k=top_k, top_p=top_p))
+    assert drawn.tolist() == pytest.approx(shares, abs=0.03)
+    assert [share > 0 for share in drawn] == [share > 0 for share in shares]
+
+
+def test_a_top_p_of_nothing_is_refused() -> None:
+    with pytest.raises(ParamsError, match=r"top_p: 0.0 is not allowed; it must be > 0 and <= 1"):
+        read(Sample, {"top_p": 0.0}, "sample")

@@ -10,12 +10,16 @@ from stacklm.config.schema import Count, Natural, Range
 
 @dataclass(frozen=True)
 class Sample:
-    """The text that each model continues, for people to read."""
+    """The text that each model continues, for people to read.
+
+    Drawn from the `top_k` likeliest tokens (0: all), and of these from the fewest whose probabilities reach `top_p`.
+    """
 
     prompt: str = "def "
     tokens: Count = 120
     temperature: Annotated[float, Range(0)] = 0.8
     top_k: Natural = 50
+    top_p: Annotated[float, Range(0, 1, open_low=True)] = 1.0
     seed: Natural = 1
 
 

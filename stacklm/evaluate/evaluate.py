@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import takewhile
 from pathlib import Path
 
 from torch import nn
@@ -13,8 +12,9 @@ from stacklm.config.evaluate import Evaluate, Sample
 from stacklm.data.batches import evaluation_batches
 from stacklm.data.shards import Shards
 from stacklm.data.tokenizer import Tokenizer
-from stacklm.evaluate.generate import generate
+from stacklm.evaluate.text import stream
 from stacklm.files import write_json
+from stacklm.model.cache import Decoder
 from stacklm.model.store import load_model
 from stacklm.train.machine import prepare
 from stacklm.train.validate import Score, score
@@ -32,7 +32,7 @@ def evaluate(config: Evaluate, trained: Path, shards: Path, tokenizer: Path, eva
     data = Shards.open(shards)
     data.check_tokenizer(words.digest)
     figures = {split: evaluate_split(model, data, split, settings.context, config.batch_size) for split in ("valid", "test")}
-    sample = write_sample(model, words, config.sample, settings.context)
+    sample = write_sample(Decoder(model, settings.context), words, config.sample)
     write_json(evaluation, {**figures, "sample": {"prompt": config.sample.prompt, "text": sample}})
     for split, figure in figures.items():
         print(f"evaluate: {split} loss {figure['loss']:.4f} nats/token, {figure['bits_per_byte']:.4f} bits per byte")
@@ -59,9 +59,7 @@ def word_perplexity(result: Score, words: int) -> float:
     return math.exp(min(result.text_nats / max(words, 1), 700))
 
 
-def write_sample(model: nn.Module, words: Tokenizer, settings: Sample, context: int) -> str:
-    """The text with which the model continues the prompt, taken as the start of a document, up to the document's end."""
-    prompt = [words.end_id, *words.encode(settings.prompt)]
-    ids = tqdm(generate(model, prompt, settings, context), total=settings.tokens, desc="sample", unit="token", mininterval=0.5)
-    document = takewhile(lambda token: token != words.end_id, ids)
-    return words.decode(document).decode("utf-8", errors="replace")
+def write_sample(decoder: Decoder, words: Tokenizer, settings: Sample) -> str:
+    """The text with which the model continues the prompt of the settings."""
+    pieces = stream(decoder, words, settings.prompt, settings)
+    return "".join(tqdm(pieces, total=settings.tokens, desc="sample", unit="token", mininterval=0.5))
