@@ -12,20 +12,43 @@ SLOWEST = 10_000.0
 class Positions(nn.Module):
     """Where the tokens of a window stand: 0 to T-1, float32 [T]. A module, so that a decoder can have one that counts on.
 
-    Raises `ValueError` for more tokens than `context`.
+    The window is anything of [B, T, ...]: ids, features, queries. Raises `ValueError` for more tokens than `context`.
     """
 
     def __init__(self, context: int) -> None:
         super().__init__()
         self.context = context
 
-    def forward(self, ids_BT: Tensor) -> Tensor:
-        length = ids_BT.shape[1]
+    def forward(self, window: Tensor) -> Tensor:
+        length = window.shape[1]
         if length > self.context:
             raise ValueError(
                 f"a window of {length} tokens is longer than the model's context of {self.context}; cut it or build with more"
             )
-        return torch.arange(length, dtype=torch.float32, device=ids_BT.device)
+        return torch.arange(length, dtype=torch.float32, device=window.device)
+
+
+class Sinusoids(nn.Module):
+    """Adds to each token's features [B, T, C] where it stands."""
+
+    def __init__(self, context: int) -> None:
+        super().__init__()
+        self.positions = Positions(context)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        return x_BTC + sinusoids(self.positions(x_BTC), x_BTC.shape[-1]).to(x_BTC.dtype)
+
+
+class Rotary(nn.Module):
+    """Turns queries and keys [B, T, H, K] by where they stand."""
+
+    def __init__(self, context: int) -> None:
+        super().__init__()
+        self.positions = Positions(context)
+
+    def forward(self, q_BTHK: Tensor, k_BTHK: Tensor) -> tuple[Tensor, Tensor]:
+        rotation = rotations(self.positions(q_BTHK), q_BTHK.shape[-1])
+        return rotate(q_BTHK, rotation), rotate(k_BTHK, rotation)
 
 
 def sinusoids(positions_T: Tensor, width: int) -> Tensor:

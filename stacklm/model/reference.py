@@ -17,6 +17,13 @@ from stacklm.model.positions import Positions, sinusoids
 from stacklm.model.stacked import Mix
 
 
+def attend(q_BTK: Tensor, k_BTK: Tensor, v_BTD: Tensor) -> Tensor:
+    """One head, its map [B, T, T] written out: [B, T, D]."""
+    scores_BTT = q_BTK @ k_BTK.transpose(1, 2) / math.sqrt(q_BTK.shape[-1])
+    later_TT = torch.ones_like(scores_BTT[0], dtype=torch.bool).triu(diagonal=1)
+    return scores_BTT.masked_fill(later_TT, -math.inf).softmax(dim=-1) @ v_BTD
+
+
 class DecoderLayer(nn.Module):
     """One of the N layers: [B, T, C] to [B, T, D]."""
 
@@ -38,9 +45,7 @@ class DecoderLayer(nn.Module):
         heads_BTK = []
         for h in range(self.heads):
             q_BTK, k_BTK, v_BTK = (part.chunk(self.heads, dim=-1)[h] for part in (q_BTC, k_BTC, v_BTC))
-            scores_BTT = q_BTK @ k_BTK.transpose(1, 2) / math.sqrt(q_BTK.shape[-1])
-            later_TT = torch.ones_like(scores_BTT[0], dtype=torch.bool).triu(diagonal=1)
-            heads_BTK.append(scores_BTT.masked_fill(later_TT, -math.inf).softmax(dim=-1) @ v_BTK)
+            heads_BTK.append(attend(q_BTK, k_BTK, v_BTK))
         return self.output(torch.cat(heads_BTK, dim=-1))
 
     def forward(self, x_BTC: Tensor) -> Tensor:

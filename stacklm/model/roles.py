@@ -6,8 +6,10 @@ from typing import Literal
 
 from torch import nn
 
+from stacklm.model.folded import PackedMap
 from stacklm.model.layers import BiasedHead, BiasedLinear, Embedding, Head, Linear
 from stacklm.model.packed import PackedLayerNorm, PackedLinear
+from stacklm.model.wiring import Read, ShortConvolution
 
 Role = Literal["embedding", "matrix", "vector", "head"]
 
@@ -16,11 +18,14 @@ ROLES: dict[type[nn.Module], dict[str, Role]] = {
     Linear: {"weight": "matrix"},
     BiasedLinear: {"weight": "matrix", "bias": "vector"},
     PackedLinear: {"weight": "matrix", "bias": "vector"},
+    PackedMap: {"weight": "matrix"},
     Head: {"weight": "head"},
     BiasedHead: {"weight": "head", "bias": "vector"},
     nn.LayerNorm: {"weight": "vector", "bias": "vector"},
     nn.RMSNorm: {"weight": "vector"},
     PackedLayerNorm: {"weight": "vector", "bias": "vector"},
+    Read: {"weight": "vector"},
+    ShortConvolution: {"weight": "vector"},
 }
 
 
