@@ -146,7 +146,7 @@ def test_old_outputs_brought_back_by_dvc_checkout_are_not_served(checkout):
 
 @pytest.mark.parametrize(("killed", "resuming"), [("flow", "dvc"), ("dvc", "flow")])
 def test_kill_minus_nine_inside_pretraining_then_the_other_door_resumes(checkout, tmp_path, killed, resuming):
-    checkout.set("train.steps=1500", "train.checkpoint_every=20", "train.valid_every=500")
+    checkout.set("train.steps=500", "train.checkpoint_every=20", "train.valid_every=250")
     twin = checkout.copy(tmp_path / "twin")
     repro(twin)
     before = ran(checkout)
@@ -174,7 +174,7 @@ def test_a_kill_between_publishing_and_dvc_lock_costs_nothing(checkout):
 
 
 def test_both_doors_at_the_same_time(checkout):
-    checkout.set("train.steps=600", "train.checkpoint_every=100", "train.valid_every=300")
+    checkout.set("train.steps=400", "train.checkpoint_every=100", "train.valid_every=200")
     running = checkout.start("python", "-m", "stacklm", "run-flow", "pretrain")
     wait_for(lambda: list(checkout.project.state.glob("work/pretrain@*/*")), 120)
     refused = checkout.repro(check=False)
@@ -186,7 +186,7 @@ def test_both_doors_at_the_same_time(checkout):
 
 
 def test_a_flow_waits_for_a_running_dvc_repro(checkout):
-    checkout.set("train.steps=600", "train.checkpoint_every=100", "train.valid_every=300")
+    checkout.set("train.steps=400", "train.checkpoint_every=100", "train.valid_every=200")
     before = len(ran(checkout))
     running = checkout.start("dvc", "repro")
     wait_for(lambda: list(checkout.project.state.glob("work/pretrain@*/*")), 120)
