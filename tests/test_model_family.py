@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stacklm.config.schema import plain, read
 from stacklm.model.build import ModelConfig, build
+from stacklm.model.cache import Decoder
 from stacklm.model.causality import check_causality
 from stacklm.model.count import count, forward_flops
 from stacklm.model.family import grid, variants
@@ -112,6 +113,18 @@ def test_the_first_loss_is_close_to_a_guess_and_follows_the_seed(name):
     first, again, other = (loss_of(fresh(name, seed), ids).item() for seed in (1, 1, 2))
     assert first == again != other
     assert first == pytest.approx(torch.tensor(float(VOCAB)).log().item(), abs=0.3)
+
+
+@every_variant
+@pytest.mark.parametrize("pieces", [[1] * CONTEXT, [5, 1, 1, 5]], ids=str)
+def test_cached_decoding_equals_the_full_forward(name, pieces):
+    model = scattered(name, torch.float64).eval()
+    decoder = Decoder(model, CONTEXT)
+    ids = torch.randint(VOCAB, (3, CONTEXT))
+    features = torch.cat([decoder.features(piece) for piece in ids.split(pieces, dim=1)], dim=1)
+    assert relative_error(features, model.features(ids)) < 1e-12
+    decoder.forget()
+    assert relative_error(decoder.features(ids[:2, :4]), model.features(ids[:2, :4])) < 1e-12
 
 
 @every_variant

@@ -18,8 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stacklm.model.dense import Attention
+from stacklm.model.folded import FoldedAttention, SharedAttention
 from stacklm.model.packed import FoldedOutputs, FoldedValues, PackedAttention
 from stacklm.model.positions import Positions
+from stacklm.model.wiring import ShortConvolution
 
 
 class Cache:
@@ -104,6 +106,41 @@ class PackedKeysAndValues(nn.Module):
         return a_BTND + self.attention.skip(x_BTC, self.bias_ND)
 
 
+class ProjectedKeysAndValues(nn.Module):
+    """Keys, as prepared, and values: of all N*H heads, or of the H that the layers of a stack share."""
+
+    def __init__(self, attention: FoldedAttention | SharedAttention, cache: Cache) -> None:
+        super().__init__()
+        self.attention = remembering(attention, {Positions: CountingPositions}, cache)
+        self.keys, self.values = cache.past(), cache.past()
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        q_BGTK, k_BHTK, v_BHTD = (part.transpose(1, 2) for part in self.attention.project(x_BTC))
+        k_BHUK, v_BHUD = self.keys.extend(k_BHTK), self.values.extend(v_BHTD)
+        # queries of the same keys stand below each other, so that what is kept is not copied for each of them
+        q_BHRK = q_BGTK.unflatten(1, (-1, k_BHUK.shape[1])).transpose(1, 2).flatten(2, 3)
+        mask_RU = seen(q_BGTK.shape[2], k_BHUK.shape[2], x_BTC.device).repeat(q_BGTK.shape[1] // k_BHUK.shape[1], 1)
+        a_BHRD = F.scaled_dot_product_attention(q_BHRK, k_BHUK, v_BHUD, attn_mask=mask_RU)
+        a_BGTD = a_BHRD.unflatten(2, (-1, q_BGTK.shape[2])).transpose(1, 2).flatten(1, 2)
+        return self.attention.combine(a_BGTD.transpose(1, 2), x_BTC)
+
+
+class RememberedTokens(nn.Module):
+    """The inputs that the next token's convolution reaches back to: a few, however many tokens there were."""
+
+    def __init__(self, convolution: ShortConvolution, cache: Cache) -> None:
+        super().__init__()
+        self.convolution, self.cache = convolution, cache
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        reach = self.convolution.reach
+        if self.cache.tokens == x_BTC.shape[1]:
+            self.before_BPC = x_BTC.new_zeros(len(x_BTC), reach, x_BTC.shape[2])
+        x_BPC = torch.cat([self.before_BPC, x_BTC], dim=1)
+        self.before_BPC = x_BPC[:, -reach:]
+        return self.convolution.slide(x_BPC)
+
+
 class PackedInputs(nn.Module):
     """The input of a stack alone, C numbers a token. All G = N*H heads attend to it as to one head's keys and values."""
 
@@ -133,11 +170,19 @@ Leaves = Mapping[type[nn.Module], Callable[[nn.Module, Cache], nn.Module]]
 
 KEYS_AND_VALUES: Leaves = {
     Positions: CountingPositions,
+    ShortConvolution: RememberedTokens,
     Attention: DenseKeysAndValues,
     FoldedValues: PackedKeysAndValues,
     FoldedOutputs: PackedKeysAndValues,
+    FoldedAttention: ProjectedKeysAndValues,
+    SharedAttention: ProjectedKeysAndValues,
 }
-INPUTS: Leaves = {Positions: CountingPositions, FoldedValues: PackedInputs, FoldedOutputs: PackedInputs}
+INPUTS: Leaves = {
+    Positions: CountingPositions,
+    ShortConvolution: RememberedTokens,
+    FoldedValues: PackedInputs,
+    FoldedOutputs: PackedInputs,
+}
 
 
 class Decoder:
