@@ -39,6 +39,7 @@ models:
   dense:
     architecture: {kind: dense, width: 16, heads: 2, layers: 1, hidden: 16}
 evaluate:
+  threads: 1
   batch_size: 64
   sample: {prompt: "def ", tokens: 8}
 """
