@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -39,3 +42,14 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ParamsError, match=r"cuda is not available here with torch .*; choose auto or .*cpu"):
         prepare("cuda", 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems' OpenMP says nothing about its settings")
+def test_threads_sleep_while_they_wait() -> None:
+    """Where models train side by side, threads that spin take the cores from those that have work."""
+    own = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    code = "import stacklm.train.machine"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**own, "OMP_DISPLAY_ENV": "true"}, capture_output=True, text=True, check=True
+    )
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in done.stderr
