@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 from report_files import MANIFEST, MODELS, TRAIN, Folders
 
-from stacklm.config.model import Dense
+from stacklm.config.model import Dense, FoldedAttention, Stack, Stacked
 from stacklm.report import tables
 from stacklm.report.comparison import build_comparison
 
@@ -76,6 +76,8 @@ def test_provenance_shows_the_hashes_and_the_settings(comparison):
 
 def test_architectures_in_one_line():
     assert tables.describe(MODELS["stacked"].architecture).startswith("2 stacks of 8 x 8 + 8 x 16")
+    varied = Stacked(16, 2, (Stack(2, 8, 8),), attention=FoldedAttention(rotary=True), join="residual")
+    assert tables.describe(varied).endswith("2 heads a layer, folded attention, rotary: True, join: residual")
     assert (
         tables.describe(Dense(64, 1, 1, 256, tied=True)) == "1 dense layer of width 64, 1 head, feed-forward 256 (relu2), tied head"
     )

@@ -74,7 +74,7 @@ def _facts(run: Run, config: Train, manifest: Mapping[str, Any]) -> dict[str, An
     late = [row["train_loss"] for row in run.metrics[1:] if row["step"] > config.steps * (1 - TRAIN_LOSS_SHARE)]
     return {
         "kind": architecture.kind,
-        "sequential_depth": architecture.layers if isinstance(architecture, Dense) else len(architecture.stacks),
+        "sequential_depth": architecture.depth(config.context),
         "parameters": dict(by_role),
         "body_parameters": sum(number for role, number in by_role.items() if role not in ("embedding", "head")),
         "total_parameters": run.counts.total,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any
 
-from stacklm.config.model import Architecture, Dense
+from stacklm.config.model import Architecture, Dense, FoldedAttention, PublishedAttention, Stacked
 from stacklm.report.comparison import MATCH_AXES, MATCHED
 from stacklm.report.runs import Run
 from stacklm.report.speed import Speed, speed
@@ -38,7 +38,22 @@ def describe(architecture: Architecture) -> str:
         return f"{shape}, {_plural(architecture.heads, 'head')}, {hidden}{tied}"
     shape = " + ".join(f"{stack.layers} x {stack.features}" for stack in architecture.stacks)
     stacks = f"{_plural(len(architecture.stacks), 'stack')} of {shape} (parallel layers x features of each)"
-    return f"{stacks}, width {architecture.width}, {_plural(architecture.heads, 'head')} a layer"
+    changed = "".join(f", {setting}" for setting in _changed(architecture))
+    return f"{stacks}, width {architecture.width}, {_plural(architecture.heads, 'head')} a layer{changed}"
+
+
+def _changed(settings: Stacked | PublishedAttention | FoldedAttention) -> list[str]:
+    """The settings of a stacked model that are not at their defaults, such as `join: residual`."""
+    found = []
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if field.default in (MISSING, value):
+            continue
+        if is_dataclass(value):
+            found += [f"{value.kind} {field.name}", *_changed(value)]
+        else:
+            found.append(f"{field.name}: {value}")
+    return found
 
 
 def results(comparison: Mapping[str, Any], runs: Sequence[Run]) -> Table:
