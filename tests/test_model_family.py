@@ -7,6 +7,7 @@ from model_family import BASES, CONTEXT, TINY, VARIANTS, VOCAB
 from torch.utils.flop_counter import FlopCounterMode
 
 from stacklm.config.schema import plain, read
+from stacklm.model.attention import causal_attention
 from stacklm.model.build import ModelConfig, build
 from stacklm.model.cache import Decoder
 from stacklm.model.causality import check_causality
@@ -14,7 +15,6 @@ from stacklm.model.count import count, forward_flops
 from stacklm.model.family import grid, variants
 from stacklm.model.folded import FoldedAttention, SharedAttention
 from stacklm.model.loops import LAYERS, InLoops, in_loops
-from stacklm.model.packed import causal_attention
 from stacklm.model.roles import roles
 from stacklm.model.store import load_model, save_model
 
@@ -154,7 +154,7 @@ def test_operations_around_the_attentions_are_those_that_torch_counts(name):
 
 @every_variant
 def test_operations_of_folded_attentions_are_those_that_torch_counts(name):
-    """Torch counts all T positions, causal or not; and narrow values or keys are padded to the wider ones."""
+    """Torch counts all T positions, causal or not; and some kernels pad narrow values or keys to the wider ones."""
     for attention in attentions(fresh(name)):
         if isinstance(attention, (FoldedAttention, SharedAttention)):
             x = torch.zeros(1, CONTEXT, TINY.width)

@@ -1,9 +1,8 @@
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stacklm.model.packed import FoldedOutputs, FoldedValues, PackedLayerNorm, PackedLinear, causal_attention
+from stacklm.model.packed import FoldedOutputs, FoldedValues, PackedLayerNorm, PackedLinear
 
 
 def relative_error(found, wanted):
@@ -26,16 +25,6 @@ def test_packed_norms_are_separate_norms():
     x = torch.randn(2, 6, 3, 4)
     for n in range(3):
         assert torch.allclose(norms(x)[:, :, n], F.layer_norm(x[:, :, n], (4,), norms.weight[n], norms.bias[n]), atol=1e-6)
-
-
-@pytest.mark.parametrize("features", [1, 5, 8, 11])
-def test_attention_with_values_of_any_width_is_plain_attention(features):
-    torch.manual_seed(0)
-    q, k = torch.randn(2, 2, 7, 3, 8, dtype=torch.float64)
-    v = torch.randn(2, 7, 3, features, dtype=torch.float64)
-    scores = torch.einsum("bthk,bshk->bhts", q, k) / 8**0.5
-    weights = scores.masked_fill(torch.ones(7, 7, dtype=torch.bool).triu(1), -torch.inf).softmax(-1)
-    assert relative_error(causal_attention(q, k, v), torch.einsum("bhts,bshd->bthd", weights, v)) < 1e-12
 
 
 def test_both_ways_of_folding_agree():

@@ -11,7 +11,7 @@ Dimension letters, carried as suffixes of names (`x_BTC`) in every module:
     E  outputs of a linear map            R  rows of windows in a check
     G  heads of all layers, N * H         U  all tokens so far, of which T are new
 
-`build` makes a model from its settings; `dense` and `stacked` are the two kinds, `packed` holds the N parallel layers
-and `reference` the same in plain loops; `roles` and `count` say what a model consists of and costs; `causality` checks
+`build` makes a model from its settings; `dense` and `stacked` are the two kinds, `packed` holds the N parallel layers,
+`attention` what they attend by, `reference` the same in plain loops; `roles` and `count` say what a model consists of and costs; `causality` checks
 that no position sees a later one; `cache` decodes with a memory; `store` writes and reads weights.
 """

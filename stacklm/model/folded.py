@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stacklm.model.attention import causal_attention
 from stacklm.model.layers import Linear, drawn
-from stacklm.model.packed import causal_attention
 
 
 class PackedMap(nn.Module):

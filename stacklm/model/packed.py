@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stacklm.model.attention import causal_attention
 from stacklm.model.layers import drawn
 
 
@@ -151,15 +152,3 @@ class ParallelLayers(nn.Module):
     def forward(self, x_BTC: Tensor) -> Tensor:
         r_BTND = self.attention(x_BTC)
         return (r_BTND + self.feed_forward(r_BTND)).flatten(2)
-
-
-def causal_attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHD: Tensor) -> Tensor:
-    """softmax(q k / sqrt(K)) v over the positions up to each one's own: [B, T, H, D].
-
-    The narrower of K and D is padded with zeros: the fused kernels want one head dim and never store the T x T maps.
-    """
-    key_dim, features = k_BTHK.shape[-1], v_BTHD.shape[-1]
-    q_BHTK, k_BHTK = (F.pad(part, (0, max(features - key_dim, 0))).transpose(1, 2) for part in (q_BTHK, k_BTHK))
-    v_BHTK = F.pad(v_BTHD, (0, max(key_dim - features, 0))).transpose(1, 2)
-    a_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True, scale=key_dim**-0.5)
-    return a_BHTK.transpose(1, 2)[..., :features]

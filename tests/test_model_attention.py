@@ -1,0 +1,80 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from stacklm.model.attention import QUERIES, blocked_attention, causal_attention, fused_attention
+
+LONG = 2 * QUERIES + 41  # three whole blocks and a part of one
+
+
+def plain_attention(q, k, v):
+    length = q.shape[1]
+    scores = torch.einsum("bthk,bshk->bhts", q, k) / q.shape[-1] ** 0.5
+    weights = scores.masked_fill(torch.ones(length, length, dtype=torch.bool).triu(1), -torch.inf).softmax(-1)
+    return torch.einsum("bhts,bshd->bthd", weights, v)
+
+
+def drawn(length, key_dim, features, dtype=torch.float64):
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 2, length, 3, key_dim, dtype=dtype)
+    return [part.requires_grad_() for part in (q.clone(), k.clone(), torch.randn(2, length, 3, features, dtype=dtype))]
+
+
+def relative_error(found, wanted):
+    return (found - wanted).norm() / wanted.norm()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+@pytest.mark.parametrize(("key_dim", "features"), [(8, 1), (8, 5), (8, 8), (5, 8)])
+@pytest.mark.parametrize("length", [1, 7, LONG])
+@pytest.mark.parametrize("attention", [blocked_attention, causal_attention])
+def test_every_kernel_is_plain_attention(attention, length, key_dim, features, dtype, tolerance):
+    parts = drawn(length, key_dim, features, dtype)
+    found, wanted = attention(*parts), plain_attention(*parts)
+    assert relative_error(found, wanted) < tolerance
+    weight = torch.randn_like(wanted)
+    for ours, theirs in zip(torch.autograd.grad(found, parts, weight), torch.autograd.grad(wanted, parts, weight), strict=True):
+        if length > 1 or theirs.norm() > 0:
+            assert relative_error(ours, theirs) < tolerance
+        else:  # a single position attends to itself whatever its query and key
+            assert ours.norm() == 0
+
+
+def test_many_heads_go_through_in_several_groups(monkeypatch):
+    parts = drawn(7, 8, 5)
+    monkeypatch.setattr("stacklm.model.attention.SCORES", 1)
+    assert relative_error(blocked_attention(*parts), plain_attention(*parts)) < 1e-12
+
+
+def test_blocks_see_nothing_later_to_the_last_bit():
+    q, k, v = (part.detach() for part in drawn(LONG, 8, 5))
+    before = blocked_attention(q, k, v)
+    for t in (0, QUERIES - 1, QUERIES, LONG - 2):
+        changed = [torch.cat([part[:, : t + 1], torch.randn_like(part[:, t + 1 :])], dim=1) for part in (q, k, v)]
+        assert torch.equal(blocked_attention(*changed)[:, : t + 1], before[:, : t + 1])
+
+
+def test_torch_agrees_that_the_operation_is_well_formed():
+    torch.library.opcheck(blocked_attention, tuple(drawn(9, 4, 3)))
+
+
+def test_no_operation_is_spent_on_padding():
+    parts = drawn(LONG, 8, 5, torch.float32)
+    with FlopCounterMode(display=False) as counter:
+        result = causal_attention(*parts)
+        pairs = 2 * 3 * LONG**2  # of queries and keys: torch counts them all, causal or not
+        assert counter.get_total_flops() == 2 * pairs * (8 + 5)
+        result.sum().backward()
+        assert counter.get_total_flops() == 2 * pairs * (8 + 5 + 3 * 8 + 2 * 5)
+
+
+def test_a_number_format_without_blocks_is_padded():
+    parts = [part.bfloat16() for part in drawn(9, 8, 5)]
+    assert relative_error(causal_attention(*parts).double(), plain_attention(*drawn(9, 8, 5))) < 0.02
+
+
+def test_the_fused_kernel_takes_the_device_s_own_way():
+    parts = drawn(9, 8, 8)
+    q, k, v = (part.transpose(1, 2) for part in parts)
+    assert torch.equal(fused_attention(*parts), F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2))
