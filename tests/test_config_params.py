@@ -113,7 +113,7 @@ def test_a_wrong_assignment_changes_nothing(file, assignment, word):
 
 def test_numbers_are_read_as_dvc_reads_them(file):
     file.write_text(file.read_text().replace("peak_lr: 2e-3", "peak_lr: 1e-3"))
-    assert load(file).models["dense"].optimizer.peak_lr == 1e-3
+    assert load(file).models["stacked"].optimizer.peak_lr == 1e-3
 
 
 def test_broken_yaml_and_a_missing_file_are_params_errors(tmp_path):
