@@ -77,13 +77,13 @@ class FoldedAttention(nn.Module):
 
     def project(self, x_BTC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys [B, T, N*H, K], values [B, T, N*H, D]."""
-        parts = (part.shared(x_BTC).flatten(2) for part in (self.query, self.key, self.value))
-        q_BTHK, k_BTHK, v_BTHD = (part.unflatten(2, (self.layers * self.heads, -1)) for part in parts)
+        parts = (part.shared(x_BTC) for part in (self.query, self.key, self.value))
+        q_BTHK, k_BTHK, v_BTHD = (part.unflatten(3, (self.heads, -1)).flatten(2, 3) for part in parts)
         return *self.prepare(q_BTHK, k_BTHK), v_BTHD
 
     def combine(self, a_BTHD: Tensor, x_BTC: Tensor) -> Tensor:
         """r [B, T, N, D] of what N*H heads saw [B, T, N*H, D] and of the residual."""
-        return a_BTHD.unflatten(2, (self.layers, self.heads)).sum(3) + self.reduce.shared(x_BTC)
+        return a_BTHD.unflatten(2, (-1, self.heads)).sum(3) + self.reduce.shared(x_BTC)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         return self.combine(causal_attention(*self.project(x_BTC)), x_BTC)
@@ -113,18 +113,18 @@ class SharedAttention(nn.Module):
 
     def project(self, x_BTC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, T, N*H, K], keys [B, T, H, K], values [B, T, H, C/H]."""
-        q_BTHK = self.query.shared(x_BTC).flatten(2).unflatten(2, (self.layers * self.heads, -1))
+        q_BTHK = self.query.shared(x_BTC).unflatten(3, (self.heads, -1)).flatten(2, 3)
         k_BTHK, v_BTHD = (part(x_BTC).unflatten(2, (self.heads, -1)) for part in (self.key, self.value))
         return *self.prepare(q_BTHK, k_BTHK), v_BTHD
 
     def combine(self, a_BTHD: Tensor, x_BTC: Tensor) -> Tensor:
         """r [B, T, N, D] of what N*H heads saw [B, T, N*H, C/H] and of the residual."""
-        a_BTNC = a_BTHD.unflatten(2, (self.layers, self.heads)).flatten(3)
+        a_BTNC = a_BTHD.unflatten(2, (-1, self.heads)).flatten(3)
         return self.output(a_BTNC) + self.reduce.shared(x_BTC)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         q_BTHK, k_BTHK, v_BTHD = self.project(x_BTC)
-        k_BTHK, v_BTHD = (part.repeat(1, 1, self.layers, 1) for part in (k_BTHK, v_BTHD))
+        k_BTHK, v_BTHD = (part.repeat(1, 1, q_BTHK.shape[2] // self.heads, 1) for part in (k_BTHK, v_BTHD))
         return self.combine(causal_attention(q_BTHK, k_BTHK, v_BTHD), x_BTC)
 
     def flops_per_token(self, attended: float) -> float:

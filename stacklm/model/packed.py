@@ -74,7 +74,7 @@ class PackedAttention(nn.Module):
 
     def queries_and_keys(self, x_BTC: Tensor) -> tuple[Tensor, Tensor]:
         """[B, T, N*H, K] both."""
-        return tuple(part.shared(x_BTC).reshape(*x_BTC.shape[:2], self.layers * self.heads, -1) for part in (self.query, self.key))
+        return tuple(part.shared(x_BTC).unflatten(3, (self.heads, -1)).flatten(2, 3) for part in (self.query, self.key))
 
     def fold_outputs(self) -> Tensor:
         """`W_o,h W_r` of every layer and head, [N, H, D, K]."""
@@ -99,9 +99,9 @@ class FoldedValues(PackedAttention):
         down_NHDK = self.fold_outputs()
         value_NHKC = self.value.weight.unflatten(1, (self.heads, -1))
         value_NHDC = down_NHDK @ value_NHKC
-        v_BTHD = F.linear(x_BTC, value_NHDC.flatten(0, 2)).unflatten(-1, (self.layers * self.heads, -1))
+        v_BTHD = F.linear(x_BTC, value_NHDC.flatten(0, 2)).unflatten(-1, (-1, self.features))
         a_BTHD = causal_attention(*self.queries_and_keys(x_BTC), v_BTHD)
-        a_BTND = a_BTHD.unflatten(2, (self.layers, self.heads)).sum(3)
+        a_BTND = a_BTHD.unflatten(2, (-1, self.heads)).sum(3)
         return a_BTND + self.skip(x_BTC, self.fold_biases(down_NHDK))
 
     def flops_per_token(self, attended: float) -> float:
@@ -115,9 +115,9 @@ class FoldedOutputs(PackedAttention):
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         down_NHDK = self.fold_outputs()
-        v_BTHK = F.linear(x_BTC, self.value.weight.flatten(0, 1)).unflatten(-1, (self.layers * self.heads, -1))
+        v_BTHK = F.linear(x_BTC, self.value.weight.flatten(0, 1)).unflatten(-1, (-1, self.width // self.heads))
         a_BTHK = causal_attention(*self.queries_and_keys(x_BTC), v_BTHK)
-        a_BTNHK = a_BTHK.unflatten(2, (self.layers, self.heads))
+        a_BTNHK = a_BTHK.unflatten(2, (-1, self.heads))
         a_BTND = torch.einsum("btnhk,nhdk->btnd", a_BTNHK, down_NHDK)
         return a_BTND + self.skip(x_BTC, self.fold_biases(down_NHDK))
 
