@@ -115,5 +115,5 @@ def _flow(name: str, wanted: list[Stage]) -> Flow:
 
 FLOWS = {item.name: _flow(item.name, _with_upstream(item.name)) for item in STAGES} | {"pretrain": _flow("pretrain", list(STAGES))}
 
-pretrain, download, tokenizer = FLOWS["pretrain"], FLOWS["download"], FLOWS["tokenizer"]
-shards, evaluate, compare = FLOWS["shards"], FLOWS["evaluate"], FLOWS["compare"]
+pretrain, download, tokenizer, shards = FLOWS["pretrain"], FLOWS["download"], FLOWS["tokenizer"], FLOWS["shards"]
+audit, evaluate, compare = FLOWS["audit"], FLOWS["evaluate"], FLOWS["compare"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -31,7 +32,7 @@ class Cache(StrEnum):
 
 @app.command("run-flow")
 def run_flow(
-    name: Annotated[str, typer.Argument(help="pretrain (everything); or download, tokenizer, shards, evaluate, compare.")],
+    name: Annotated[str, typer.Argument(help="pretrain (everything); or download, tokenizer, shards, audit, evaluate, compare.")],
     set_: Set = None,
 ) -> None:
     """Run the pipeline as a Prefect flow: models side by side, cached tasks, seen in Prefect's UI."""
@@ -101,6 +102,30 @@ def params(set_: Set = None) -> None:
     from stacklm.config.schema import plain
 
     YAML().dump(plain(load(_project(set_).params_file)), sys.stdout)
+
+
+@app.command()
+def audit(
+    folder: Annotated[Path | None, typer.Argument(help="A model's folder; left out, the models of params.yaml.")] = None,
+    model: Annotated[str | None, typer.Option(help="One model of params.yaml.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the certificates; by default .stacklm/audits.")] = None,
+) -> None:
+    """Prove that models see no token that they are to predict, and write certificates. The exit code is 1 where that fails."""
+    from stacklm.audit.audit import audit_folder, audit_model, show
+    from stacklm.config.params import load
+    from stacklm.model.build import ModelConfig
+
+    if folder:
+        passed = [show(audit_folder(folder), f"audit {folder}", (out or Path(".stacklm/audits")) / f"{folder.resolve().name}.json")]
+    else:
+        project = _project()
+        params = load(project.params_file)
+        passed = []
+        for name in _chosen(params, model):
+            config = ModelConfig(params.models[name].architecture, params.tokenizer.vocab_size, params.train.context)
+            found = audit_model(config, _paths(project, "pretrain", name)["trained"])
+            passed.append(show(found, f"audit {name}", (out or project.state / "audits") / f"{name}.json"))
+    raise typer.Exit(0 if all(passed) else 1)
 
 
 @app.command()

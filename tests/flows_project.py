@@ -19,7 +19,7 @@ from stacklm.pipeline.stages import STAGES, Stage
 
 EVERYTHING = [
     *("inputs", "download", "tokenizer", "shards"),
-    *("pretrain@stacked", "pretrain@dense", "evaluate@stacked", "evaluate@dense", "compare"),
+    *("audit@stacked", "audit@dense", "pretrain@stacked", "pretrain@dense", "evaluate@stacked", "evaluate@dense", "compare"),
 ]
 
 WORK = '''\

@@ -33,7 +33,7 @@ NAMES = {
 def test_our_models_are_certified_and_equally_so_each_time(kind):
     found = certify(config(kind))
     assert found.passed and not found.faults
-    assert len(found.checks) == 20
+    assert len(found.checks) == 22
     assert {check.of for check in found.checks} == {"fresh weights", "briefly trained weights", "batches and loss", "learning"}
     assert found == certify(config(kind))
 
@@ -68,7 +68,7 @@ def test_a_folder_is_audited_with_the_weights_in_it(kind, tmp_path):
     save_model(tmp_path, made(kind), ARCHITECTURES[kind], VOCAB, CONTEXT)
     found = audit_folder(tmp_path)
     assert found.passed
-    assert found.checks[8].of == "trained weights"
+    assert found.checks[9].of == "trained weights"
     assert found.subject == plain(config(kind))
 
 
@@ -83,7 +83,7 @@ def test_the_stage_writes_the_certificate_of_the_model_it_was_given(kind, tmp_pa
     assert [check["name"] for check in record["checks"][:3]] == ["finite", "pairs", "past"]
     assert record["checks"][1]["claim"] == "no logit changes, to the last bit, with any token after its position"
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
-    assert f"audit {kind}: all 20 checks passed" in capsys.readouterr().out
+    assert f"audit {kind}: all 22 checks passed" in capsys.readouterr().out
 
 
 def test_the_stage_fails_with_the_fault_and_writes_nothing(tmp_path, monkeypatch, capsys):

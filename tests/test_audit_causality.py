@@ -19,7 +19,7 @@ from audit_faults import (
 )
 from torch import nn
 
-from stacklm.audit.causality import CHECKS, cached, finite, gradients, modes, pairs, past, prefix, rows
+from stacklm.audit.causality import CHECKS, cached, context, finite, gradients, modes, pairs, past, prefix, rows
 from stacklm.audit.certificate import Fault
 from stacklm.audit.probe import Probe
 from stacklm.model.build import build
@@ -44,6 +44,7 @@ def test_findings_are_measurements(kind):
     assert pairs(found) == "45 pairs of 10 positions, in both modes"
     assert past(found) == "45 of 45 pairs of a position and one before it, token by token"
     assert gradients(found) == "45 of 45 earlier inputs reached, no later one"
+    assert context(found) == "9 cuts of 10 tokens, in both modes"
     assert ("stack inputs" in cached(found)) is (kind == "stacked")
 
 
@@ -152,6 +153,38 @@ def test_positions_that_ignore_the_past_are_named(kind):
 def test_rows_of_a_batch_that_mix_are_named(kind):
     with pytest.raises(Fault, match=r"^batch rows mix: in training mode row 0 of 8 changes with the other rows"):
         rows(probe(kind, behind_the_embedding(Echo)))
+
+
+@both_kinds
+def test_a_leak_that_only_long_windows_have_is_named(kind):
+    class LateLeak(nn.Module):
+        """From position 40 on, sees one token ahead."""
+
+        def forward(self, x_BTC):
+            return torch.cat([x_BTC[:, :40], x_BTC[:, 40:] + x_BTC[:, 40:].roll(-1, dims=1)], dim=1)
+
+    class LateGradient(torch.autograd.Function):
+        """Right forwards and wrong backwards."""
+
+        @staticmethod
+        def forward(context, x_BTC):
+            return x_BTC.clone()
+
+        @staticmethod
+        def backward(context, gradient_BTC):
+            return LateLeak()(gradient_BTC.flip(1)).flip(1) if gradient_BTC.shape[1] > 40 else gradient_BTC
+
+    model = build(ARCHITECTURES[kind], VOCAB, 64)
+    assert context(Probe(model, VOCAB, 64)) == "16 cuts of 64 tokens, in both modes"
+    norm = model.embedding_norm
+    model.embedding_norm = nn.Sequential(norm, LateLeak())
+    assert pairs(Probe(model, VOCAB, 64))
+    with pytest.raises(Fault, match=r"^a leak in a window of 64: in training mode features before position 42 change with later"):
+        context(Probe(model, VOCAB, 64))
+    norm.register_forward_hook(lambda module, inputs, outputs: LateGradient.apply(outputs))
+    model.embedding_norm = norm
+    with pytest.raises(Fault, match=r"^a leak in a window of 64: gradients of features before position \d+ reach later tokens"):
+        context(Probe(model, VOCAB, 64))
 
 
 @both_kinds

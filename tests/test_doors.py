@@ -22,6 +22,8 @@ EVERYTHING = [
     "download",
     "tokenizer",
     "shards",
+    "audit@stacked",
+    "audit@dense",
     "pretrain@stacked",
     "pretrain@dense",
     "evaluate@stacked",
@@ -115,7 +117,7 @@ def test_a_new_entry_in_models_trains_just_that_model(checkout, door):
     entry = "  small:\n    architecture: {kind: dense, width: 8, heads: 1, layers: 1, hidden: 8}\n"
     checkout.project.params_file.write_text(text.replace("models:\n", f"models:\n{entry}"))
     DOORS[door](checkout)
-    assert ran(checkout)[before:] == ["pretrain@small", "evaluate@small", "compare"]
+    assert ran(checkout)[before:] == ["audit@small", "pretrain@small", "evaluate@small", "compare"]
     assert "small" in (checkout.root / "out/comparison.json").read_text()
 
 
@@ -193,14 +195,14 @@ def test_a_flow_waits_for_a_running_dvc_repro(checkout):
     printed = flow(checkout)
     assert "waiting for `dvc repro`" in printed
     assert running.wait(timeout=240) == 0
-    assert sorted(ran(checkout)[before:]) == sorted(EVERYTHING[4:])
+    assert sorted(ran(checkout)[before:]) == sorted(EVERYTHING[6:])
 
 
 def test_temporary_and_queued_experiments(checkout):
     made, before = outputs(checkout), len(ran(checkout))
     checkout.run("dvc", "exp", "run", "--temp", "-S", "train.steps=14", "-n", "longer")
     assert outputs(checkout) == made, "the checkout itself is untouched"
-    assert sorted(ran(checkout)[before:]) == sorted(EVERYTHING[4:])
+    assert sorted(ran(checkout)[before:]) == sorted(EVERYTHING[6:])
     checkout.run("dvc", "exp", "run", "--queue", "-S", "models.dense.optimizer.peak_lr=4e-3", "-n", "faster")
     checkout.run("dvc", "exp", "run", "--run-all", "-j", "1")
     wait_for(lambda: "faster" in checkout.run("dvc", "exp", "list", "--name-only"), 120)
@@ -210,6 +212,18 @@ def test_temporary_and_queued_experiments(checkout):
     flow(checkout)
     assert len(ran(checkout)) == count
     assert "steps: 14" in checkout.project.params_file.read_text()
+
+
+def test_a_model_that_sees_the_future_stops_the_pipeline(checkout):
+    before, made = len(ran(checkout)), outputs(checkout)
+    code = checkout.root / "stacklm/model/dense.py"
+    assert "is_causal=True" in code.read_text()
+    code.write_text(code.read_text().replace("is_causal=True", "is_causal=False"))
+    printed = repro(checkout, check=False)
+    assert "pairs of fresh weights: no mask, or a normalisation over time: every position sees all later tokens" in printed
+    assert "the first module to let them in is `blocks.0.attention` (Attention)" in printed
+    assert not {"pretrain@dense", "compare"} & set(ran(checkout)[before:])
+    assert outputs(checkout)["out/models/dense/model.safetensors"] == made["out/models/dense/model.safetensors"]
 
 
 def test_lost_cache_and_outputs_are_recomputed_to_the_same_bytes(checkout):

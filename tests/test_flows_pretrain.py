@@ -23,15 +23,16 @@ def pretrain(monkeypatch, prefect_home):
 
 def test_every_flow_brings_up_to_date_what_its_stage_needs(pretrain):
     wanted = {name: flow.description.partition(": ")[2] for name, flow in pretrain.FLOWS.items()}
-    everything = "inputs, download, tokenizer, shards, pretrain, evaluate, compare"
+    everything = "inputs, download, tokenizer, shards, audit, pretrain, evaluate, compare"
     assert wanted["pretrain"] == wanted["compare"] == everything
     assert wanted["download"] == "inputs, download"
     assert wanted["shards"] == "inputs, download, tokenizer, shards"
+    assert wanted["audit"] == "inputs, download, tokenizer, shards, audit"
     assert wanted["evaluate"] == everything.removesuffix(", compare")
 
 
 def test_the_flows_can_be_deployed_by_name(pretrain):
-    for name in ("pretrain", "download", "tokenizer", "shards", "evaluate", "compare"):
+    for name in ("pretrain", "download", "tokenizer", "shards", "audit", "evaluate", "compare"):
         assert getattr(pretrain, name).name == name
 
 

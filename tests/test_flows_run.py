@@ -69,15 +69,15 @@ def test_a_failure_stops_only_what_needs_it_and_is_told_in_the_words_of_the_stag
     run = flow_runs(project, prefect_server)[-1]
     states = task_states(prefect_server, run)
     assert run["state_name"] == "Failed"
-    assert [states[a] for a in EVERYTHING[4:]] == ["Failed", "Completed", "NotReady", "Completed", "NotReady"]
+    assert [states[a] for a in EVERYTHING[6:]] == ["Failed", "Completed", "NotReady", "Completed", "NotReady"]
 
 
 def test_a_flow_shows_its_progress_and_the_comparison(made, prefect_server):
     flow(made, prefect_server)
     run = flow_runs(made, prefect_server)[-1]
-    assert (run["state_name"], run["state"]["message"]) == ("Completed", "9 stages up to date")
+    assert (run["state_name"], run["state"]["message"]) == ("Completed", "11 stages up to date")
     artifacts = {a["key"]: a for a in ask(prefect_server, "artifacts/filter", flow_runs={"id": {"any_": [run["id"]]}})}
-    assert [artifacts["stages"][key] for key in ("type", "data", "description")] == ["progress", 100, "9 of 9 stages"]
+    assert [artifacts["stages"][key] for key in ("type", "data", "description")] == ["progress", 100, "11 of 11 stages"]
     assert artifacts["comparison"]["description"] == "dense is the best"
     assert '"test bits per byte": 1.5' in artifacts["comparison"]["data"]
     assert artifacts["report"]["data"] == "# Report\n\nThe end.\n"
@@ -101,7 +101,7 @@ def test_a_stage_flow_runs_that_stage_and_what_it_needs(prefect_server, tmp_path
 
 def test_an_unknown_flow_is_refused_with_the_known_names(made, prefect_server):
     printed = flow(made, prefect_server, "pretrian", check=False)
-    assert "no flow 'pretrian'; the flows are compare, download, " in printed
+    assert "no flow 'pretrian'; the flows are audit, compare, download, " in printed
 
 
 def test_a_server_of_the_user_that_does_not_answer_is_named(made):

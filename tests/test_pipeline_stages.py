@@ -62,6 +62,7 @@ def test_order_respects_what_each_stage_reads():
         assert upstream(entry) <= seen | {entry.name}
         seen.add(entry.name)
     assert upstream(stage("compare")) == {"pretrain", "evaluate", "shards"}
+    assert upstream(stage("pretrain")) == {"audit", "shards"}
     assert [entry.address(model) for entry, model in instances({"a": None, "b": None}) if entry.name == "pretrain"] == [
         "pretrain@a",
         "pretrain@b",

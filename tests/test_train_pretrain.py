@@ -6,12 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
-from train_files import MODELS, TRAIN, Lab
+from train_files import MODELS, TRAIN, Lab, write_certificate
 
 from stacklm.config.schema import ParamsError
 from stacklm.files import read_jsonl
-from stacklm.model.causality import CausalityError
 from stacklm.train import pretrain as module
 
 STEP = "stacklm.data.batches:TrainBatches.batch"
@@ -102,35 +100,23 @@ def test_a_checkpoint_of_other_settings_is_refused(lab: Lab) -> None:
         assert change in message
 
 
+def untrained(folder: Path) -> dict[str, Path]:
+    """Outputs of a training that does not come to be."""
+    return {name: folder / name for name in ("trained", "timing", "work")}
+
+
 def test_too_little_text_for_one_batch_is_refused_with_the_numbers(lab: Lab, tmp_path: Path) -> None:
+    config = replace(TRAIN, context=900, batch_size=8, micro_batch=8)
+    certificate = write_certificate(tmp_path / "certificate.json", MODELS["dense"], 900)
     with pytest.raises(ParamsError, match=r"4,000 tokens, 4 windows of 900, but a batch takes train.batch_size = 8"):
-        module.pretrain(
-            replace(TRAIN, context=900, batch_size=8, micro_batch=8),
-            MODELS["dense"],
-            lab.shards,
-            trained=tmp_path / "trained",
-            timing=tmp_path / "timing",
-            work=tmp_path / "work",
-        )
+        module.pretrain(config, MODELS["dense"], lab.shards, certificate, **untrained(tmp_path))
 
 
-def test_a_model_that_sees_the_future_is_not_trained(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Backwards(torch.nn.Module):
-        """Reads its input from the end, so that the first position sees the last token."""
-
-        def __init__(self, *arguments) -> None:
-            super().__init__()
-            self.model = build(*arguments)
-            self.head = self.model.head
-
-        def features(self, ids_BT: torch.Tensor) -> torch.Tensor:
-            return self.model.features(ids_BT.flip(1)).flip(1)
-
-        def forward(self, ids_BT: torch.Tensor) -> torch.Tensor:
-            return self.head(self.features(ids_BT))
-
-    build = module.build
-    monkeypatch.setattr(module, "build", Backwards)
-    monkeypatch.setattr(module, "train", lambda run: pytest.fail("it was trained"))
-    with pytest.raises(CausalityError):
-        module.pretrain(TRAIN, MODELS["dense"], lab.shards, trained=tmp_path / "t", timing=tmp_path / "c", work=tmp_path / "w")
+@pytest.mark.parametrize(
+    ("model", "passed", "why"), [("dense", False, "says that it is not causal"), ("stacked", True, "is about another model")]
+)
+def test_a_model_without_a_certificate_is_not_trained(lab: Lab, tmp_path: Path, model: str, passed: bool, why: str) -> None:
+    certificate = write_certificate(tmp_path / "certificate.json", MODELS[model], TRAIN.context, passed)
+    with pytest.raises(module.NotCertifiedError, match=rf"certificate.json {why}, so it is not trained; run the stage `audit`"):
+        module.pretrain(TRAIN, MODELS["dense"], lab.shards, certificate, **untrained(tmp_path))
+    assert not (tmp_path / "work").exists()

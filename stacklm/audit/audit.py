@@ -16,9 +16,9 @@ from stacklm.audit.probe import LONGEST, Probe
 from stacklm.config.model import Architecture
 from stacklm.config.schema import plain
 from stacklm.data.shards import Shards
-from stacklm.files import write_json
+from stacklm.files import read_json, write_json
 from stacklm.model.build import ModelConfig, build
-from stacklm.model.store import load_model
+from stacklm.model.store import CONFIG, load_model
 from stacklm.train.machine import prepare
 
 THREADS = 1
@@ -40,6 +40,20 @@ def audit_folder(folder: Path) -> Certificate:
     """The certificate of the trained model in a folder. Raises what `load_model` raises."""
     model, config = load_model(folder)
     return certify(config, model)
+
+
+def audit_model(config: ModelConfig, trained: Path) -> Certificate:
+    """The certificate of a model with the weights in `trained`, if there are any and they are of this very model."""
+    if (trained / CONFIG).exists() and read_json(trained / CONFIG) == plain(config):
+        return audit_folder(trained)
+    return certify(config)
+
+
+def show(found: Certificate, title: str, file: Path) -> bool:
+    """Print a certificate, write it to a file (JSON), and say whether it was passed."""
+    print(f"{found.table(title)}\n  written to {file}")
+    write_json(file, found.plain())
+    return found.passed
 
 
 def certify(

@@ -6,12 +6,14 @@ from contextlib import suppress
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from stacklm.audit.certificate import Fault, claims
 from stacklm.audit.probe import MODES, ROWS, Probe
 from stacklm.model.cache import INPUTS, KEYS_AND_VALUES, Decoder, Leaves
 
+CUTS = 16
+"""Places at which a whole context is cut: kernels work in blocks, and most leaks of theirs are within one."""
 TOLERANCE = 1e-4
 """Of the largest logit: for equal sums that are added in another order, far above rounding and far below a token's effect."""
 
@@ -57,6 +59,26 @@ def gradients(probe: Probe) -> str:
     return f"{int(reaches_TT.tril(-1).sum())} of {probe.length * (probe.length - 1) // 2} earlier inputs reached, no later one"
 
 
+@claims("over the whole context, features before a cut do not change with the tokens after it, nor do their gradients reach them")
+def context(probe: Probe) -> str:
+    length = len(probe.whole)
+    cuts = sorted({max(1, length * (2 * i + 1) // (2 * CUTS)) for i in range(CUTS)})
+    place = torch.arange(length, device=probe.device)
+    for mode in MODES:
+        base = probe.features(probe.whole[None], mode)
+        for cut in cuts:
+            after = torch.where(place < cut, probe.whole, probe.other_whole)
+            if not torch.equal(probe.features(after[None], mode)[:, :cut], base[:, :cut]):
+                raise Fault(
+                    f"a leak in a window of {length}: in {mode} mode features before position {cut} change with later tokens"
+                )
+    for cut in cuts:
+        reached_1T = probe.gradients(probe.whole[None], lambda x_1TW, cut=cut: x_1TW[:, :cut].square().sum())
+        if reached_1T[:, cut:].any():
+            raise Fault(f"a leak in a window of {length}: gradients of features before position {cut} reach later tokens")
+    return f"{len(cuts)} cuts of {length} tokens, in both modes"
+
+
 @claims("the logits of a window cut short are those of the whole window")
 def prefix(probe: Probe) -> str:
     whole_TV = probe.logits(probe.ids_T[None], "evaluation")[0]
@@ -99,7 +121,7 @@ def modes(probe: Probe) -> str:
     return f"{probe.length} positions"
 
 
-CHECKS = (finite, pairs, past, gradients, prefix, cached, rows, modes)
+CHECKS = (finite, pairs, past, gradients, context, prefix, cached, rows, modes)
 
 
 def pattern(leaks_TT: Tensor, sees_TT: Tensor) -> str:
@@ -118,20 +140,12 @@ def pattern(leaks_TT: Tensor, sees_TT: Tensor) -> str:
 
 def _reach(probe: Probe, rows: Tensor) -> Tensor:
     """Which inputs the losses at some positions have a gradient for, bool [R, T]; each loss has a row of the batch to itself."""
-    inputs: list[Tensor] = []
 
-    def leaf(module: nn.Module, arguments: object, x_BTC: Tensor) -> Tensor:
-        inputs.append(x_BTC.detach().requires_grad_())
-        return inputs[-1]
+    def loss(x_RTW: Tensor) -> Tensor:
+        logits_RV = probe.model.head(x_RTW[torch.arange(len(rows), device=rows.device), rows])
+        return F.cross_entropy(logits_RV, probe.other_T[rows], reduction="sum")
 
-    hook = probe.model.embedding.register_forward_hook(leaf)
-    try:
-        logits_RTV = probe.model.train()(probe.ids_T.repeat(len(rows), 1))
-    finally:
-        hook.remove()
-    at_RV = logits_RTV[torch.arange(len(rows), device=rows.device), rows]
-    (gradient_RTC,) = torch.autograd.grad(F.cross_entropy(at_RV, probe.other_T[rows], reduction="sum"), inputs)
-    return (gradient_RTC != 0).any(dim=-1)
+    return probe.gradients(probe.ids_T.repeat(len(rows), 1), loss)
 
 
 def _decoded(probe: Probe, whole_TV: Tensor, leaves: Leaves, kind: str) -> float:

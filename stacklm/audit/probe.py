@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import NamedTuple
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 LONGEST = 32
-"""Windows of this many tokens show a wrong mask as well as long ones do."""
+"""Tokens of the window in which every pair of positions is looked at."""
 ROWS = 8
 """Windows that are run at once: few, because a large vocabulary makes large logits."""
 MODES = {"training": True, "evaluation": False}
@@ -26,7 +26,7 @@ class Call(NamedTuple):
 
 
 class Probe:
-    """A model that is taken over, a window of T tokens, and another token for each of its places.
+    """A model that is taken over, tokens for its whole context, another one for each of their places, and a window of T of them.
 
     Its dropout is turned off. Parameters that are wholly zero, as output projections are at the start, would hide what lies
     before them: they get random values. Tokens are changed rather than made NaN, because a correct softmax multiplies
@@ -41,9 +41,10 @@ class Probe:
         self.device = next(model.parameters()).device
         self.model = model
         self._prepare(generator)
-        ids_T = torch.randint(vocab_size, (self.length,), generator=generator)
-        other_T = (ids_T + torch.randint(1, vocab_size, (self.length,), generator=generator)) % vocab_size
-        self.ids_T, self.other_T = ids_T.to(self.device), other_T.to(self.device)
+        ids = torch.randint(vocab_size, (context,), generator=generator)
+        other = (ids + torch.randint(1, vocab_size, (context,), generator=generator)) % vocab_size
+        self.whole, self.other_whole = ids.to(self.device), other.to(self.device)
+        self.ids_T, self.other_T = self.whole[: self.length], self.other_whole[: self.length]
         self.position_T = torch.arange(self.length, device=self.device)
 
     def _prepare(self, generator: torch.Generator) -> None:
@@ -56,9 +57,30 @@ class Probe:
                     parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
 
     @torch.no_grad()
+    def features(self, ids_BT: Tensor, mode: str) -> Tensor:
+        """Features [B, T, W] of windows."""
+        return self.model.train(MODES[mode]).features(ids_BT)
+
+    @torch.no_grad()
     def logits(self, ids_RT: Tensor, mode: str) -> Tensor:
         """Logits [R, T, V] of windows, all at once."""
         return self.model.train(MODES[mode])(ids_RT)
+
+    def gradients(self, ids_BT: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:
+        """Where a number made of the features, in training mode, has gradients for the embedded inputs, bool [B, T]."""
+        inputs: list[Tensor] = []
+
+        def leaf(module: nn.Module, arguments: object, x_BTC: Tensor) -> Tensor:
+            inputs.append(x_BTC.detach().requires_grad_())
+            return inputs[-1]
+
+        hook = self.model.embedding.register_forward_hook(leaf)
+        try:
+            value = objective(self.model.train().features(ids_BT))
+        finally:
+            hook.remove()
+        (gradient_BTC,) = torch.autograd.grad(value, inputs)
+        return (gradient_BTC != 0).any(dim=-1)
 
     def changed(self, places_RT: Tensor, mode: str) -> Tensor:
         """Where logits differ to the bit from those of the window when its tokens at the given places are others, bool [R, T].

@@ -12,6 +12,6 @@ Dimension letters, carried as suffixes of names (`x_BTC`) in every module:
     G  heads of all layers, N * H         U  all tokens so far, of which T are new
 
 `build` makes a model from its settings; `dense` and `stacked` are the two kinds, `packed` holds the N parallel layers,
-`attention` what they attend by, `reference` the same in plain loops; `roles` and `count` say what a model consists of and costs; `causality` checks
-that no position sees a later one; `cache` decodes with a memory; `store` writes and reads weights.
+`attention` what they attend by, `reference` the same in plain loops; `roles` and `count` say what a model consists of and
+costs; `cache` decodes with a memory; `store` writes and reads weights.
 """

@@ -12,9 +12,8 @@ from stacklm.config.schema import ParamsError, plain
 from stacklm.config.train import Train
 from stacklm.data.batches import TrainBatches
 from stacklm.data.shards import Shards
-from stacklm.files import read_jsonl, sha256
-from stacklm.model.build import build
-from stacklm.model.causality import check_causality
+from stacklm.files import read_json, read_jsonl, sha256
+from stacklm.model.build import ModelConfig, build
 from stacklm.model.count import count
 from stacklm.model.store import save_model
 from stacklm.train.machine import prepare
@@ -23,21 +22,25 @@ from stacklm.train.trainer import METRICS, TIMING, Run, train
 from stacklm.train.validate import validate
 
 
-def pretrain(config: Train, model: Model, shards: Path, trained: Path, timing: Path, work: Path) -> None:
+class NotCertifiedError(RuntimeError):
+    """A model that no audit has found to be causal."""
+
+
+def pretrain(config: Train, model: Model, shards: Path, certificate: Path, trained: Path, timing: Path, work: Path) -> None:
     """Train one model on the train split; write the folder `trained` and the file `timing`.
 
     A killed run goes on from the last checkpoint in `work`, and on a CPU ends in the same bytes as one that was not
-    killed. Raises `ParamsError` if the settings do not fit the data, `CausalityError` if the model could see the tokens
-    it is to predict, and what `train` raises.
+    killed. Raises `ParamsError` if the settings do not fit the data, `NotCertifiedError` unless the certificate says that this
+    very model can not see the tokens it is to predict, and what `train` raises.
     """
     name = f"pretrain {model.architecture.kind}"
     device = prepare(config.device, config.threads)
     data = Shards.open(shards)
     _check_windows(config, data.splits["train"]["tokens"])
+    _check_certificate(certificate, ModelConfig(model.architecture, data.vocab_size, config.context))
     train_stream, valid_stream = data.split("train"), data.split("valid")
     torch.manual_seed(config.seed)
     network = build(model.architecture, data.vocab_size, config.context).to(device)
-    check_causality(network, data.vocab_size, config.context)
     train(
         Run(
             name=name,
@@ -71,3 +74,10 @@ def _check_windows(config: Train, tokens: int) -> None:
             f"train.context: the train split has {tokens:,} tokens, {windows} windows of {config.context}, but a batch takes "
             f"train.batch_size = {config.batch_size} of them; shorten the context, shrink the batch or give more text"
         )
+
+
+def _check_certificate(path: Path, subject: ModelConfig) -> None:
+    certificate = read_json(path)
+    if not certificate["passed"] or certificate["subject"] != plain(subject):
+        about = "says that it is not causal" if not certificate["passed"] else "is about another model"
+        raise NotCertifiedError(f"{path} {about}, so it is not trained; run the stage `audit` for it again")
