@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from model_family import VARIANTS
 from torch import nn
 
-from stacklm.config.model import Dense, Stack, Stacked
+from stacklm.config.model import Dense, PublishedAttention, Stack, Stacked
 from stacklm.model.build import build
 from stacklm.model.cache import INPUTS, KEYS_AND_VALUES, Decoder
 
@@ -101,8 +102,24 @@ def test_more_than_the_context_is_an_error_with_the_numbers():
 
 
 def test_inputs_are_not_enough_where_keys_know_their_positions():
-    with pytest.raises(ValueError, match="inputs of Attention are not enough to decode: its keys know their positions"):
+    with pytest.raises(ValueError, match="inputs of Attention are not enough to decode: its keys are prepared, or shared"):
         Decoder(made(DENSE), CONTEXT, INPUTS)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_inputs_are_enough_for_exactly_the_variants_with_plain_keys_of_their_own(name):
+    attention = VARIANTS[name].attention
+    plain = isinstance(attention, PublishedAttention) or not (
+        attention.rotary or attention.qk_norm or attention.keys_values == "stack"
+    )
+    model = made(VARIANTS[name]).double()
+    if plain:
+        decoder = Decoder(model, CONTEXT, INPUTS)
+        features = torch.cat([decoder.features(piece) for piece in ids().split([5, 1, 1, 5], dim=1)], dim=1)
+        torch.testing.assert_close(features, model.features(ids()), rtol=1e-11, atol=1e-11)
+    else:
+        with pytest.raises(ValueError, match="are not enough to decode"):
+            Decoder(model, CONTEXT, INPUTS)
 
 
 def test_a_model_in_training_mode_is_refused():

@@ -4,8 +4,8 @@ A decoder is the model's own tree of modules with the same parameters. Only the 
 they keep what they need of the tokens so far. Two things can be kept:
 
     KEYS_AND_VALUES   of every head: works for every model
-    INPUTS            x_s alone, C numbers a stack. Without rotary positions every key and value is a linear map of it, so
-                      the maps move onto the query and behind the sum: (x W_q) . (x_u W_k) = (x W_q W_k^T) . x_u
+    INPUTS            x_s alone, C numbers a stack. Where keys are neither turned nor normed they are a linear map of it, as
+                      values are, so the maps move onto the query and behind the sum: (x W_q) . (x_u W_k) = (x W_q W_k^T) . x_u
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stacklm.model.dense import Attention
-from stacklm.model.folded import FoldedAttention, SharedAttention
+from stacklm.model.folded import FoldedAttention, PackedMap, Prepare, SharedAttention
 from stacklm.model.packed import FoldedOutputs, FoldedValues, PackedAttention
 from stacklm.model.positions import Positions
 from stacklm.model.wiring import ShortConvolution
@@ -76,7 +76,7 @@ class CountingPositions(nn.Module):
 
 
 class DenseKeysAndValues(nn.Module):
-    """Keys, turned to their positions, and values: 2*C numbers a token."""
+    """Keys, turned to their positions, and values: 2*C numbers a token and layer."""
 
     def __init__(self, attention: Attention, cache: Cache) -> None:
         super().__init__()
@@ -89,40 +89,76 @@ class DenseKeysAndValues(nn.Module):
         return self.attention.output(a_BHTK.transpose(1, 2).flatten(2))
 
 
-class PackedKeysAndValues(nn.Module):
-    """Keys and folded values of the N*H = G heads of a stack: N*C + N*H*D numbers a token."""
+class FoldedOnce(nn.Module):
+    """Published attention with the parts of a folded one: what follows the softmax is multiplied once, not for each token."""
 
-    def __init__(self, attention: PackedAttention, cache: Cache) -> None:
+    def __init__(self, attention: PackedAttention) -> None:
         super().__init__()
         self.attention = attention
-        self.value_GDC, self.bias_ND = folded(attention)
-        self.keys, self.values = cache.past(), cache.past()
+        self.heads, self.query, self.key, self.prepare = attention.heads, attention.query, attention.key, Prepare()
+        with torch.device("meta"):  # nothing is drawn
+            self.value = PackedMap(attention.layers, attention.width, attention.heads * attention.features)
+        with torch.no_grad():
+            down_NHDK = attention.fold_outputs()
+            value_NHDC = down_NHDK @ attention.value.weight.unflatten(1, (attention.heads, -1))
+            self.value.weight = nn.Parameter(value_NHDC.flatten(1, 2))
+            self.bias_ND = attention.fold_biases(down_NHDK)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        q_BGTK, k_BGTK = (part.transpose(1, 2) for part in self.attention.queries_and_keys(x_BTC))
-        v_BGTD = F.linear(x_BTC, self.value_GDC.flatten(0, 1)).unflatten(-1, self.value_GDC.shape[:2]).transpose(1, 2)
-        a_BGTD = attend(q_BGTK, self.keys.extend(k_BGTK), self.values.extend(v_BGTD))
-        a_BTND = a_BGTD.transpose(1, 2).unflatten(2, (self.attention.layers, self.attention.heads)).sum(3)
-        return a_BTND + self.attention.skip(x_BTC, self.bias_ND)
+        return self.attention(x_BTC)
+
+    def project(self, x_BTC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys [B, T, G, K], values [B, T, G, D]."""
+        v_BTGD = self.value.shared(x_BTC).unflatten(3, (self.heads, -1)).flatten(2, 3)
+        return *self.attention.queries_and_keys(x_BTC), v_BTGD
+
+    def combine(self, a_BTGD: Tensor, x_BTC: Tensor) -> Tensor:
+        """r [B, T, N, D] of what all heads saw and of the residual."""
+        return a_BTGD.unflatten(2, (-1, self.heads)).sum(3) + self.attention.skip(x_BTC, self.bias_ND)
 
 
-class ProjectedKeysAndValues(nn.Module):
-    """Keys, as prepared, and values: of all N*H heads, or of the H that the layers of a stack share."""
+Folded = FoldedOnce | FoldedAttention
 
-    def __init__(self, attention: FoldedAttention | SharedAttention, cache: Cache) -> None:
+
+class KeysAndValues(nn.Module):
+    """Keys, as prepared, and values: N*H*(K + D) numbers a token and stack, or H*K + C where its layers share them."""
+
+    def __init__(self, attention: Folded | SharedAttention, cache: Cache) -> None:
         super().__init__()
         self.attention = remembering(attention, {Positions: CountingPositions}, cache)
         self.keys, self.values = cache.past(), cache.past()
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         q_BGTK, k_BHTK, v_BHTD = (part.transpose(1, 2) for part in self.attention.project(x_BTC))
-        k_BHUK, v_BHUD = self.keys.extend(k_BHTK), self.values.extend(v_BHTD)
-        # queries of the same keys stand below each other, so that what is kept is not copied for each of them
-        q_BHRK = q_BGTK.unflatten(1, (-1, k_BHUK.shape[1])).transpose(1, 2).flatten(2, 3)
-        mask_RU = seen(q_BGTK.shape[2], k_BHUK.shape[2], x_BTC.device).repeat(q_BGTK.shape[1] // k_BHUK.shape[1], 1)
-        a_BHRD = F.scaled_dot_product_attention(q_BHRK, k_BHUK, v_BHUD, attn_mask=mask_RU)
-        a_BGTD = a_BHRD.unflatten(2, (-1, q_BGTK.shape[2])).transpose(1, 2).flatten(1, 2)
+        a_BGTD = attend(q_BGTK, self.keys.extend(k_BHTK), self.values.extend(v_BHTD))
         return self.attention.combine(a_BGTD.transpose(1, 2), x_BTC)
+
+
+class Inputs(nn.Module):
+    """The input of a stack alone, C numbers a token: all G heads attend to it as to the keys and values of a single one.
+
+    Raises `ValueError` where keys are prepared, by rotations or norms, and so no linear map of it.
+    """
+
+    def __init__(self, attention: Folded, cache: Cache) -> None:
+        super().__init__()
+        if len(attention.prepare):
+            refuse(attention, cache)
+        self.attention = attention
+        self.key_GKC, self.value_GDC = (
+            part.weight.detach().unflatten(1, (attention.heads, -1)).flatten(0, 1) for part in (attention.key, attention.value)
+        )
+        self.inputs = cache.past()
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        x_BUC = self.inputs.extend(x_BTC)
+        if x_BUC.shape == x_BTC.shape:  # nothing came before: the keys and values of all are used here and now
+            return self.attention(x_BTC)
+        q_BTGK = self.attention.query.shared(x_BTC).unflatten(3, (self.attention.heads, -1)).flatten(2, 3)
+        q_BGTC = torch.einsum("btgk,gkc->bgtc", q_BTGK, self.key_GKC) * q_BTGK.shape[-1] ** -0.5
+        x_B1UC = x_BUC[:, None]
+        a_BGTC = attend(q_BGTC, x_B1UC, x_B1UC, scale=1.0)
+        return self.attention.combine(torch.einsum("bgtc,gdc->btgd", a_BGTC, self.value_GDC), x_BTC)
 
 
 class RememberedTokens(nn.Module):
@@ -141,29 +177,9 @@ class RememberedTokens(nn.Module):
         return self.convolution.slide(x_BPC)
 
 
-class PackedInputs(nn.Module):
-    """The input of a stack alone, C numbers a token. All G = N*H heads attend to it as to one head's keys and values."""
-
-    def __init__(self, attention: PackedAttention, cache: Cache) -> None:
-        super().__init__()
-        self.attention, self.cache = attention, cache
-        self.key_GKC = attention.key.weight.detach().flatten(0, 1).unflatten(0, (attention.layers * attention.heads, -1))
-        self.value_GDC, self.bias_ND = folded(attention)
-        self.inputs = cache.past()
-
-    def forward(self, x_BTC: Tensor) -> Tensor:
-        x_BUC = self.inputs.extend(x_BTC)
-        if x_BUC.shape == x_BTC.shape:  # nothing came before: the keys and values of all are used here and now
-            return self.attention(x_BTC)
-        q_BTGK = self.attention.query.shared(x_BTC).flatten(2).unflatten(2, self.key_GKC.shape[:2])
-        q_BTGC = torch.einsum("btgk,gkc->btgc", q_BTGK, self.key_GKC) * self.key_GKC.shape[1] ** -0.5
-        scores_BTGU = (q_BTGC.flatten(1, 2) @ x_BUC.mT).unflatten(1, q_BTGC.shape[1:3])
-        later_T1U = ~seen(*x_BTC.shape[1:2], *x_BUC.shape[1:2], x_BTC.device)[:, None]
-        weights_BTGU = scores_BTGU.masked_fill(later_T1U, -torch.inf).softmax(dim=-1)
-        a_BTGC = (weights_BTGU.flatten(1, 2) @ x_BUC).unflatten(1, q_BTGC.shape[1:3])
-        heads = (self.attention.layers, self.attention.heads)
-        a_BTND = torch.einsum("btnhc,nhdc->btnd", a_BTGC.unflatten(2, heads), self.value_GDC.unflatten(0, heads))
-        return a_BTND + self.attention.skip(x_BTC, self.bias_ND)
+def refuse(attention: nn.Module, cache: Cache) -> nn.Module:
+    kind = type(attention).__name__
+    raise ValueError(f"the inputs of {kind} are not enough to decode: its keys are prepared, or shared; keep keys and values")
 
 
 Leaves = Mapping[type[nn.Module], Callable[[nn.Module, Cache], nn.Module]]
@@ -172,16 +188,19 @@ KEYS_AND_VALUES: Leaves = {
     Positions: CountingPositions,
     ShortConvolution: RememberedTokens,
     Attention: DenseKeysAndValues,
-    FoldedValues: PackedKeysAndValues,
-    FoldedOutputs: PackedKeysAndValues,
-    FoldedAttention: ProjectedKeysAndValues,
-    SharedAttention: ProjectedKeysAndValues,
+    FoldedValues: lambda attention, cache: KeysAndValues(FoldedOnce(attention), cache),
+    FoldedOutputs: lambda attention, cache: KeysAndValues(FoldedOnce(attention), cache),
+    FoldedAttention: KeysAndValues,
+    SharedAttention: KeysAndValues,
 }
 INPUTS: Leaves = {
     Positions: CountingPositions,
     ShortConvolution: RememberedTokens,
-    FoldedValues: PackedInputs,
-    FoldedOutputs: PackedInputs,
+    Attention: refuse,
+    FoldedValues: lambda attention, cache: Inputs(FoldedOnce(attention), cache),
+    FoldedOutputs: lambda attention, cache: Inputs(FoldedOnce(attention), cache),
+    FoldedAttention: Inputs,
+    SharedAttention: refuse,
 }
 
 
@@ -192,9 +211,6 @@ class Decoder:
         """`leaves` says what is kept. Raises `ValueError` for a model in training mode, or one of which that is not enough."""
         if model.training:
             raise ValueError("the model is in training mode, where dropout changes its features; call its `eval` first")
-        for module in model.modules():
-            if type(module) in KEYS_AND_VALUES and type(module) not in leaves:
-                raise ValueError(f"the inputs of {type(module).__name__} are not enough to decode: its keys know their positions")
         self.cache = Cache(context)
         self.head = model.head
         self._model = remembering(model, leaves, self.cache)
@@ -225,20 +241,14 @@ def remembering(module: nn.Module, leaves: Leaves, cache: Cache) -> nn.Module:
     return twin
 
 
-def attend(q_BHTK: Tensor, k_BHUK: Tensor, v_BHUD: Tensor) -> Tensor:
-    """Attention of the newest T of U positions to those up to each one's own, [B, H, T, D]."""
-    mask_TU = seen(q_BHTK.shape[2], k_BHUK.shape[2], q_BHTK.device)
-    return F.scaled_dot_product_attention(q_BHTK, k_BHUK, v_BHUD, attn_mask=mask_TU)
+def attend(q_BGTK: Tensor, k_BHUK: Tensor, v_BHUD: Tensor, scale: float | None = None) -> Tensor:
+    """Attention of the newest T of U positions to those up to each one's own, [B, G, T, D]; query g reads head g mod H.
 
-
-def seen(new: int, all_: int, device: torch.device) -> Tensor:
-    """Which of all positions the newest ones may see, bool [T, U]."""
-    return torch.ones(new, all_, dtype=torch.bool, device=device).tril(all_ - new)
-
-
-@torch.no_grad()
-def folded(attention: PackedAttention) -> tuple[Tensor, Tensor]:
-    """The way of a token's input through values, outputs and reduction, [N*H, D, C], and what all biases add, [N, D]."""
-    down_NHDK = attention.fold_outputs()
-    value_NHKC = attention.value.weight.unflatten(1, (attention.heads, -1))
-    return (down_NHDK @ value_NHKC).flatten(0, 1), attention.fold_biases(down_NHDK)
+    The queries of a head stand below each other, so that what is kept is not copied for each of them.
+    """
+    heads, new = k_BHUK.shape[1], q_BGTK.shape[2]
+    q_BHRK = q_BGTK.unflatten(1, (-1, heads)).transpose(1, 2).flatten(2, 3)
+    mask_TU = torch.ones(new, k_BHUK.shape[2], dtype=torch.bool, device=q_BGTK.device).tril(k_BHUK.shape[2] - new)
+    mask_RU = mask_TU.repeat(q_BHRK.shape[2] // new, 1)
+    a_BHRD = F.scaled_dot_product_attention(q_BHRK, k_BHUK, v_BHUD, attn_mask=mask_RU, scale=scale)
+    return a_BHRD.unflatten(2, (-1, new)).transpose(1, 2).flatten(1, 2)
