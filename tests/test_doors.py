@@ -203,9 +203,9 @@ def test_temporary_and_queued_experiments(checkout):
     checkout.run("dvc", "exp", "run", "--temp", "-S", "train.steps=14", "-n", "longer")
     assert outputs(checkout) == made, "the checkout itself is untouched"
     assert sorted(ran(checkout)[before:]) == sorted(EVERYTHING[6:])
-    checkout.run("dvc", "exp", "run", "--queue", "-S", "models.dense.optimizer.peak_lr=4e-3", "-n", "faster")
+    checkout.run("dvc", "exp", "run", "--queue", "-S", "models.dense.architecture.hidden=24", "-n", "wider")
     checkout.run("dvc", "exp", "run", "--run-all", "-j", "1")
-    wait_for(lambda: "faster" in checkout.run("dvc", "exp", "list", "--name-only"), 120)
+    wait_for(lambda: "wider" in checkout.run("dvc", "exp", "list", "--name-only"), 120)
     assert ran(checkout)[before + 5 :] == ["pretrain@dense", "evaluate@dense", "compare"]
     checkout.run("dvc", "exp", "apply", "longer")
     count = len(ran(checkout))
