@@ -206,7 +206,7 @@ def test_temporary_and_queued_experiments(checkout):
     checkout.run("dvc", "exp", "run", "--queue", "-S", "models.dense.architecture.hidden=24", "-n", "wider")
     checkout.run("dvc", "exp", "run", "--run-all", "-j", "1")
     wait_for(lambda: "wider" in checkout.run("dvc", "exp", "list", "--name-only"), 120)
-    assert ran(checkout)[before + 5 :] == ["pretrain@dense", "evaluate@dense", "compare"]
+    assert ran(checkout)[before + 5 :] == ["audit@dense", "pretrain@dense", "evaluate@dense", "compare"]
     checkout.run("dvc", "exp", "apply", "longer")
     count = len(ran(checkout))
     flow(checkout)
