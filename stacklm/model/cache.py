@@ -14,9 +14,9 @@ import copy
 from collections.abc import Callable, Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stacklm.model.attention import causal_attention
 from stacklm.model.dense import Attention
 from stacklm.model.folded import FoldedAttention, PackedMap, Prepare, SharedAttention
 from stacklm.model.packed import FoldedOutputs, FoldedValues, PackedAttention
@@ -157,7 +157,7 @@ class Inputs(nn.Module):
         q_BTGK = self.attention.query.shared(x_BTC).unflatten(3, (self.attention.heads, -1)).flatten(2, 3)
         q_BGTC = torch.einsum("btgk,gkc->bgtc", q_BTGK, self.key_GKC) * q_BTGK.shape[-1] ** -0.5
         x_B1UC = x_BUC[:, None]
-        a_BGTC = attend(q_BGTC, x_B1UC, x_B1UC, scale=1.0)
+        a_BGTC = look_back(q_BGTC, x_B1UC, x_B1UC)
         return self.attention.combine(torch.einsum("bgtc,gdc->btgd", a_BGTC, self.value_GDC), x_BTC)
 
 
@@ -241,14 +241,19 @@ def remembering(module: nn.Module, leaves: Leaves, cache: Cache) -> nn.Module:
     return twin
 
 
-def attend(q_BGTK: Tensor, k_BHUK: Tensor, v_BHUD: Tensor, scale: float | None = None) -> Tensor:
-    """Attention of the newest T of U positions to those up to each one's own, [B, G, T, D]; query g reads head g mod H.
+def attend(q_BGTK: Tensor, k_BHUK: Tensor, v_BHUD: Tensor) -> Tensor:
+    """Attention of the newest T of U positions to those up to each one's own, [B, G, T, D]; query g reads head g mod H."""
+    groups, new = q_BGTK.shape[1] // k_BHUK.shape[1], q_BGTK.shape[2]
+    if new < k_BHUK.shape[2]:
+        return look_back(q_BGTK * q_BGTK.shape[-1] ** -0.5, k_BHUK, v_BHUD)
+    k_BGTK, v_BGTD = (part.repeat(1, groups, 1, 1) for part in (k_BHUK, v_BHUD))  # nothing came before: a whole window
+    return causal_attention(*(part.transpose(1, 2) for part in (q_BGTK, k_BGTK, v_BGTD))).transpose(1, 2)
 
-    The queries of a head stand below each other, so that what is kept is not copied for each of them.
-    """
-    heads, new = k_BHUK.shape[1], q_BGTK.shape[2]
+
+def look_back(q_BGTK: Tensor, k_BHUK: Tensor, v_BHUD: Tensor) -> Tensor:
+    """The same for few new positions and scaled queries. What is kept is read as it lies and not copied for each group of heads."""
+    heads, new, length = k_BHUK.shape[1], q_BGTK.shape[2], k_BHUK.shape[2]
+    later_TU = torch.ones(new, length, dtype=torch.bool, device=q_BGTK.device).triu(length - new + 1)
     q_BHRK = q_BGTK.unflatten(1, (-1, heads)).transpose(1, 2).flatten(2, 3)
-    mask_TU = torch.ones(new, k_BHUK.shape[2], dtype=torch.bool, device=q_BGTK.device).tril(k_BHUK.shape[2] - new)
-    mask_RU = mask_TU.repeat(q_BHRK.shape[2] // new, 1)
-    a_BHRD = F.scaled_dot_product_attention(q_BHRK, k_BHUK, v_BHUD, attn_mask=mask_RU, scale=scale)
-    return a_BHRD.unflatten(2, (-1, new)).transpose(1, 2).flatten(1, 2)
+    scores_BHRU = (q_BHRK @ k_BHUK.mT).masked_fill(later_TU.repeat(q_BHRK.shape[2] // new, 1), -torch.inf)
+    return (scores_BHRU.softmax(dim=-1) @ v_BHUD).unflatten(2, (-1, new)).transpose(1, 2).flatten(1, 2)
