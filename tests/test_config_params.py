@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stacklm.config.params import load, parse, section, set_values
+from stacklm.config.params import load, parse, preview, section, set_values
 from stacklm.config.schema import ParamsError, plain
 
 SHIPPED = Path(__file__).parent.parent / "params.yaml"
@@ -122,3 +122,11 @@ def test_broken_yaml_and_a_missing_file_are_params_errors(tmp_path):
     (tmp_path / "params.yaml").write_text("a: [1")
     with pytest.raises(ParamsError, match="not valid YAML"):
         load(tmp_path / "params.yaml")
+
+
+def test_preview_gives_what_set_values_would_write_and_writes_nothing(file):
+    before = file.read_bytes()
+    assert preview(file, ["train.steps=77"]).train.steps == 77
+    with pytest.raises(ParamsError, match="warmup_steps"):
+        preview(file, ["train.warmup_steps=1_000_000"])
+    assert file.read_bytes() == before

@@ -73,6 +73,17 @@ def set_values(path: Path, assignments: Iterable[str]) -> Params:
     The result is checked as a whole before anything is written. A key that the file leaves at its default may be
     set too. Raises `ParamsError` as `load` does, or where an assignment is not of the form `key=value`.
     """
+    params, text = _with_values(path, assignments)
+    write_text(path, text)
+    return params
+
+
+def preview(path: Path, assignments: Iterable[str]) -> Params:
+    """What `set_values` would make of a params file, which stays as it is. Raises the same errors."""
+    return _with_values(path, assignments)[0]
+
+
+def _with_values(path: Path, assignments: Iterable[str]) -> tuple[Params, str]:
     from ruamel.yaml import YAML
 
     yaml = YAML()  # the round-trip kind: comments survive
@@ -83,11 +94,9 @@ def set_values(path: Path, assignments: Iterable[str]) -> Params:
         if not equals or not key:
             raise ParamsError(f"--set {assignment!r}: write it as key=value, such as train.steps=200")
         _assign(tree, key.split("."), _load_yaml_text(text, assignment), assignment)
-    params = parse(tree, path.name)
     buffer = io.StringIO()
     yaml.dump(tree, buffer)
-    write_text(path, buffer.getvalue())
-    return params
+    return parse(tree, path.name), buffer.getvalue()
 
 
 def _assign(tree: Any, names: list[str], value: Any, assignment: str) -> None:
