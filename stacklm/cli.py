@@ -30,6 +30,13 @@ class Cache(StrEnum):
     x = "x"
 
 
+class Axis(StrEnum):
+    """What members of a family have in common."""
+
+    parameters = "parameters"
+    flops = "flops"
+
+
 @app.command("run-flow")
 def run_flow(
     name: Annotated[str, typer.Argument(help="pretrain (everything); or download, tokenizer, shards, audit, evaluate, compare.")],
@@ -126,6 +133,19 @@ def audit(
             found = audit_model(config, _paths(project, "pretrain", name)["trained"])
             passed.append(show(found, f"audit {name}", (out or project.state / "audits") / f"{name}.json"))
     raise typer.Exit(0 if all(passed) else 1)
+
+
+@app.command()
+def family(
+    model: Annotated[str | None, typer.Option(help="A stacked model of params.yaml; by default the first.")] = None,
+    preset: Annotated[str | None, typer.Option(help="A published model instead: seed-2x64 or seed-4x8.")] = None,
+    axis: Annotated[Axis, typer.Option(help="What the grid of depth against parallel layers holds equal.")] = "parameters",
+) -> None:
+    """List the variants of a stacked model and the trades of depth for parallel layers, with what each has and costs."""
+    from stacklm.report.family import family
+
+    config = _stacked(model, preset)
+    print(family(config.architecture, config.vocab_size, config.context, axis.value))
 
 
 @app.command()
@@ -228,6 +248,25 @@ def _chosen(params, name: str | None) -> list[str]:
     if name not in params.models:
         raise ParamsError(f"no model {name!r}; the models are {listed(params.models)}{nearest(name, params.models)}")
     return [name]
+
+
+def _stacked(model: str | None, preset: str | None):
+    """The stacked model of that name in params.yaml, by default the first; or the preset of that name."""
+    from stacklm.config.model import Stacked
+    from stacklm.config.params import load
+    from stacklm.config.schema import listed
+    from stacklm.model.build import ModelConfig
+    from stacklm.model.presets import PRESETS
+
+    if preset:
+        if preset not in PRESETS:
+            _fail(f"no preset {preset!r}; choose one of {listed(PRESETS)}")
+        return PRESETS[preset]
+    params = load(_project().params_file)
+    for name in _chosen(params, model):
+        if isinstance(params.models[name].architecture, Stacked):
+            return ModelConfig(params.models[name].architecture, params.tokenizer.vocab_size, params.train.context)
+    _fail(f"{model or 'params.yaml'} is no stacked model; a family is made around one, such as --preset seed-2x64")
 
 
 def _paths(project, name: str, model: str | None = None) -> dict:

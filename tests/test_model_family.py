@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stacklm.audit.causality import CHECKS
 from stacklm.audit.probe import Probe
+from stacklm.config.model import Stack, Stacked
 from stacklm.config.schema import plain, read
 from stacklm.model.attention import causal_attention
 from stacklm.model.build import ModelConfig, build
@@ -208,15 +209,20 @@ def test_a_window_longer_than_the_context_is_refused(name):
 
 
 def test_each_variant_but_the_first_changes_the_model():
-    assert VARIANTS["published"] == TINY
-    assert len(set(VARIANTS.values())) == len(VARIANTS)
+    assert VARIANTS["base"] == TINY
+    assert len(set(VARIANTS.values())) == len(VARIANTS) == 16
+
+
+def test_what_one_stack_can_not_have_is_left_out():
+    one = Stacked(width=16, heads=2, stacks=(Stack(4, 4, 24),))
+    assert VARIANTS.keys() - variants(one, CONTEXT).keys() == {"residual", "cross-reads", "modern", "modern-shared"}
 
 
 @pytest.mark.parametrize("axis", ["parameters", "flops"])
-@pytest.mark.parametrize("base", ["published", "modern"])
-def test_a_grid_trades_parallel_layers_for_depth_at_one_budget(base, axis):
+@pytest.mark.parametrize("name", ["base", "modern"])
+def test_a_grid_trades_parallel_layers_for_depth_at_one_budget(name, axis):
     architecture, vocab_size, context = BASES["laptop"]
-    architecture = variants(architecture, context)[base]
+    architecture = variants(architecture, context)[name]
     members = grid(architecture, vocab_size, context, axis)
     assert architecture in [member.architecture for member in members]
     wanted = count(architecture, vocab_size, context)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from stacklm.config.model import FoldedAttention, Stack, Stacked
+from stacklm.config.schema import ParamsError
 from stacklm.model.count import Counts, count
 
 
 def variants(base: Stacked, context: int) -> dict[str, Stacked]:
     """Each setting of the family on its own, on the stacks of `base`, and two models in which they meet.
 
-    The settings of attention change the folded form. At `context` tokens, `growing` has one stack more.
+    The settings of attention change the folded form. At `context` tokens, `growing` has one stack more. What these stacks
+    can not have is left out.
     """
     half = max(2, base.width // base.heads // 2)
     folded = FoldedAttention()
     changes = {
-        "published": {},
+        "base": {},
         "residual": {"join": "residual", "reads": "first"},
         "cross-reads": {"join": "residual", "reads": "all"},
         "relu2": {"feed_forward": "relu2"},
@@ -48,7 +51,11 @@ def variants(base: Stacked, context: int) -> dict[str, Stacked]:
             "head": "tied",
         },
     }
-    return {name: replace(base, **change) for name, change in changes.items()}
+    found = {}
+    for name, change in changes.items():
+        with suppress(ParamsError):
+            found[name] = replace(base, **change)
+    return found
 
 
 Axis = Literal["parameters", "flops"]
