@@ -11,7 +11,8 @@ Dimension letters, carried as suffixes of names (`x_BTC`) in every module:
     E  outputs of a linear map            R  rows of windows in a check
     G  heads of all layers, N * H         U  all tokens so far, of which T are new
 
-`build` makes a model from its settings; `dense` and `stacked` are the two kinds, `packed` holds the N parallel layers,
-`attention` what they attend by, `reference` the same in plain loops; `roles` and `count` say what a model consists of and
-costs; `cache` decodes with a memory; `store` writes and reads weights.
+`build` makes a model from its settings; `dense` and `stacked` are the two kinds. `packed` holds the N parallel layers as
+published, `folded` a leaner attention with settings of its own, `attention` what both attend by, `wiring` what stands
+between stacks; `reference` and `loops` are the same in plain loops. `family` lists variants; `roles` and `count` say what a
+model consists of and costs; `cache` decodes with a memory; `store` writes and reads weights.
 """

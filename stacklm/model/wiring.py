@@ -20,7 +20,7 @@ class Last(nn.Module):
 
 
 class Read(nn.Module):
-    """The latest output and the first G others, each times a gain a channel, `weight` [G, C].
+    """The latest output and the first of the others, as many as `weight` [others, C] has rows, each times a gain a channel.
 
     With all of the others a form of DenseFormer (Pagliardini et al. 2024, arXiv:2402.02622).
     """
