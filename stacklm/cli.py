@@ -112,6 +112,30 @@ def params(set_: Set = None) -> None:
 
 
 @app.command()
+def plan(
+    model: Annotated[str | None, typer.Option(help="One model of params.yaml; by default all.")] = None,
+    preset: Annotated[str | None, typer.Option(help="A published model in their place: seed-2x64 or seed-4x8.")] = None,
+    memory: Annotated[str | None, typer.Option(help="What it must fit, such as 8GB; the exit code is 1 if it does not.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="What if: params.yaml stays as it is; repeatable.")
+    ] = None,
+    write: Annotated[bool, typer.Option("--write", help="Write --preset, --set and what makes it fit into params.yaml.")] = False,
+) -> None:
+    """Say what training would take before it runs: parameters, operations, batches, learning rate, disk and memory."""
+    from stacklm.config.params import preview
+    from stacklm.plan.plan import assignments_of
+    from stacklm.plan.run import run
+    from stacklm.plan.text import size
+
+    project = _project()
+    assignments = [*(assignments_of(preset) if preset else []), *(set_ or [])]
+    names = [preset] if preset else _chosen(preview(project.params_file, assignments), model)
+    manifest = _paths(project, "shards")["shards"] / "manifest.json"
+    fits = run(project.params_file, assignments, names, manifest, size(memory) if memory else None, write)
+    raise typer.Exit(0 if fits else 1)
+
+
+@app.command()
 def audit(
     folder: Annotated[Path | None, typer.Argument(help="A model's folder; left out, the models of params.yaml.")] = None,
     model: Annotated[str | None, typer.Option(help="One model of params.yaml.")] = None,
