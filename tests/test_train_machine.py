@@ -9,14 +9,16 @@ import pytest
 import torch
 
 from stacklm.config.schema import ParamsError
-from stacklm.train.machine import prepare
+from stacklm.train.machine import EXACT, choose_products, prepare, product_error
 
 
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
     """What `prepare` sets holds for the whole process: put it back."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    products = torch.backends.mkldnn.matmul.fp32_precision
     yield
+    torch.backends.mkldnn.matmul.fp32_precision = products
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(deterministic)
 
@@ -27,6 +29,17 @@ def test_threads_and_determinism_are_set() -> None:
         assert prepare("cpu", threads) == torch.device("cpu")
         assert torch.get_num_threads() == threads
     assert torch.are_deterministic_algorithms_enabled()
+
+
+def test_products_keep_full_precision() -> None:
+    prepare("cpu", 1)
+    assert product_error() < EXACT
+
+
+def test_products_that_round_are_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stacklm.train.machine.product_error", lambda: 2e-3)  # as with bfloat16
+    choose_products()
+    assert torch.backends.mkldnn.matmul.fp32_precision == "none"
 
 
 def test_auto_takes_the_accelerator_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,12 +57,10 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
         prepare("cuda", 1)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems' OpenMP says nothing about its settings")
-def test_threads_sleep_while_they_wait() -> None:
-    """Where models train side by side, threads that spin take the cores from those that have work."""
-    own = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    code = "import stacklm.train.machine"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**own, "OMP_DISPLAY_ENV": "true"}, capture_output=True, text=True, check=True
-    )
-    assert "OMP_WAIT_POLICY = 'PASSIVE'" in done.stderr
+@pytest.mark.skipif(sys.platform != "linux", reason="only GNU OpenMP has the setting")
+def test_threads_do_not_spin_for_long() -> None:
+    """Where something else uses the cores, threads that spin take them from those that have work."""
+    own = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    command = [sys.executable, "-c", "import stacklm.train.machine"]
+    done = subprocess.run(command, env={**own, "OMP_DISPLAY_ENV": "verbose"}, capture_output=True, text=True, check=True)
+    assert "GOMP_SPINCOUNT = '1000'" in done.stderr
