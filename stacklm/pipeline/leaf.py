@@ -23,7 +23,7 @@ from stacklm.config.schema import ParamsError, listed, nearest, plain
 from stacklm.files import publish, read_json, read_jsonl, remove, sha256, write_json, write_text
 from stacklm.pipeline.freshness import lock_entries
 from stacklm.pipeline.lifeline import die_with_door, door
-from stacklm.pipeline.locks import hold, hold_project
+from stacklm.pipeline.locks import Busy, hold, hold_project
 from stacklm.pipeline.project import Project
 from stacklm.pipeline.stages import Stage
 from stacklm.pipeline.tracking.sync import sync_all
@@ -68,8 +68,8 @@ def error_file(project: Project, address: str) -> Path:
 def _run(project: Project, stage: Stage, model: str | None, params: Params) -> None:
     record = make_record(project, stage, model, params)
     work = project.state / "work" / f"{stage.address(model)}-{record['fingerprint'][:16]}"
-    with hold(work.with_name(f"{work.name}.lock")):
-        sweep(project, keep=work)
+    sweep(project)
+    with hold(_lock_of(project, work)):
         outputs = stage.paths(stage.writes, work / "out", model)
         if not _finished(work, outputs):
             remove(work / "out")
@@ -127,21 +127,26 @@ def _remember(project: Project, record: dict, started: float) -> None:
         file.write(json.dumps(row) + "\n")
 
 
-def sweep(project: Project, keep: Path | None = None) -> None:
+def _lock_of(project: Project, work: Path) -> Path:
+    """The lock of a work folder: a file that stays, since removing one that somebody waits for would let in two."""
+    return project.state / "locks" / f"{work.name}.lock"
+
+
+def sweep(project: Project) -> None:
     """Remove finished work folders whose results dvc.lock holds: nothing can be lost any more.
 
-    The dvc.lock of a temporary experiment is not ours to see: what it finished goes after a day.
+    What somebody works on at this moment stays. The dvc.lock of a temporary experiment is not ours to see: what it
+    finished goes after a day.
     """
     recorded = {out["path"]: out.get("md5") for entry in lock_entries(project).values() for out in entry.get("outs", [])}
     for work in (project.state / "work").glob("*/"):
-        note = work / RECORD
-        if work == keep or not (work / DONE).exists() or not note.exists():
-            continue
-        address = read_json(note)["stage"]
-        md5 = hashlib.md5(note.read_bytes(), usedforsecurity=False).hexdigest()
-        if recorded.get(f"out/records/{address}.json") == md5 or time.time() - note.stat().st_mtime > DAY:
-            remove(work)
-            work.with_name(f"{work.name}.lock").unlink(missing_ok=True)
+        with contextlib.suppress(Busy), hold(_lock_of(project, work), wait=False):
+            if not (work / DONE).exists() or not (work / RECORD).exists():
+                continue
+            note = work / RECORD
+            address, md5 = read_json(note)["stage"], hashlib.md5(note.read_bytes(), usedforsecurity=False).hexdigest()
+            if recorded.get(f"out/records/{address}.json") == md5 or time.time() - note.stat().st_mtime > DAY:
+                remove(work)
 
 
 def _finished(work: Path, outputs: dict[str, Path]) -> bool:

@@ -60,11 +60,18 @@ def hold_project(project: Project, who: str, wait: bool, say: Callable[[str], No
 
 
 @contextlib.contextmanager
-def hold(path: Path) -> Iterator[None]:
-    """Hold one named thing, such as the work folder of one stage, waiting for whoever has it."""
+def hold(path: Path, wait: bool = True) -> Iterator[None]:
+    """Hold one named thing, such as the work folder of one stage, waiting for whoever has it, or else raising `Busy`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path):
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        raise Busy(f"{path} is held by another process") from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _other(holder: Path, me: psutil.Process) -> str | None:
