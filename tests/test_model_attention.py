@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from stacklm.model.attention import QUERIES, blocked_attention, causal_attention, fused_attention
+from stacklm.model.attention import QUERIES, blocked_attention, causal_attention, fused_attention, project
 
 LONG = 2 * QUERIES + 41  # three whole blocks and a part of one
 
@@ -28,7 +28,7 @@ def relative_error(found, wanted):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 @pytest.mark.parametrize(("key_dim", "features"), [(8, 1), (8, 5), (8, 8), (5, 8)])
 @pytest.mark.parametrize("length", [1, 7, LONG])
-@pytest.mark.parametrize("attention", [blocked_attention, causal_attention])
+@pytest.mark.parametrize("attention", [blocked_attention, fused_attention])
 def test_every_kernel_is_plain_attention(attention, length, key_dim, features, dtype, tolerance):
     parts = drawn(length, key_dim, features, dtype)
     found, wanted = attention(*parts), plain_attention(*parts)
@@ -74,7 +74,9 @@ def test_a_number_format_without_blocks_is_padded():
     assert relative_error(causal_attention(*parts).double(), plain_attention(*drawn(9, 8, 5))) < 0.02
 
 
-def test_the_fused_kernel_takes_the_device_s_own_way():
-    parts = drawn(9, 8, 8)
-    q, k, v = (part.transpose(1, 2) for part in parts)
-    assert torch.equal(fused_attention(*parts), F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2))
+@pytest.mark.parametrize("bias", [None, torch.randn(6)])
+def test_projections_are_linear_maps_with_time_innermost(bias):
+    x, weight = torch.randn(2, 5, 4), torch.randn(6, 4)
+    found = project(x, weight, bias)
+    assert torch.allclose(found, F.linear(x, weight, bias), atol=1e-6)
+    assert found.stride(1) == 1

@@ -98,7 +98,7 @@ def test_one_batch_is_learned_by_heart_and_the_trained_model_is_causal(name):
     prove(model)
     ids = torch.randint(VOCAB, (4, CONTEXT + 1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(120):
+    for _ in range(200):
         gradients(model, ids)
         optimizer.step()
     assert loss_of(model, ids) < 0.1

@@ -26,31 +26,42 @@ SCORES = 2**18
 
 def causal_attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHD: Tensor) -> Tensor:
     """softmax(q k / sqrt(K)) v over the positions up to each one's own: [B, T, H, D]."""
-    key_dim, features = k_BTHK.shape[-1], v_BTHD.shape[-1]
-    if key_dim != features and q_BTHK.device.type == "cpu" and q_BTHK.dtype in (torch.float32, torch.float64):
+    if q_BTHK.device.type == "cpu" and q_BTHK.dtype in (torch.float32, torch.float64):
         return blocked_attention(q_BTHK, k_BTHK, v_BTHD)
-    if q_BTHK.is_cuda and key_dim % 8 == 0 and features % 8 == 0:  # the memory-efficient kernel takes both dims as they are
-        return fused_attention(q_BTHK, k_BTHK, v_BTHD)
-    q_BTHK, k_BTHK = (F.pad(part, (0, max(features - key_dim, 0))) for part in (q_BTHK, k_BTHK))
-    v_BTHK = F.pad(v_BTHD, (0, max(key_dim - features, 0)))
-    return fused_attention(q_BTHK, k_BTHK, v_BTHK, scale=key_dim**-0.5)[..., :features]
+    return fused_attention(q_BTHK, k_BTHK, v_BTHD)
 
 
-def fused_attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHD: Tensor, scale: float | None = None) -> Tensor:
-    """The device's own kernel: [B, T, H, D]. `scale` is by default 1 / sqrt(K)."""
-    q_BHTK, k_BHTK, v_BHTD = (part.transpose(1, 2) for part in (q_BTHK, k_BTHK, v_BTHD))
-    return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTD, is_causal=True, scale=scale).transpose(1, 2)
+def project(x_BTC: Tensor, weight_EC: Tensor, bias_E: Tensor | None = None) -> Tensor:
+    """x W^T + b, [B, T, E], laid out in memory as the device's attention reads it: on a CPU with time innermost."""
+    if x_BTC.device.type != "cpu":
+        return F.linear(x_BTC, weight_EC, bias_E)
+    x_CR = x_BTC.flatten(0, 1).T
+    y_ER = weight_EC @ x_CR if bias_E is None else torch.addmm(bias_E[:, None], weight_EC, x_CR)
+    return y_ER.unflatten(1, x_BTC.shape[:2]).permute(1, 2, 0)
+
+
+def fused_attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHD: Tensor) -> Tensor:
+    """The device's own kernel. The narrower of K and D is padded with zeros unless the kernel takes both as they are."""
+    key_dim, features = k_BTHK.shape[-1], v_BTHD.shape[-1]
+    both = q_BTHK.is_cuda and key_dim % 8 == 0 and features % 8 == 0  # CUDA's memory-efficient kernel does
+    dims = (key_dim, key_dim, features) if both else (max(key_dim, features),) * 3
+    parts = zip((q_BTHK, k_BTHK, v_BTHD), dims, strict=True)
+    q_BHTK, k_BHTK, v_BHTD = (F.pad(part, (0, dim - part.shape[-1])).transpose(1, 2) for part, dim in parts)
+    a_BHTD = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTD, is_causal=True, scale=key_dim**-0.5)
+    return a_BHTD.transpose(1, 2)[..., :features]
 
 
 @torch.library.custom_op("stacklm::blocked_attention", mutates_args=())
 def blocked_attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHD: Tensor) -> Tensor:
-    """The same in blocks; an operation of its own, so that recomputation can keep its result and FLOPs are counted."""
-    a_BTHD = q_BTHK.new_empty(*q_BTHK.shape[:3], v_BTHD.shape[-1])
-    q_BHTK, k_BHTK, v_BHTD, a_BHTD = (part.transpose(1, 2) for part in (q_BTHK, k_BTHK, v_BTHD, a_BTHD))
-    for queries, keys, later in _blocks(q_BHTK):
-        weights = _weights(q_BHTK[queries], k_BHTK[keys], later)
-        # Matrix products with few rows are several times faster than those with few columns, so this one is transposed.
-        a_BHTD[queries] = (v_BHTD[keys].mT @ weights.mT).mT
+    """The same in blocks; an operation of its own, so that recomputation can keep its result and FLOPs are counted.
+
+    Blocks are copied before they are multiplied: oneDNN would copy them again for each product.
+    """
+    a_BTHD = torch.empty_like(v_BTHD)
+    q_BHKT, k_BHKT, v_BHDT, a_BHDT = (part.permute(0, 2, 3, 1) for part in (q_BTHK, k_BTHK, v_BTHD, a_BTHD))
+    for queries, keys, later in _blocks(q_BHKT):
+        weights = _weights(q_BHKT[queries].contiguous(), k_BHKT[keys].contiguous(), later)
+        a_BHDT[queries] = v_BHDT[keys] @ weights.mT  # few rows: several times faster than few columns
     return a_BTHD
 
 
@@ -59,35 +70,40 @@ def blocked_attention_backward(grad_BTHD: Tensor, q_BTHK: Tensor, k_BTHK: Tensor
     """The gradients of q, k and v from that of the result; the scores are computed again."""
     scale = q_BTHK.shape[-1] ** -0.5
     grads = torch.empty_like(q_BTHK), torch.zeros_like(k_BTHK), torch.zeros_like(v_BTHD)
-    q_BHTK, k_BHTK, v_BHTD, grad_BHTD = (part.transpose(1, 2) for part in (q_BTHK, k_BTHK, v_BTHD, grad_BTHD))
-    dq_BHTK, dk_BHTK, dv_BHTD = (part.transpose(1, 2) for part in grads)
-    for queries, keys, later in _blocks(q_BHTK):
-        q, k, grad = q_BHTK[queries], k_BHTK[keys], grad_BHTD[queries]
+    q_BHKT, k_BHKT, v_BHDT, grad_BHDT = (part.permute(0, 2, 3, 1) for part in (q_BTHK, k_BTHK, v_BTHD, grad_BTHD))
+    dq_BHKT, dk_BHKT, dv_BHDT = (part.permute(0, 2, 3, 1) for part in grads)
+    for queries, keys, later in _blocks(q_BHKT):
+        q, k, grad = q_BHKT[queries].contiguous(), k_BHKT[keys].contiguous(), grad_BHDT[queries].contiguous()
         weights = _weights(q, k, later)
-        grad_weights = grad @ v_BHTD[keys].mT
-        grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
-        dq_BHTK[queries] = torch.bmm(grad_scores, k).mul_(scale)
-        dk_BHTK[keys].baddbmm_(grad_scores.mT, q, alpha=scale)
-        dv_BHTD[keys] += (grad.mT @ weights).mT
+        grad_scores = torch._softmax_backward_data(grad.mT @ v_BHDT[keys], weights, -1, weights.dtype)
+        dq_BHKT[queries] = _scaled_product(k, grad_scores.mT, scale)
+        dk_BHKT[keys] += _scaled_product(q, grad_scores, scale)
+        dv_BHDT[keys] += grad @ weights
     return grads
 
 
-def _blocks(q_BHTK: Tensor) -> Iterator[tuple[tuple, tuple, Tensor]]:
-    """Where a block's queries and its keys are, and its mask: minus infinity at keys that come after a query, else zero."""
-    batch, heads, length, _ = q_BHTK.shape
+def _blocks(q_BHKT: Tensor) -> Iterator[tuple[tuple, tuple, Tensor]]:
+    """Where a block's queries and its keys are, and minus infinity for those of the last keys that come after a query."""
+    batch, heads, _, length = q_BHKT.shape
     size = min(QUERIES, math.ceil(length / BLOCKS))
+    later = q_BHKT.new_full((size, size), -math.inf).triu_(1)
     for start in range(0, length, size):
         end = min(start + size, length)
-        later = q_BHTK.new_full((end - start, end), -math.inf).triu_(1 + start)
-        group = max(1, SCORES // later.numel())
+        group = max(1, SCORES // (size * end))
         for row in range(batch):
             for head in range(0, heads, group):
-                some = slice(head, head + group)
-                yield (row, some, slice(start, end)), (row, some, slice(0, end)), later
+                some = (row, slice(head, head + group), slice(None))
+                yield (*some, slice(start, end)), (*some, slice(0, end)), later[: end - start, : end - start]
 
 
-def _weights(q: Tensor, k: Tensor, later: Tensor) -> Tensor:
-    return torch.baddbmm(later, q, k.mT, alpha=q.shape[-1] ** -0.5).softmax(-1)
+def _weights(q_HKQ: Tensor, k_HKU: Tensor, later_QQ: Tensor) -> Tensor:
+    scores_HQU = _scaled_product(q_HKQ.mT, k_HKU, q_HKQ.shape[1] ** -0.5)
+    scores_HQU[..., -len(later_QQ) :] += later_QQ
+    return scores_HQU.softmax(-1)
+
+
+def _scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
+    return torch.baddbmm(left.new_empty(1, 1, 1), left, right, beta=0, alpha=scale)
 
 
 @blocked_attention.register_fake

@@ -12,10 +12,9 @@ Queries and keys pass `prepare`, a chain of modules that each take and give both
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stacklm.model.attention import causal_attention
+from stacklm.model.attention import causal_attention, project
 from stacklm.model.layers import Linear, drawn
 
 
@@ -32,7 +31,7 @@ class PackedMap(nn.Module):
 
     def shared(self, x_BTC: Tensor) -> Tensor:
         """All maps on the same input, as one product: [B, T, C] to [B, T, N, E]."""
-        return F.linear(x_BTC, self.weight.flatten(0, 1)).unflatten(-1, self.weight.shape[:2])
+        return project(x_BTC, self.weight.flatten(0, 1)).unflatten(-1, self.weight.shape[:2])
 
     def flops_per_token(self, attended: float) -> float:
         return 2 * self.weight.numel()

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stacklm.model.attention import causal_attention
+from stacklm.model.attention import causal_attention, project
 from stacklm.model.layers import drawn
 
 
@@ -38,7 +38,7 @@ class PackedLinear(nn.Module):
 
     def shared(self, x_BTC: Tensor) -> Tensor:
         """All maps on the same input, as one product: [B, T, C] to [B, T, N, E]."""
-        return F.linear(x_BTC, self.weight.flatten(0, 1), self.bias.flatten()).unflatten(-1, self.bias.shape)
+        return project(x_BTC, self.weight.flatten(0, 1), self.bias.flatten()).unflatten(-1, self.bias.shape)
 
     def flops_per_token(self, attended: float) -> float:
         return 2 * self.weight.numel()
@@ -99,7 +99,7 @@ class FoldedValues(PackedAttention):
         down_NHDK = self.fold_outputs()
         value_NHKC = self.value.weight.unflatten(1, (self.heads, -1))
         value_NHDC = down_NHDK @ value_NHKC
-        v_BTHD = F.linear(x_BTC, value_NHDC.flatten(0, 2)).unflatten(-1, (-1, self.features))
+        v_BTHD = project(x_BTC, value_NHDC.flatten(0, 2)).unflatten(-1, (-1, self.features))
         a_BTHD = causal_attention(*self.queries_and_keys(x_BTC), v_BTHD)
         a_BTND = a_BTHD.unflatten(2, (-1, self.heads)).sum(3)
         return a_BTND + self.skip(x_BTC, self.fold_biases(down_NHDK))
@@ -115,7 +115,7 @@ class FoldedOutputs(PackedAttention):
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         down_NHDK = self.fold_outputs()
-        v_BTHK = F.linear(x_BTC, self.value.weight.flatten(0, 1)).unflatten(-1, (-1, self.width // self.heads))
+        v_BTHK = project(x_BTC, self.value.weight.flatten(0, 1)).unflatten(-1, (-1, self.width // self.heads))
         a_BTHK = causal_attention(*self.queries_and_keys(x_BTC), v_BTHK)
         a_BTNHK = a_BTHK.unflatten(2, (-1, self.heads))
         a_BTND = torch.einsum("btnhk,nhdk->btnd", a_BTNHK, down_NHDK)

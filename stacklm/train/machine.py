@@ -8,6 +8,9 @@ import torch
 
 from stacklm.config.schema import ParamsError
 
+EXACT = 2e-6
+"""An error of sums of some hundred float32 products; with bfloat16 it is above 1e-3."""
+
 
 def prepare(device: str, threads: int) -> torch.device:
     """Make torch deterministic in this process and return the device that `device` names.
@@ -26,4 +29,28 @@ def prepare(device: str, threads: int) -> torch.device:
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a pass over every buffer
     torch.set_num_threads(threads)
+    choose_products()
     return torch.device(device)
+
+
+def choose_products() -> None:
+    """Let oneDNN multiply float32 matrices on a CPU where it does so in float32.
+
+    It is up to 2.5 times faster than torch's default on processors that the default knows little of. Torch hands products
+    to oneDNN only with leave to round to bfloat16, so what it does with that leave is tried out: where it rounds, the
+    leave is withdrawn.
+    """
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    if product_error() > EXACT:
+        torch.backends.mkldnn.matmul.fp32_precision = "none"
+
+
+def product_error() -> float:
+    """The largest relative error of float32 matrix products on the CPU, over shapes for which kernels differ."""
+    generator = torch.Generator().manual_seed(0)
+    errors = []
+    for shape in ((512, 512), (256, 32), (8, 64, 256), (8, 64, 8)):
+        left, right = (torch.randn(shape, generator=generator) for _ in range(2))
+        wanted = left.double() @ right.double().mT
+        errors.append(((left @ right.mT - wanted).norm() / wanted.norm()).item())
+    return max(errors)
