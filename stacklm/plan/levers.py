@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from tqdm import tqdm
 
@@ -12,8 +13,6 @@ from stacklm.config.params import Params
 from stacklm.plan.memory import evaluation_memory, training_memory
 
 SHORTEST_CONTEXT, SMALLEST_VOCABULARY = 32, 512
-NOTICEABLE = 0.02
-"""A share of the peak; by less than that two estimates of the same may differ."""
 
 Read = Callable[[list[str]], Params]
 """The settings with further assignments."""
@@ -21,10 +20,15 @@ Read = Callable[[list[str]], Params]
 
 @dataclass(frozen=True)
 class Lever:
-    """One way to save memory. `options` are assignments, the mildest first; `price` is what else they change."""
+    """One way to save memory.
 
-    price: str
+    `options` are assignments, the mildest first, `peak` the bytes of the processes that they make smaller, and `price` what
+    else they change.
+    """
+
     options: Callable[[Params], list[list[str]]]
+    peak: Callable[[Params, list[str]], int]
+    price: str
 
 
 @dataclass(frozen=True)
@@ -66,60 +70,49 @@ def halves(value: int, least: int) -> list[int]:
     return found
 
 
+def training(params: Params, names: list[str]) -> int:
+    """Bytes of the largest process that trains one of those models."""
+    vocab_size, train = params.tokenizer.vocab_size, params.train
+    return max(training_memory(params.models[name], vocab_size, train).total for name in names)
+
+
+def evaluation(params: Params, names: list[str]) -> int:
+    """Bytes of the largest process that scores one of those models."""
+    vocab_size, context, rows = params.tokenizer.vocab_size, params.train.context, params.evaluate.batch_size
+    return max(evaluation_memory(params.models[name], vocab_size, context, rows).total for name in names)
+
+
+def both(params: Params, names: list[str]) -> int:
+    return max(training(params, names), evaluation(params, names))
+
+
 LEVERS = (
-    Lever("the same training, in more passes", micro_batches),
-    Lever("the same scores, in more passes", evaluation_batches),
-    Lever("another tokenizer, and more tokens for the same text", vocabularies),
-    Lever("another task: shorter windows, as many tokens a step", contexts),
+    Lever(micro_batches, training, "the same training, in more passes"),
+    Lever(evaluation_batches, evaluation, "the same scores, in more passes"),
+    Lever(vocabularies, both, "another tokenizer, and more tokens for the same text"),
+    Lever(contexts, both, "another task: shorter windows, as many tokens a step"),
 )
 """From those that change no result to those that do."""
-
-
-def peak(params: Params, names: list[str]) -> int:
-    """Bytes of the largest process: training or evaluating one of those models."""
-    vocab_size, train = params.tokenizer.vocab_size, params.train
-    models = [params.models[name] for name in names]
-    return max(
-        max(
-            training_memory(model, vocab_size, train).total,
-            evaluation_memory(model, vocab_size, train.context, params.evaluate.batch_size).total,
-        )
-        for model in models
-    )
 
 
 def fit(read: Read, names: list[str], budget: int) -> list[Move]:
     """Pull one lever after the other, each no further than needed, until the largest process fits `budget` bytes.
 
-    The last move tells whether it does; no move means that nothing had to be, or could be, done. A lever that does not help
-    is left where it was, and tried again after the next one.
+    The last move tells whether it does; no move means that nothing had to be, or could be, done.
     """
     moves: list[Move] = []
     chosen: list[str] = []
-    left = list(LEVERS)
-    with tqdm(desc="plan", unit="estimate", mininterval=0.5, leave=False) as bar:
+    with tqdm(desc="plan", unit=" estimates", mininterval=0.5, leave=False) as bar:
 
-        def peak_with(option: list[str]) -> int:
+        def fits(option: list[str], lever: Lever) -> bool:
             bar.update()
-            return peak(read([*chosen, *option]), names)
+            return lever.peak(read([*chosen, *option]), names) <= budget
 
-        reached = peak_with([])
-        while reached > budget and (pulled := _pull(left, read(chosen), peak_with, reached, budget)):
-            lever, option = pulled
-            reached = peak_with(option)
-            chosen += option
-            moves.append(Move(option, lever.price, reached))
-            left.remove(lever)
+        for lever in LEVERS:
+            options = lever.options(read(chosen))
+            if options and not fits([], lever):
+                first = bisect_left(options, True, key=partial(fits, lever=lever))
+                pulled = options[min(first, len(options) - 1)]
+                chosen.extend(pulled)
+                moves.append(Move(pulled, lever.price, both(read(chosen), names)))
     return moves
-
-
-def _pull(
-    levers: list[Lever], params: Params, peak_with: Callable[[list[str]], int], reached: int, budget: int
-) -> tuple[Lever, list[str]] | None:
-    """The first lever that helps, and the mildest of its options that fits or, if none does, saves as much as the last."""
-    for lever in levers:
-        options = lever.options(params)
-        if options and (lowest := peak_with(options[-1])) < (1 - NOTICEABLE) * reached:
-            enough = max(budget, (1 + NOTICEABLE) * lowest)
-            return lever, options[bisect_left(options, True, key=lambda option: peak_with(option) <= enough)]
-    return None

@@ -27,11 +27,22 @@ from stacklm.config.model import Model
 from stacklm.config.train import Train
 from stacklm.model.build import build
 from stacklm.plan.heap import Heap
+from stacklm.plan.products import Products
 from stacklm.train.loss import token_losses
 from stacklm.train.optimizer import build_optimizer
 from stacklm.train.trainer import Run, update
 
-COMPONENTS = ("weights", "gradients", "optimizer state", "saved activations", "logits", "temporary", "allocator", "process")
+COMPONENTS = (
+    "weights",
+    "gradients",
+    "optimizer state",
+    "saved activations",
+    "logits",
+    "temporary",
+    "kernels",
+    "allocator",
+    "process",
+)
 PROCESS = 330_000_000
 """Python, torch and all other libraries, without a single tensor: as measured on Linux by benchmarks/memory.py."""
 STEPS = 4
@@ -43,7 +54,8 @@ class Memory:
     """Bytes at the moment of the highest peak, by component.
 
     `saved activations` were made by a forward pass and wait for the backward pass, `logits` are all that is as wide as the
-    vocabulary, `temporary` is what the backward pass and the optimizer work with, `allocator` what the C library keeps back.
+    vocabulary, `temporary` is what the backward pass and the optimizer work with, `kernels` are matrix products made for one
+    shape, `allocator` is what the C library keeps back.
     """
 
     parts: dict[str, int]
@@ -54,8 +66,8 @@ class Memory:
 
     @property
     def tensors(self) -> int:
-        """Without what the process and its C library take."""
-        return self.total - self.parts["allocator"] - self.parts["process"]
+        """Without what the process and its libraries take."""
+        return self.total - sum(self.parts[part] for part in ("kernels", "allocator", "process"))
 
 
 @lru_cache
@@ -107,7 +119,7 @@ def trace_evaluation(model: Model, vocab_size: int, context: int, batch_size: in
             parameter.data = weights
         del read, weights
         timeline.follow(network)
-        for _ in range(STEPS):
+        for _ in range(2):
             token_losses(network, *_Windows(batch_size, context).batch(0))
         return timeline.memory()
 
@@ -121,6 +133,7 @@ class Timeline(TorchDispatchMode):
         self._blocks: dict[int, _Block] = {}
         self._alive: Counter[str] = Counter()
         self._peak: dict[str, int] = {}
+        self._products = Products()
         try:
             self._heap = Heap()
         except OSError:
@@ -145,7 +158,7 @@ class Timeline(TorchDispatchMode):
 
     def memory(self) -> Memory:
         """The highest peak so far."""
-        parts = dict.fromkeys(COMPONENTS, 0) | self._peak | {"process": PROCESS}
+        parts = dict.fromkeys(COMPONENTS, 0) | self._peak | {"kernels": self._products.bytes, "process": PROCESS}
         if self._heap:
             parts["allocator"] = max(0, self._heap.peak - sum(self._peak.values()))
         return Memory(parts)
@@ -153,6 +166,7 @@ class Timeline(TorchDispatchMode):
     def __torch_dispatch__(self, operation: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
         if operation is torch.ops.aten._local_scalar_dense.default:
             return 1.0  # the value of a loss or a norm, of which there is none: any finite one will do
+        self._products.note(operation, args)
         result = operation(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from stacklm.config.model import Model
 from stacklm.config.params import Params
@@ -83,7 +84,8 @@ class Plan:
 
 def plan(params: Params, names: list[str], manifest: Mapping[str, Any] | None) -> Plan:
     """The plan of those models. `manifest` is that of the shards, if they have been made."""
-    return Plan(params, {name: model_plan(params, name) for name in names}, corpus(params, manifest))
+    bar = tqdm(names, desc="plan", unit="model", mininterval=0.5, leave=False)
+    return Plan(params, {name: model_plan(params, name) for name in bar}, corpus(params, manifest))
 
 
 def model_plan(params: Params, name: str) -> ModelPlan:

@@ -92,7 +92,10 @@ def verdict(plan: Plan, moves: list[Move], budget: int) -> str:
     if rows:
         lines += ["", aligned([("change, one after the other", "then", "price"), *rows])]
     if not rows or moves[-1].peak > budget:
-        lines += ["", "That is still too much: only a smaller model (width, layers, stacks) saves its weights and their optimizer state."]
+        lines += [
+            "",
+            "That is still too much: only a smaller model (width, layers, stacks) saves its weights and their optimizer state.",
+        ]
     return "\n".join(lines)
 
 
