@@ -20,17 +20,16 @@ import numpy as np
 import psutil
 import torch
 
-from stacklm.config.model import Architecture, Dense, FoldedAttention, Model, Optimizer, Stack, Stacked
+from stacklm.config.model import Architecture, Dense, FoldedAttention, Model, Stack, Stacked
 from stacklm.config.train import Train
 from stacklm.data.batches import TrainBatches
 from stacklm.data.shards import TokenStream
 from stacklm.files import write_json
-from stacklm.model.build import build
 from stacklm.plan.memory import COMPONENTS, PROCESS, training_memory
+from stacklm.train.assemble import assemble
 from stacklm.train.machine import prepare
 from stacklm.train.metrics import peak_memory
-from stacklm.train.optimizer import build_optimizer
-from stacklm.train.trainer import Run, update
+from stacklm.train.trainer import update
 
 STEPS = 4
 
@@ -126,17 +125,15 @@ def measure(case: Case) -> dict[str, int]:
 
 
 def steps(case: Case) -> None:
-    model = build(case.architecture, case.vocab_size, case.context)
     tokens = np.random.default_rng(0).integers(case.vocab_size, size=STEPS * case.train.tokens_per_step, dtype=np.uint16)
     stream = TokenStream([tokens], end_id=0, documents=1, bytes=len(tokens), words=1)
-    run = Run(
-        name="memory",
-        config=case.train,
-        model=model,
-        optimizer=build_optimizer(model, Optimizer()),
+    run = assemble(
+        "memory",
+        case.train,
+        Model(case.architecture),
+        case.vocab_size,
         batches=TrainBatches(stream, case.context, case.train.batch_size, seed=0),
-        validate=lambda: None,
-        flops_per_token=0,
+        validate=lambda network: None,
         identity={},
         work=Path(),
         device=torch.device("cpu"),

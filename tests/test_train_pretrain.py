@@ -12,7 +12,7 @@ from stacklm.config.schema import ParamsError
 from stacklm.files import read_jsonl
 from stacklm.train import pretrain as module
 
-STEP = "stacklm.data.batches:TrainBatches.batch"
+STEP = "stacklm.train.trainer:update"
 IN_A_CHECKPOINT = "stacklm.train.checkpoint:save_file"
 BEFORE_A_CHECKPOINT = "stacklm.train.checkpoint:Checkpoints.save"
 BEFORE_THE_RENAME = "os:replace"

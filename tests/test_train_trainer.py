@@ -9,11 +9,12 @@ from train_files import MODELS, OPTIMIZER, TRAIN, VOCAB, write_cycle
 
 from stacklm.data.batches import TrainBatches
 from stacklm.data.shards import Shards
-from stacklm.files import read_json, read_jsonl
+from stacklm.files import read_jsonl
 from stacklm.model.build import build
+from stacklm.train.guard import Guard, NonFiniteError
 from stacklm.train.loss import token_losses
 from stacklm.train.optimizer import build_optimizer
-from stacklm.train.trainer import NonFiniteError, Run, accumulate, train
+from stacklm.train.trainer import Run, accumulate, train
 from stacklm.train.validate import Score
 
 
@@ -23,11 +24,13 @@ def make_run(folder: Path, **changes) -> Run:
     shards = Shards.open(write_cycle(folder / "shards"))
     torch.manual_seed(config.seed)
     model = build(MODELS["dense"].architecture, VOCAB, config.context)
+    optimizer = build_optimizer(model, OPTIMIZER)
     return Run(
         name="test",
         config=config,
         model=model,
-        optimizer=build_optimizer(model, OPTIMIZER),
+        optimizer=optimizer,
+        guard=Guard(optimizer, config.non_finite),
         batches=TrainBatches(shards.split("train"), config.context, config.batch_size, config.seed),
         validate=lambda: Score(tokens=1, nats=2.0, text_nats=2.0, bytes=1),
         flops_per_token=10,
@@ -109,11 +112,11 @@ def test_a_value_that_is_not_finite_stops_before_the_update(tmp_path: Path, wher
 
     weights: list[torch.Tensor] = []
     monkeypatch.setattr("stacklm.train.trainer.token_losses", failing)
-    with pytest.raises(NonFiniteError, match=r"step 8: .*still that of step 7.*non_finite\.json.*lower peak_lr") as error:
+    with pytest.raises(NonFiniteError, match=r"step 8: .*still that of step 7.*non_finite\.jsonl.*lower peak_lr") as error:
         train(run)
     assert "nan" in str(error.value)
     assert all(map(torch.equal, weights, (parameter.detach() for parameter in run.model.parameters())))
-    saved = read_json(run.work / "non_finite.json")
+    (saved,) = read_jsonl(run.work / "non_finite.jsonl")
     assert saved["step"] == 8
     assert saved["windows"] == run.batches.indices(7)
     assert read_jsonl(run.work / "metrics.jsonl")[-1]["step"] == 7

@@ -1,4 +1,4 @@
-"""Section `train`: the budget and schedule that all models share."""
+"""Section `train`: the budget and schedule that all models share, and what a run may take of the machine."""
 
 from __future__ import annotations
 
@@ -10,12 +10,23 @@ from stacklm.config.schema import Count, Natural, ParamsError, Positive, Range, 
 
 @dataclass(frozen=True)
 class Train:
-    """`steps` optimizer steps of `batch_size` windows of `context` tokens each.
+    """A horizon of `steps` optimizer steps of `batch_size` windows of `context` tokens each.
 
-    `micro_batch` windows go through the model at once (gradients are accumulated over the rest). The learning
-    rate rises over `warmup_steps`, then follows `schedule` down to `final_lr` times its peak (`wsd` stays at the peak
-    and decays linearly over the last `decay` share). `threads` is fixed here and not taken from the machine, because sums
-    over threads differ in the last bit.
+    The learning rate rises over `warmup_steps`, then follows `schedule` down to `final_lr` times its peak at the horizon
+    (`wsd` stays at the peak and decays linearly over the last `decay` share). Training ends there, or at `stop_step` before it;
+    a later `stop_step`, and with `wsd` a later horizon, goes on from where an earlier run has come on the same curve.
+
+    What changes results by rounding at most, and the memory or the time that is taken:
+
+    `micro_batch`     windows that go through the model at once; gradients are accumulated over the rest.
+    `recompute`       stacks: of every stack or block only the input is kept, and the rest computed again.
+    `layers_at_once`  parallel layers of a stack that run side by side, the others computed after them. 0: all.
+    `compile`         the model is compiled by torch.compile: a slow start, and faster steps.
+    `threads`         fixed here and not taken from the machine, because sums over threads differ in the last bit.
+
+    `precision` bf16 multiplies in bfloat16, with weights, sums and optimizer in float32. `non_finite`: at a loss or gradient
+    that is no number, stop, or skip that batch. `resume`: exact: goes on from checkpoints that lead to the same bits only.
+    close: also from those of a run that differs by rounding, such as another `micro_batch`.
     """
 
     steps: Count
@@ -23,15 +34,23 @@ class Train:
     batch_size: Count
     micro_batch: Count
     seed: Natural = 1
+    stop_step: Count | None = None
     warmup_steps: Natural = 20
     schedule: Literal["cosine", "linear", "wsd"] = "cosine"
     decay: Share = 0.2
     final_lr: Share = 0.1
     clip_norm: Positive = 1.0
+    non_finite: Literal["stop", "skip"] = "stop"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    recompute: Literal["nothing", "stacks"] = "nothing"
+    layers_at_once: Natural = 0
+    compile: bool = False
     valid_every: Count = 50
     valid_tokens: Count = 32_768
     checkpoint_every: Count = 50
     keep_checkpoints: Count = 2
+    milestone_every: Natural = 0
+    resume: Literal["exact", "close"] = "exact"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     threads: Annotated[int, Range(1, 256)] = 2
 
@@ -40,7 +59,21 @@ class Train:
             raise ParamsError(f"micro_batch: {self.micro_batch} does not divide batch_size {self.batch_size}")
         if self.warmup_steps >= self.steps:
             raise ParamsError(f"warmup_steps: {self.warmup_steps} must be below steps = {self.steps}")
+        if self.stop_step and self.stop_step > self.steps:
+            raise ParamsError(
+                f"stop_step: {self.stop_step} is beyond the horizon of steps = {self.steps}; raise steps, or leave it out"
+            )
+        if self.milestone_every % self.checkpoint_every:
+            raise ParamsError(
+                f"milestone_every: {self.milestone_every} is no multiple of checkpoint_every = {self.checkpoint_every}, "
+                "so there would be nothing to keep"
+            )
 
     @property
     def tokens_per_step(self) -> int:
         return self.batch_size * self.context
+
+    @property
+    def last_step(self) -> int:
+        """The step at which training ends."""
+        return self.stop_step or self.steps

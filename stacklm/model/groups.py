@@ -7,20 +7,17 @@ is computed again: it keeps nothing but its queries, keys and values.
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from stacklm.model.folded import PackedMap
 from stacklm.model.packed import PackedLayerNorm, PackedLinear
+from stacklm.model.recompute import keeping_inputs
 from stacklm.model.stacked import ParallelStack
 
 PACKED = (PackedLinear, PackedMap, PackedLayerNorm)
 """Modules whose parameters have the N layers as their first dimension."""
-KEPT = [torch.ops.stacklm.blocked_attention.default]
 
 
 class InGroups:
@@ -35,8 +32,7 @@ class InGroups:
         def run(x_BTC: Tensor, group: dict[str, Tensor]) -> Tensor:
             return functional_call(layers, shared | group, x_BTC)
 
-        keep = partial(create_selective_checkpoint_contexts, KEPT)
-        return torch.cat([checkpoint(run, x_BTC, group, use_reentrant=False, context_fn=keep) for group in groups], dim=-1)
+        return torch.cat([keeping_inputs(run, x_BTC, group) for group in groups], dim=-1)
 
     def _split(self, layers: nn.Module) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
         """The parameters that all layers share, and those of each group, by name."""

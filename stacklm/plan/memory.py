@@ -28,9 +28,9 @@ from stacklm.config.train import Train
 from stacklm.model.build import build
 from stacklm.plan.heap import Heap
 from stacklm.plan.products import Products
+from stacklm.train.assemble import assemble
 from stacklm.train.loss import token_losses
-from stacklm.train.optimizer import build_optimizer
-from stacklm.train.trainer import Run, update
+from stacklm.train.trainer import update
 
 COMPONENTS = (
     "weights",
@@ -87,24 +87,21 @@ def trace_training(model: Model, vocab_size: int, train: Train) -> Memory:
     micro_batches = min(2, train.batch_size // train.micro_batch)  # a third leaves and finds what the second did
     train = replace(train, batch_size=micro_batches * train.micro_batch)
     with FakeTensorMode(), Timeline(vocab_size) as timeline:
-        network = build(model.architecture, vocab_size, train.context)
-        timeline.follow(network)
-        optimizer = build_optimizer(network, model.optimizer)
-        run = Run(
-            name="plan",
-            config=train,
-            model=network,
-            optimizer=optimizer,
+        run = assemble(
+            "plan",
+            replace(train, compile=False),
+            model,
+            vocab_size,
             batches=_Windows(train.batch_size, train.context),
-            validate=lambda: None,
-            flops_per_token=0,
+            validate=lambda network: None,
             identity={},
             work=Path(),
             device=torch.device("cpu"),
         )
+        timeline.follow(run.model)
         for _ in range(STEPS):
             update(run, step=1)
-            for state in optimizer.state.values():
+            for state in run.optimizer.state.values():
                 for tensor in state.values():
                     timeline.name(tensor, "optimizer state")
         return timeline.memory()

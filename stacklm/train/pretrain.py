@@ -5,20 +5,18 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import torch
-
 from stacklm.config.model import Model
 from stacklm.config.schema import ParamsError, plain
 from stacklm.config.train import Train
 from stacklm.data.batches import TrainBatches
 from stacklm.data.shards import Shards
 from stacklm.files import read_json, read_jsonl, sha256
-from stacklm.model.build import ModelConfig, build
-from stacklm.model.count import count
+from stacklm.model.build import ModelConfig
 from stacklm.model.store import save_model
+from stacklm.train.assemble import assemble
 from stacklm.train.machine import prepare
-from stacklm.train.optimizer import build_optimizer
-from stacklm.train.trainer import METRICS, TIMING, Run, train
+from stacklm.train.prefetch import Prefetch
+from stacklm.train.trainer import METRICS, TIMING, train
 from stacklm.train.validate import validate
 
 
@@ -39,30 +37,26 @@ def pretrain(config: Train, model: Model, shards: Path, certificate: Path, train
     _check_windows(config, data.splits["train"]["tokens"])
     _check_certificate(certificate, ModelConfig(model.architecture, data.vocab_size, config.context))
     train_stream, valid_stream = data.split("train"), data.split("valid")
-    torch.manual_seed(config.seed)
-    network = build(model.architecture, data.vocab_size, config.context).to(device)
-    train(
-        Run(
-            name=name,
-            config=config,
-            model=network,
-            optimizer=build_optimizer(network, model.optimizer),
-            batches=TrainBatches(train_stream, config.context, config.batch_size, config.seed),
-            validate=lambda: validate(
-                network, valid_stream, data.token_bytes, config.context, config.micro_batch, config.valid_tokens
-            ),
-            flops_per_token=count(model.architecture, data.vocab_size, config.context).training_flops_per_token,
-            identity={"train": plain(config), "model": plain(model), "data": sha256(shards / "manifest.json")},
-            work=work,
-            device=device,
-        )
+    run = assemble(
+        name,
+        config,
+        model,
+        data.vocab_size,
+        batches=Prefetch(TrainBatches(train_stream, config.context, config.batch_size, config.seed), device),
+        validate=lambda network: validate(
+            network, valid_stream, data.token_bytes, config.context, config.micro_batch, config.valid_tokens
+        ),
+        identity={"train": plain(config), "model": plain(model), "data": sha256(shards / "manifest.json")},
+        work=work,
+        device=device,
     )
-    save_model(trained, network, model.architecture, data.vocab_size, config.context)
+    train(run)
+    save_model(trained, run.model, model.architecture, data.vocab_size, config.context)
     shutil.copyfile(work / METRICS, trained / METRICS)
     shutil.copyfile(work / TIMING, timing)
     final = read_jsonl(trained / METRICS)[-1]
     print(
-        f"{name}: {config.steps:,} steps, {final['tokens']:,} tokens, validation loss "
+        f"{name}: {config.last_step:,} steps, {final['tokens']:,} tokens, validation loss "
         f"{final['valid_loss']:.4f} nats/token, {final['valid_bits_per_byte']:.4f} bits per byte"
     )
 

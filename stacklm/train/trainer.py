@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import math
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from stacklm.config.train import Train
 from stacklm.data.batches import TrainBatches
-from stacklm.files import write_json
 from stacklm.train.checkpoint import Checkpoints, Progress
+from stacklm.train.guard import Guard, NonFiniteError, Spikes
 from stacklm.train.interrupt import Interrupted, StopRequest
 from stacklm.train.loss import token_losses
 from stacklm.train.metrics import Log, Meter
 from stacklm.train.optimizer import set_lr
+from stacklm.train.prefetch import Prefetch
 from stacklm.train.schedule import lr_factor
 from stacklm.train.validate import Score
 
-METRICS, TIMING, NON_FINITE = "metrics.jsonl", "timing.jsonl", "non_finite.json"
+METRICS, TIMING, NON_FINITE = "metrics.jsonl", "timing.jsonl", "non_finite.jsonl"
 MAX_ROWS = 2000
-
-
-class NonFiniteError(RuntimeError):
-    """A loss or gradient that is not a number; the model was not updated with it."""
+MOST_SKIPPED = 10
+"""Steps in a row that may be skipped before the run is given up."""
 
 
 @dataclass(frozen=True)
@@ -36,49 +38,58 @@ class Run:
     """What a run is made of.
 
     `name` stands on its progress bar, `identity` says which checkpoints are its own, `work` keeps all it needs to resume.
+    `arithmetic()` is the context in which losses are computed.
     """
 
     name: str
     config: Train
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    batches: TrainBatches
+    guard: Guard
+    batches: TrainBatches | Prefetch
     validate: Callable[[], Score]
     flops_per_token: int
     identity: Mapping[str, Any]
     work: Path
     device: torch.device
+    arithmetic: Callable[[], AbstractContextManager] = nullcontext
+
+
+class Update(NamedTuple):
+    """An optimizer step that was asked of the device: its number, learning rate, and figures that are still to come."""
+
+    step: int
+    lr: float
+    loss: Tensor
+    norm: Tensor
 
 
 def train(run: Run) -> None:
-    """Train to `config.steps`, from the newest checkpoint in `work/checkpoints` or from the start.
+    """Train to `config.last_step`, from the newest checkpoint in `work/checkpoints` or from the start.
 
     Writes `work/metrics.jsonl`, equal in equal runs, and `work/timing.jsonl`, which varies: a row for every step of a
-    short run, for about 2,000 steps of a long one. Step 0 is the untrained model. Raises `NonFiniteError` before an
-    update that would spoil the model, and `Interrupted` after SIGINT or SIGTERM, with a checkpoint of the step that
-    was under way.
+    short run, for about 2,000 steps of a long one. Step 0 is the untrained model. The figures of a step are read while
+    the next one is under way. Raises `NonFiniteError` before an update that would spoil the model, and `Interrupted` after
+    SIGINT or SIGTERM, with a checkpoint of the step that was under way.
     """
     config = run.config
     run.model.train()
     checkpoints = Checkpoints(run.work / "checkpoints", run.identity, config.keep_checkpoints)
     done = checkpoints.restore(run.model, run.optimizer)
-    last = done.step if done else -1
+    first = done.step + 1 if done else 0
     if done:
-        print(f"{run.name}: resuming after step {done.step:,} of {config.steps:,}")
+        print(f"{run.name}: resuming after step {done.step:,} of {config.last_step:,}")
     meter = Meter(done.seconds if done else 0.0, run.device)
+    reader = Reader(run)
     with (
-        Log(run.work / METRICS, last) as metrics,
-        Log(run.work / TIMING, last) as timing,
+        Log(run.work / METRICS, first - 1) as metrics,
+        Log(run.work / TIMING, first - 1) as timing,
         StopRequest() as stop,
-        tqdm(total=config.steps, initial=max(last, 0), desc=run.name, unit="step", mininterval=0.5) as bar,
+        tqdm(total=config.last_step, initial=max(first - 1, 0), desc=run.name, unit="step", mininterval=0.5) as bar,
     ):
 
         def due(step: int, every: int) -> bool:
-            return step % every == 0 or step == config.steps
-
-        def evaluate() -> dict[str, float]:
-            score = run.validate()
-            return {"valid_loss": score.loss, "valid_bits_per_byte": score.bits_per_byte}
+            return step % every == 0 or step == config.last_step
 
         def report(step: int, figures: dict[str, float]) -> None:
             tokens = step * config.tokens_per_step
@@ -88,41 +99,54 @@ def train(run: Run) -> None:
             losses = ", ".join(f"{name} {figures[name]:.3f}" for name in ("train_loss", "valid_loss") if name in figures)
             bar.set_postfix_str(f"{losses}, {usage['tokens_per_second']:,.0f} tokens/s", refresh=False)
 
+        def settle() -> None:
+            """Read and report the step that was under way, if it has not been."""
+            if reader.waiting:
+                step, figures = reader.read()
+                if due(step, math.ceil(config.steps / MAX_ROWS)):
+                    report(step, figures)
+
+        def evaluate(step: int) -> None:
+            figures = reader.read()[1] if reader.waiting else {}
+            score = run.validate()
+            if not math.isfinite(score.loss):
+                raise NonFiniteError(f"step {step}: the validation loss is {score.loss}; the last checkpoint is from before")
+            report(step, {**figures, "valid_loss": score.loss, "valid_bits_per_byte": score.bits_per_byte})
+
         def checkpoint(step: int) -> None:
             metrics.sync()
             timing.sync()
             checkpoints.save(run.model, run.optimizer, Progress(step, step * config.tokens_per_step, meter.seconds))
 
-        for step in range(last + 1, config.steps + 1):
-            figures: dict[str, float] = {}
+        for step in range(first, config.last_step + 1):
             if step > 0:
                 with meter.training(config.tokens_per_step):
-                    figures |= update(run, step)
+                    begun = update(run, step)
+                    settle()
+                    reader.waiting = begun
                 bar.update()
             if due(step, config.valid_every):
-                figures |= evaluate()
-            if "valid_loss" in figures or due(step, math.ceil(config.steps / MAX_ROWS)):
-                report(step, figures)
+                evaluate(step)
             if stop.signal or due(step, config.checkpoint_every):
+                settle()
                 checkpoint(step)
             if stop.signal:
-                raise Interrupted(f"{stop.signal}: stopped after step {step} of {config.steps}; the same command resumes there")
+                raise Interrupted(f"{stop.signal}: stopped after step {step} of {config.last_step}; the same command resumes there")
 
 
-def update(run: Run, step: int) -> dict[str, float]:
-    """The optimizer step that leads to `step`: its loss (nats/token, before the update), learning rate and gradient norm."""
-    set_lr(run.optimizer, lr_factor(step, run.config))
-    inputs_BT, targets_BT = (tensor.to(run.device) for tensor in run.batches.batch(step - 1))
-    loss = accumulate(run.model, inputs_BT, targets_BT, run.config.micro_batch)
-    norm = nn.utils.clip_grad_norm_(run.model.parameters(), run.config.clip_norm).item()
-    figures = {"train_loss": loss, "lr": run.optimizer.param_groups[0]["lr"], "grad_norm": norm}
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise _not_finite(run, step, figures)
-    run.optimizer.step()
-    return figures
+def update(run: Run, step: int) -> Update:
+    """Begin the optimizer step that leads to `step`: its loss is that before the update, in nats a token."""
+    factor = lr_factor(step, run.config)
+    set_lr(run.optimizer, factor)
+    inputs_BT, targets_BT = (tensor.to(run.device, non_blocking=True) for tensor in run.batches.batch(step - 1))
+    with run.arithmetic():
+        loss = accumulate(run.model, inputs_BT, targets_BT, run.config.micro_batch)
+    norm = nn.utils.clip_grad_norm_(run.model.parameters(), run.config.clip_norm)
+    run.guard.step(loss, norm)
+    return Update(step, run.optimizer.param_groups[0]["lr"], loss, norm)
 
 
-def accumulate(model: nn.Module, inputs_BT: torch.Tensor, targets_BT: torch.Tensor, micro_batch: int) -> float:
+def accumulate(model: nn.Module, inputs_BT: Tensor, targets_BT: Tensor, micro_batch: int) -> Tensor:
     """Set the gradients of the mean loss over all tokens of a batch, `micro_batch` rows at a time; return that loss."""
     model.zero_grad()
     total = torch.zeros((), device=inputs_BT.device)
@@ -130,15 +154,44 @@ def accumulate(model: nn.Module, inputs_BT: torch.Tensor, targets_BT: torch.Tens
         loss = token_losses(model, inputs, targets).sum() / targets_BT.numel()
         loss.backward()
         total += loss.detach()
-    return total.item()
+    return total
 
 
-def _not_finite(run: Run, step: int, figures: dict[str, float]) -> NonFiniteError:
-    path = run.work / NON_FINITE
-    values = {name: str(value) for name, value in figures.items()}
-    write_json(path, {"step": step, **values, "windows": run.batches.indices(step - 1)})
-    return NonFiniteError(
-        f"step {step}: the loss is {figures['train_loss']} and the gradient's norm {figures['grad_norm']}; stopped before the "
-        f"update, so the model is still that of step {step - 1}. The batch's windows are listed in {path}. "
-        f"The learning rate was {figures['lr']:g}: lower peak_lr or raise train.warmup_steps"
-    )
+class Reader:
+    """Reads the figures of updates, one after the other, and says what they mean."""
+
+    def __init__(self, run: Run) -> None:
+        self.waiting: Update | None = None
+        self._run = run
+        self._spikes = Spikes()
+        self._skipped = 0
+
+    def read(self) -> tuple[int, dict[str, float]]:
+        """The step that waits and its row. Raises `NonFiniteError` where it must not go on."""
+        update, self.waiting = self.waiting, None
+        loss, norm = update.loss.item(), update.norm.item()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self._not_finite(update, loss, norm)
+            return update.step, {"lr": update.lr, "skipped": 1}
+        self._skipped = 0
+        if said := self._spikes.note(loss):
+            tqdm.write(f"{self._run.name}: step {update.step:,}: {said}", file=sys.stderr)
+        return update.step, {"train_loss": loss, "lr": update.lr, "grad_norm": norm}
+
+    def _not_finite(self, update: Update, loss: float, norm: float) -> None:
+        """Keep what is needed to play the step again; go on only where that is the policy."""
+        path, config = self._run.work / NON_FINITE, self._run.config
+        windows = self._run.batches.indices(update.step - 1)
+        note = {"step": update.step, "train_loss": str(loss), "lr": update.lr, "grad_norm": str(norm), "windows": windows}
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(note) + "\n")
+        what = f"step {update.step}: the loss is {loss} and the gradient's norm {norm}"
+        self._skipped += 1
+        if config.non_finite == "skip" and self._skipped < MOST_SKIPPED:
+            tqdm.write(f"{self._run.name}: {what}; skipped, its windows are listed in {path}", file=sys.stderr)
+            return
+        untouched = update.step - self._skipped
+        raise NonFiniteError(
+            f"{what}; stopped before the update, so the model is still that of step {untouched}. The batch's windows are listed "
+            f"in {path}. The learning rate was {update.lr:g}: lower peak_lr or raise train.warmup_steps"
+        )

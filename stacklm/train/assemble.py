@@ -1,0 +1,78 @@
+"""From settings to a run that is ready to train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from stacklm.config.model import Model
+from stacklm.config.train import Train
+from stacklm.data.batches import TrainBatches
+from stacklm.model.build import build
+from stacklm.model.count import count
+from stacklm.model.groups import in_groups
+from stacklm.model.recompute import recompute
+from stacklm.train.guard import Guard
+from stacklm.train.optimizer import build_optimizer
+from stacklm.train.prefetch import Prefetch
+from stacklm.train.trainer import Run
+from stacklm.train.validate import Score
+
+Validate = Callable[[nn.Module], Score]
+
+
+def assemble(
+    name: str,
+    config: Train,
+    model: Model,
+    vocab_size: int,
+    batches: TrainBatches | Prefetch,
+    validate: Validate,
+    identity: Mapping[str, Any],
+    work: Path,
+    device: torch.device,
+) -> Run:
+    """A run with fresh weights, as the settings fix them: the model is drawn on the CPU, so it is the same for every device."""
+    torch.manual_seed(config.seed)
+    network = build(model.architecture, vocab_size, config.context)
+    if device.type != "cpu":
+        network.to(device)
+    lean(network, config)
+    optimizer = build_optimizer(network, model.optimizer)
+    return Run(
+        name=name,
+        config=config,
+        model=network,
+        optimizer=optimizer,
+        guard=Guard(optimizer, config.non_finite),
+        batches=batches,
+        validate=partial(validate, network),
+        flops_per_token=count(model.architecture, vocab_size, config.context).training_flops_per_token,
+        identity=identity,
+        work=work,
+        device=device,
+        arithmetic=arithmetic(config, device),
+    )
+
+
+def lean(network: nn.Module, config: Train) -> None:
+    """Choose how the model's forward and backward passes run; outputs and gradients stay the same, up to rounding."""
+    if config.layers_at_once:
+        in_groups(network, config.layers_at_once)
+    if config.recompute == "stacks":
+        recompute(network)
+    if config.compile:
+        network.features = torch.compile(network.features, dynamic=False)
+
+
+def arithmetic(config: Train, device: torch.device) -> Callable[[], AbstractContextManager]:
+    """The context of losses: float32, or products in bfloat16 (torch.autocast) of weights that stay in float32."""
+    if config.precision == "fp32":
+        return nullcontext
+    return partial(torch.autocast, device.type, torch.bfloat16)

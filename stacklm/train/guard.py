@@ -1,0 +1,58 @@
+"""What keeps a step that went wrong away from the model, and says so."""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient that is not a number; the model was not updated with it."""
+
+
+class Guard:
+    """Takes optimizer steps, but none whose loss or gradient is not finite, and without waiting for the device.
+
+    The host would have to wait for a number to decide by it. A fused optimizer takes the decision from a tensor instead, as
+    from torch's `GradScaler` (its `found_inf`): where that is 1, parameters and moments stay as they are. For any other
+    optimizer the host asks. With the policy `stop` all that comes after a bad step is withheld too: the host learns of it
+    a step later, and then finds the model as it was before.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, policy: Literal["stop", "skip"]) -> None:
+        self.optimizer, self.policy = optimizer, policy
+        self._fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+        self._withhold: Tensor | None = None
+
+    def step(self, loss: Tensor, norm: Tensor) -> None:
+        """Update the model unless `loss` or the gradients' `norm`, scalars on the device, say that it would be spoilt."""
+        bad = ~(loss.isfinite() & norm.isfinite())
+        if self.policy == "stop" and self._withhold is not None:
+            bad = bad | self._withhold
+        self._withhold = bad
+        if self._fused:
+            self.optimizer.grad_scale, self.optimizer.found_inf = None, bad.float()
+            self.optimizer.step()
+        elif not bad.item():
+            self.optimizer.step()
+
+
+class Spikes:
+    """Notices a loss far above those just before: by six standard deviations of the last 50, and by a tenth."""
+
+    def __init__(self) -> None:
+        self._losses: deque[float] = deque(maxlen=50)
+
+    def note(self, loss: float) -> str | None:
+        """What to say about this loss, if anything."""
+        said = None
+        if len(self._losses) >= 20:
+            usual, spread = statistics.mean(self._losses), statistics.stdev(self._losses)
+            if loss > max(usual + 6 * spread, 1.1 * usual):
+                said = f"the loss jumped to {loss:.3f}; over the last {len(self._losses)} steps it was {usual:.3f} ± {spread:.3f}"
+        self._losses.append(loss)
+        return said
