@@ -37,8 +37,8 @@ def test_every_kernel_is_plain_attention(attention, length, key_dim, features, d
     for ours, theirs in zip(torch.autograd.grad(found, parts, weight), torch.autograd.grad(wanted, parts, weight), strict=True):
         if length > 1 or theirs.norm() > 0:
             assert relative_error(ours, theirs) < tolerance
-        else:  # a single position attends to itself whatever its query and key
-            assert ours.norm() == 0
+        else:  # a single position attends to itself whatever its query and key; some kernels leave rounding
+            assert ours.norm() < tolerance * weight.norm()
 
 
 def test_many_heads_go_through_in_several_groups(monkeypatch):

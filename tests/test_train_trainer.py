@@ -1,20 +1,23 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from train_files import MODELS, OPTIMIZER, TRAIN, VOCAB, write_cycle
 
 from stacklm.data.batches import TrainBatches
 from stacklm.data.shards import Shards
 from stacklm.files import read_jsonl
 from stacklm.model.build import build
+from stacklm.train.assemble import assemble
 from stacklm.train.guard import Guard, NonFiniteError
 from stacklm.train.loss import token_losses
 from stacklm.train.optimizer import build_optimizer
-from stacklm.train.trainer import Run, accumulate, train
+from stacklm.train.trainer import Run, accumulate, train, update
 from stacklm.train.validate import Score
 
 
@@ -120,3 +123,108 @@ def test_a_value_that_is_not_finite_stops_before_the_update(tmp_path: Path, wher
     assert saved["step"] == 8
     assert saved["windows"] == run.batches.indices(7)
     assert read_jsonl(run.work / "metrics.jsonl")[-1]["step"] == 7
+
+
+def test_a_step_that_is_skipped_leaves_a_row_and_its_windows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("stacklm.train.trainer.token_losses", spoilt_at({3, 4}))
+    run = make_run(tmp_path, steps=8, non_finite="skip")
+    train(run)
+    rows = read_jsonl(run.work / "metrics.jsonl")
+    assert [row["step"] for row in rows if row.get("skipped")] == [3, 4]
+    assert [row["step"] for row in rows if "train_loss" in row] == [1, 2, 5, 6, 7, 8]
+    assert [note["windows"] for note in read_jsonl(run.work / "non_finite.jsonl")] == [
+        run.batches.indices(2),
+        run.batches.indices(3),
+    ]
+    assert "step 3: the loss is nan" in capsys.readouterr().err
+    assert all(parameter.isfinite().all() for parameter in run.model.parameters())
+
+
+def test_too_many_skipped_in_a_row_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stacklm.train.trainer.token_losses", spoilt_at(set(range(3, 30))))
+    run = make_run(tmp_path, non_finite="skip")
+    with pytest.raises(NonFiniteError, match=r"step 12: .*still that of step 2"):
+        train(run)
+
+
+def spoilt_at(steps: set[int]):
+    """The losses of `token_losses`, but no numbers at those steps."""
+    calls = 0
+
+    def losses(*arguments: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return token_losses(*arguments) * (float("nan") if calls in steps else 1)
+
+    return losses
+
+
+class Reads(TorchDispatchMode):
+    """Counts the numbers that are read from the device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.count += operation is torch.ops.aten._local_scalar_dense.default
+        return operation(*args, **(kwargs or {}))
+
+
+def test_an_update_reads_nothing_from_the_device(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    update(run, 1)
+    with Reads() as reads:
+        begun = update(run, 2)
+        assert reads.count == 0
+        assert math.isfinite(begun.loss.item())
+        assert reads.count == 1
+
+
+def test_training_ends_at_stop_step_on_the_curve_of_the_horizon(tmp_path: Path) -> None:
+    whole, cut = make_run(tmp_path / "whole"), make_run(tmp_path / "cut", stop_step=11)
+    train(whole)
+    train(cut)
+    rows, of_whole = read_jsonl(cut.work / "metrics.jsonl"), read_jsonl(whole.work / "metrics.jsonl")
+    assert rows[-1]["step"] == 11
+    assert "valid_loss" in rows[-1]
+    assert [row.get("train_loss") for row in rows] == [row.get("train_loss") for row in of_whole[:12]]
+
+
+LEAN = [{"recompute": "stacks"}, {"layers_at_once": 3}, {"recompute": "stacks", "layers_at_once": 1}, {"micro_batch": 1}]
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("settings", LEAN, ids=str)
+def test_lean_ways_lead_to_the_same_losses(tmp_path: Path, model: str, settings: dict) -> None:
+    losses = [losses_of(tmp_path / name, model, **changes) for name, changes in {"plain": {}, "lean": settings}.items()]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_bfloat16_learns_with_weights_in_float32(tmp_path: Path, model: str) -> None:
+    plain, rounded = (losses_of(tmp_path / precision, model, steps=24, precision=precision) for precision in ("fp32", "bf16"))
+    assert rounded != plain
+    assert rounded == pytest.approx(plain, rel=0.05)
+
+
+def losses_of(folder: Path, model: str, **changes) -> list[float]:
+    """The training losses of a short run without dropout."""
+    config = replace(TRAIN, **{"steps": 8, **changes})
+    architecture = MODELS[model].architecture
+    if model == "stacked":
+        architecture = replace(architecture, dropout=0.0)
+    run = assemble(
+        "test",
+        config,
+        replace(MODELS[model], architecture=architecture),
+        VOCAB,
+        TrainBatches(Shards.open(write_cycle(folder / "shards")).split("train"), config.context, config.batch_size, config.seed),
+        validate=lambda network: Score(1, 2.0, 2.0, 1),
+        identity={},
+        work=folder / "work",
+        device=torch.device("cpu"),
+    )
+    train(run)
+    assert all(parameter.dtype == torch.float32 for parameter in run.model.parameters())
+    return [row["train_loss"] for row in read_jsonl(run.work / "metrics.jsonl")[1:]]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stacklm.config.model import Dense
-from stacklm.model.layers import Embedding, Head, Linear
+from stacklm.model.layers import Embedding, Head, Linear, RMSNorm
 from stacklm.model.positions import Positions, rotate, rotations
 
 
@@ -24,8 +24,8 @@ class Attention(nn.Module):
         self.query = Linear(width, width)
         self.key = Linear(width, width)
         self.value = Linear(width, width)
-        self.query_norm = nn.RMSNorm(width // heads)
-        self.key_norm = nn.RMSNorm(width // heads)
+        self.query_norm = RMSNorm(width // heads)
+        self.key_norm = RMSNorm(width // heads)
         self.output = Linear(width, width, std=0)
 
     def project(self, x_BTC: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,9 +79,9 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, feed_forward: nn.Module) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(width)
+        self.attention_norm = RMSNorm(width)
         self.attention = Attention(width, heads)
-        self.feed_forward_norm = nn.RMSNorm(width)
+        self.feed_forward_norm = RMSNorm(width)
         self.feed_forward = feed_forward
 
     def forward(self, x_BTC: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
@@ -98,11 +98,11 @@ class DenseDecoder(nn.Module):
         self.head_dim = config.width // config.heads
         feed_forward = FEED_FORWARDS[config.activation]
         self.embedding = Embedding(vocab_size, config.width)
-        self.embedding_norm = nn.RMSNorm(config.width)
+        self.embedding_norm = RMSNorm(config.width)
         self.blocks = nn.ModuleList(
             Block(config.width, config.heads, feed_forward(config.width, config.hidden)) for _ in range(config.layers)
         )
-        self.norm = nn.RMSNorm(config.width)
+        self.norm = RMSNorm(config.width)
         self.head = Head(config.width, vocab_size)
         if config.tied:
             self.head.weight = self.embedding.weight

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from stacklm.model.attention import causal_attention, project
-from stacklm.model.layers import Linear, drawn
+from stacklm.model.layers import Linear, RMSNorm, drawn
 
 
 class PackedMap(nn.Module):
@@ -42,8 +42,8 @@ class QueryKeyNorm(nn.Module):
 
     def __init__(self, key_dim: int) -> None:
         super().__init__()
-        self.query = nn.RMSNorm(key_dim)
-        self.key = nn.RMSNorm(key_dim)
+        self.query = RMSNorm(key_dim)
+        self.key = RMSNorm(key_dim)
 
     def forward(self, q_BTHK: Tensor, k_BTHK: Tensor) -> tuple[Tensor, Tensor]:
         return self.query(q_BTHK), self.key(k_BTHK)

@@ -28,6 +28,13 @@ class Embedding(nn.Module):
         return F.embedding(ids_BT, self.weight)
 
 
+class RMSNorm(nn.RMSNorm):
+    """Root mean square normalisation (arXiv:1910.07467) in the number format of its input, whatever that of its gain."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class Linear(nn.Module):
     """`weight` [outputs, inputs] without a bias. By default it keeps the variance of its input."""
 

@@ -7,7 +7,7 @@ from typing import Literal
 from torch import nn
 
 from stacklm.model.folded import PackedMap
-from stacklm.model.layers import BiasedHead, BiasedLinear, Embedding, Head, Linear
+from stacklm.model.layers import BiasedHead, BiasedLinear, Embedding, Head, Linear, RMSNorm
 from stacklm.model.packed import PackedLayerNorm, PackedLinear
 from stacklm.model.wiring import Read, ShortConvolution
 
@@ -22,7 +22,7 @@ ROLES: dict[type[nn.Module], dict[str, Role]] = {
     Head: {"weight": "head"},
     BiasedHead: {"weight": "head", "bias": "vector"},
     nn.LayerNorm: {"weight": "vector", "bias": "vector"},
-    nn.RMSNorm: {"weight": "vector"},
+    RMSNorm: {"weight": "vector"},
     PackedLayerNorm: {"weight": "vector", "bias": "vector"},
     Read: {"weight": "vector"},
     ShortConvolution: {"weight": "vector"},
