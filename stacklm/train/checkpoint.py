@@ -3,40 +3,44 @@
 One folder each, `step-00000050/`: weights, optimizer state and random states as safetensors, the rest as JSON (nothing
 that can run code when read), and the SHA-256 of every file. A folder is written aside, synced and renamed, so a
 checkpoint is there in full or not at all; what the disk did to it since, the hashes tell.
+
+The format is that of `torch.distributed.checkpoint` with safetensors storage: a tensor may lie in pieces in several files,
+with the offset of each piece in its file's header. One process writes a single file, straight from the tensors' own
+memory; many write one each, with what they hold. Whoever reads picks the pieces that it needs, so a run goes on with
+another number of processes, sharded or not. Of the random states a process takes the one of its rank, where there is one.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import math
 import os
+import shutil
 import sys
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, load_model, save_file, save_model
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import nn
 
 from stacklm.config.schema import listed
 from stacklm.files import read_json, remove, sha256, sync, write_json
+from stacklm.train.errors import CheckpointError, DiskFullError, NonFiniteError
+from stacklm.train.team import ALONE, Team
 
-MODEL, OPTIMIZER, RANDOM, STATE, HASHES = (
-    "model.safetensors",
-    "optimizer.safetensors",
-    "random.safetensors",
-    "state.json",
-    "hashes.json",
-)
+TENSORS, STATE, HASHES = "tensors.safetensors", "state.json", "hashes.json"
 GPU_RANDOM = {
     "cuda": (torch.cuda.get_rng_state, torch.cuda.set_rng_state),
     "mps": (torch.mps.get_rng_state, torch.mps.set_rng_state),
 }
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint of another run: of another architecture, data or other settings."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _Damaged(Exception):
@@ -53,31 +57,32 @@ class Progress:
 
 
 class Checkpoints:
-    """The last `keep` checkpoints of a run, in `folder`.
+    """A run's checkpoints in `folder`: the last `keep`, the one of the best validation loss, and the milestones.
 
-    `identity` is a plain mapping of all that makes the run what it is; only a checkpoint of an equal one is resumed.
+    Milestones are the steps that `milestone_every` divides; 0 means none. `identity` is a plain mapping of all that makes
+    the run what it is; only a checkpoint of an equal one is resumed. All processes of `team` see the same folder, and call
+    `save` and `restore` together.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], keep: int) -> None:
-        self.folder, self.identity, self.keep = folder, identity, keep
+    def __init__(self, folder: Path, identity: Mapping[str, Any], keep: int, milestone_every: int = 0, team: Team = ALONE) -> None:
+        self.folder, self.identity, self.team = folder, identity, team
+        self.keep, self.milestone_every = keep, milestone_every
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-        """Write the checkpoint of this step, then remove the oldest beyond `keep`."""
-        target = self.folder / f"step-{progress.step:08d}"
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, valid_loss: float | None = None) -> None:
+        """Write the checkpoint of this step, then remove those that need not be kept.
+
+        `valid_loss` belongs to this very step. Raises `NonFiniteError` for weights or a loss that are not finite, and
+        `DiskFullError` where there is no room; the checkpoints that are there stay as they are.
+        """
+        self.team.together(lambda: _check_finite(model, progress.step, valid_loss))
+        state = {"progress": asdict(progress), "valid_loss": valid_loss, "processes": self.team.size, "identity": self.identity}
+        tensors = {**_weights(model), **_optimizer_state(model, optimizer), **_random_states(model, self.team.rank)}
         aside = self.folder / ".writing"
-        remove(aside)  # left by a kill
-        aside.mkdir(parents=True)
-        save_model(model, str(aside / MODEL))
-        save_file(_optimizer_tensors(model, optimizer), aside / OPTIMIZER)
-        save_file(_random_states(model), aside / RANDOM)
-        write_json(aside / STATE, {"progress": asdict(progress), "identity": self.identity})
-        for file in (MODEL, OPTIMIZER, RANDOM):
-            sync(aside / file)
-        write_json(aside / HASHES, {file: sha256(aside / file) for file in (MODEL, OPTIMIZER, RANDOM, STATE)})
-        os.replace(aside, target)
-        sync(self.folder)
-        for old in self._saved()[: -self.keep]:
-            remove(old)
+        with _room_for(tensors, progress.step, self.folder), _removed_on_error(aside):
+            self.team.together(lambda: _make_anew(aside) if self.team.leads else None)
+            mine = _write(aside, tensors, self.team)
+            hashes = self.team.together(lambda: {file.name: sha256(file) for file in mine})
+            self.team.together(lambda: self._complete(aside, state, hashes) if self.team.leads else None)
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress | None:
         """Bring model, optimizer and random states to the newest whole checkpoint; None where there is none.
@@ -85,20 +90,50 @@ class Checkpoints:
         A damaged one is reported, removed and passed over for the one before. Raises `CheckpointError`, naming the
         fields that differ, for one of another identity.
         """
+        folder = self.team.together(lambda: self._newest_whole() if self.team.leads else None)[0]
+        if folder is None:
+            return None
+        state = read_json(folder / STATE)
+        self._check_identity(folder, state["identity"])
+        self.team.together(lambda: _load(folder, model, optimizer, self.team.rank))
+        return Progress(**state["progress"])
+
+    def _complete(self, aside: Path, state: dict[str, Any], hashes: list[dict[str, str]]) -> None:
+        """What is done once, when the tensors are on the disk."""
+        files = {name: digest for written in hashes for name, digest in written.items()}
+        missing = [name for name in files if not (aside / name).exists()]
+        if missing:
+            raise CheckpointError(f"{aside} lacks {listed(missing)}: the folder must be one that all nodes share")
+        write_json(aside / STATE, state)
+        write_json(aside / HASHES, {**files, STATE: sha256(aside / STATE)})
+        os.replace(aside, self._folder(state["progress"]["step"]))
+        sync(self.folder)
+        for old in self._superfluous():
+            remove(old)
+
+    def _superfluous(self) -> list[Path]:
+        saved = self._saved()
+        kept = {*saved[-self.keep :], *(folder for folder in saved if self._is_milestone(folder))}
+        losses = {folder: loss for folder in saved if (loss := _valid_loss(folder)) is not None}
+        if losses:
+            kept.add(min(losses, key=losses.__getitem__))
+        return [folder for folder in saved if folder not in kept]
+
+    def _is_milestone(self, folder: Path) -> bool:
+        return self.milestone_every > 0 and int(folder.name.removeprefix("step-")) % self.milestone_every == 0
+
+    def _newest_whole(self) -> Path | None:
         for folder in reversed(self._saved()):
             try:
                 _verify(folder)
+                return folder
             except _Damaged as error:
                 print(f"checkpoint {folder.name} is damaged, going back to the one before: {error}", file=sys.stderr)
                 remove(folder)
-                continue
-            state = read_json(folder / STATE)
-            self._check_identity(folder, state["identity"])
-            load_model(model, folder / MODEL)
-            _load_optimizer(model, optimizer, load_file(folder / OPTIMIZER))
-            _set_random_states(model, load_file(folder / RANDOM))
-            return Progress(**state["progress"])
         return None
+
+    def _folder(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
 
     def _saved(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))
@@ -109,6 +144,70 @@ class Checkpoints:
         if differing:
             changes = listed(f"{key} was {then.get(key)} and is {now.get(key)}" for key in differing)
             raise CheckpointError(f"{folder} is a checkpoint of another run: {changes}; remove {folder.parent} to start anew")
+
+
+@contextlib.contextmanager
+def _room_for(tensors: dict[str, torch.Tensor], step: int, folder: Path) -> Iterator[None]:
+    """Turn the end of the disk into an error with the numbers."""
+    try:
+        yield
+    except BaseException as error:
+        if not _is_full(error):
+            raise
+        needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        raise DiskFullError(
+            f"no room for the checkpoint of step {step}: it takes {needed:,} bytes, and the disk of {folder} has "
+            f"{shutil.disk_usage(folder).free:,} free ({error}). The checkpoints before it are whole: free some space, "
+            "or move the folder to a larger disk, and the same command goes on"
+        ) from None
+
+
+@contextlib.contextmanager
+def _removed_on_error(aside: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        remove(aside)
+        raise
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether it says that there is no room, in any of the ways in which writers say so."""
+    if isinstance(error, OSError):
+        return error.errno in NO_ROOM
+    if isinstance(error, SafetensorError):
+        return any(f"os error {number}" in str(error) for number in NO_ROOM)
+    return any(_is_full(failure) for failure, _ in getattr(error, "failures", {}).values())
+
+
+def _make_anew(folder: Path) -> None:
+    remove(folder)  # left by a kill
+    folder.mkdir(parents=True)
+
+
+def _write(aside: Path, tensors: dict[str, torch.Tensor], team: Team) -> list[Path]:
+    """Write the tensors, each once however many processes hold it; return the files that this process wrote."""
+    if team.size == 1:
+        save_file(tensors, aside / TENSORS)
+        sync(aside / TENSORS)
+        return [aside / TENSORS]
+    from torch.distributed.checkpoint import HuggingFaceStorageWriter, save
+
+    save(tensors, storage_writer=HuggingFaceStorageWriter(str(aside), save_distributed=True))  # synced by the writer
+    return list(aside.glob(f"shard-{team.rank + 1:05d}-*"))
+
+
+def _load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rank: int) -> None:
+    """Read what this process holds: weights in place, the optimizer's state and the random states anew."""
+    from torch.distributed.checkpoint import HuggingFaceStorageReader, load
+
+    reader = HuggingFaceStorageReader(str(folder))
+    saved = reader.read_metadata().state_dict_metadata
+    _make_state(model, optimizer, {path: (meta.size, meta.properties.dtype) for path, meta in saved.items()})
+    random = {path: state for path, state in _random_states(model, rank).items() if path in saved}
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of reading alone, as each process does
+        load({**_weights(model), **_optimizer_state(model, optimizer), **random}, storage_reader=reader, no_dist=True)
+    _set_random_states(random)
 
 
 def _verify(folder: Path) -> None:
@@ -124,38 +223,78 @@ def _verify(folder: Path) -> None:
             raise _Damaged(f"{file} has SHA-256 {found[file]}, but {written} was written")
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimizer's state as `parameter/key`. Settings are not in it: they are part of the identity."""
+def _check_finite(model: nn.Module, step: int, valid_loss: float | None) -> None:
+    if valid_loss is not None and not math.isfinite(valid_loss):
+        raise NonFiniteError(f"step {step}: the validation loss is {valid_loss}; the checkpoint before it stays the last one")
+    for name, parameter in model.named_parameters():
+        weight = _local(parameter)
+        if not torch.isfinite(weight.sum()) and not torch.isfinite(weight).all():  # the sum is fast, and may overflow
+            raise NonFiniteError(f"step {step}: {name} is not finite; the checkpoint before it stays the last one")
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a tensor that may be sharded."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def _valid_loss(folder: Path) -> float | None:
+    """The validation loss of a saved step; None where it was not measured or the note is damaged."""
+    try:
+        return read_json(folder / STATE)["valid_loss"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers as `model/name`; what has several names, such as a tied head, goes by its first."""
+    names: dict[int, str] = {}
+    tensors = model.state_dict(keep_vars=True).items()
+    return {f"model/{name}": tensor.detach() for name, tensor in tensors if names.setdefault(id(tensor), name) == name}
+
+
+def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimizer's state as `optimizer/parameter/key`. Settings are not in it: they are part of the identity."""
     return {
-        f"{name}/{key}": value
+        f"optimizer/{name}/{key}": value
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
-def _load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+def _make_state(model: nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, tuple[torch.Size, torch.dtype]]) -> None:
+    """Give the optimizer a state with the saved shapes and types, yet to be filled.
+
+    What has its parameter's shape is sharded as the parameter is. Where a step count lies is the optimizer's rule.
+    """
+    optimizer.state.clear()
     name_of = {parameter: name for name, parameter in model.named_parameters()}
-    order = [name_of[parameter] for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for path, tensor in tensors.items():
-        name, _, key = path.rpartition("/")
-        state.setdefault(order.index(name), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for group in optimizer.param_groups:
+        counts_on_device = group.get("fused") or group.get("capturable")
+        for parameter in group["params"]:
+            prefix = f"optimizer/{name_of[parameter]}/"
+            for path in (path for path in saved if path.startswith(prefix)):
+                key, (shape, dtype) = path.removeprefix(prefix), saved[path]
+                if shape == parameter.shape:
+                    state = torch.empty_like(parameter, dtype=dtype, requires_grad=False)
+                else:
+                    device = parameter.device if key != "step" or counts_on_device else "cpu"
+                    state = torch.empty(shape, dtype=dtype, device=device)
+                optimizer.state[parameter][key] = state
 
 
-def _random_states(model: nn.Module) -> dict[str, torch.Tensor]:
+def _random_states(model: nn.Module, rank: int) -> dict[str, torch.Tensor]:
+    """The states of the generators that a process draws from, as `random/rank/device`."""
     device = next(model.parameters()).device.type
-    states = {"cpu": torch.get_rng_state()}
+    states = {f"random/{rank}/cpu": torch.get_rng_state()}
     if device in GPU_RANDOM:
-        states[device] = GPU_RANDOM[device][0]()
+        states[f"random/{rank}/{device}"] = GPU_RANDOM[device][0]()
     return states
 
 
-def _set_random_states(model: nn.Module, states: dict[str, torch.Tensor]) -> None:
-    device = next(model.parameters()).device.type
-    torch.set_rng_state(states["cpu"])
-    if device in GPU_RANDOM and device in states:
-        GPU_RANDOM[device][1](states[device])
+def _set_random_states(states: dict[str, torch.Tensor]) -> None:
+    for path, state in states.items():
+        device = path.rpartition("/")[2]
+        GPU_RANDOM[device][1](state) if device in GPU_RANDOM else torch.set_rng_state(state)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
