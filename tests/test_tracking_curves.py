@@ -1,5 +1,6 @@
 from tracking_project import metrics, timing
 
+from stacklm.model.roles import ROLES
 from stacklm.pipeline.tracking import view
 from stacklm.pipeline.tracking.curves import METRICS, POINTS, TIMING, points
 
@@ -22,6 +23,20 @@ def test_every_figure_becomes_a_curve_over_the_training_step():
     ]
     assert [p.step for p in by_key("loss/train", found)] == list(range(1, 21))
     assert by_key("system/process_memory_megabytes", found)[0].value == 300
+
+
+def test_figures_of_health_are_curves_by_their_own_names_whichever_there_are():
+    rows = metrics(10)
+    rows[0]["health/activation/stack0"] = 0.5
+    rows[10] |= {"health/activation/stack0": 0.75, "health/update/matrix": 2.0}
+    found = points(rows, timing(10), 10)
+    health = [(p.key, p.step, p.value, p.seconds) for p in found if p.key.startswith("health/")]
+    assert health == [
+        ("health/activation/stack0", 0, 0.5, 0),
+        ("health/activation/stack0", 10, 0.75, 5),
+        ("health/update/matrix", 10, 2.0, 5),
+    ]
+    assert [p for p in found if not p.key.startswith("health/")] == points(metrics(10), timing(10), 10)
 
 
 def test_points_know_the_seconds_of_training_also_between_timed_steps():
@@ -54,5 +69,6 @@ def test_a_growing_run_draws_a_beginning_of_the_same_points():
 def test_the_saved_view_shows_metrics_that_exist():
     scores = {f"{score}/{split}" for score in ("bits_per_byte", "loss") for split in ("test", "valid_whole")}
     size = {"model/parameters", "model/body_parameters", "model/training_flops_per_token"}
-    known = {*METRICS.values(), *(key for key, _ in TIMING.values()), *scores, *size, "step", None}
+    health = {f"health/relative_update/{role}" for parameters in ROLES.values() for role in parameters.values()}
+    known = {*METRICS.values(), *(key for key, _ in TIMING.values()), *scores, *size, *health, "step", None}
     assert {name for charts in view.SECTIONS.values() for chart in charts for name in chart} <= known

@@ -29,6 +29,8 @@ TIMING = {
     "gpu_memory_bytes": ("system/gpu_0_memory_usage_megabytes", 1e-6),
 }
 """The name of each figure in MLflow, where the part before the slash is a group of charts, and the factor to its unit."""
+HEALTH = "health/"
+"""Figures whose names in the rows begin so are shown under these names: which there are depends on the model."""
 
 
 class Point(NamedTuple):
@@ -45,6 +47,7 @@ def points(metrics: Sequence[Mapping[str, Any]], timing: Sequence[Mapping[str, A
     clock = _Clock(timing)
     curves = [(row_key, key, 1, metrics) for row_key, key in METRICS.items()]
     curves += [(row_key, key, factor, timing) for row_key, (key, factor) in TIMING.items()]
+    curves += [(key, key, 1, metrics) for key in dict.fromkeys(key for row in metrics for key in row) if key.startswith(HEALTH)]
     return [
         Point(key, row["step"], row[row_key] * factor, clock.at(row["step"]))
         for row_key, key, factor, rows in curves

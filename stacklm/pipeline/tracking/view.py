@@ -42,6 +42,9 @@ SECTIONS = {
         ("optimizer/learning_rate", "step"),
         ("speed/tokens_per_second", "step"),
     ),
+    "Does every part learn? (change of one step over the weights)": tuple(
+        (f"health/relative_update/{role}", "step") for role in ("embedding", "matrix", "vector", "head")
+    ),
 }
 """Charts by section: a metric, and what it is drawn over (None: bars of single values)."""
 

@@ -1,0 +1,161 @@
+"""What to look at in the first minutes of a run: whether every part of the model learns, and at which scale.
+
+Figures are called `health/<what>/<where>`:
+
+    gradient          L2 norm of the gradient, by role of the parameters (`stacklm.model.roles`)
+    update            L2 norm of what the optimizer's step changed, by role; estimated from a sample
+    relative_update   that norm over the norm of the weights before the step, by role
+    activation        RMS of what leaves each stack (`stack0`, ...), or each block of a dense model (`block0`, ...)
+    dead_features     share of the N * D features of a stack's parallel layers that are dead
+    dead_worst_layer  the largest share of dead features in one of those layers
+    dead_hidden       share of dead hidden units: those of the small feed-forwards and the mix, or of the one feed-forward
+
+Dead is what is the same number at every token of the probe, a fixed batch: a ReLU that is never active, for one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+
+from stacklm.model.dense import Block, SquaredReLU, SwiGLU
+from stacklm.model.packed import PackedFeedForward
+from stacklm.model.roles import roles
+from stacklm.model.stacked import Mix, ParallelStack
+
+SAMPLE = 2**16
+"""Numbers of a parameter that are kept over a step, at most: 256 KiB, where a copy of a large model would take gigabytes."""
+STILL = 1e-4
+"""What varies by less than this share of its size does not vary: above the rounding of float32 sums, below all that is learnt."""
+
+PARTS = {ParallelStack: "stack", Block: "block"}
+HIDDEN = {PackedFeedForward: "contract", Mix: "contract", SquaredReLU: "down", SwiGLU: "down"}
+"""The map of each feed-forward that reads its hidden units."""
+
+
+class Health:
+    """Looks at a model around the steps and on the probe, ids [B, T], whose health is asked for; training does not notice.
+
+        health.before_step()    once the gradients are there
+        optimizer.step()
+        health.after_step()
+        row |= health.read()    also without a step before it, as at step 0: then without gradients and updates
+
+    Nothing waits for a device before `read`. What is seen is a function of weights, gradients and probe, so equal runs have
+    equal figures. An update is estimated from every k-th number of a parameter, with k prime to their count, so that all
+    rows and columns are met alike; of parameters of up to `SAMPLE` numbers it is exact.
+    """
+
+    def __init__(self, model: nn.Module, probe_BT: Tensor) -> None:
+        self.model, self.probe_BT = model, probe_BT
+        role_of = roles(model)
+        self._parameters: dict[str, list[nn.Parameter]] = {}
+        for name, parameter in model.named_parameters():
+            self._parameters.setdefault(role_of[name], []).append(parameter)
+        self._before: dict[str, list[Tensor]] = {}
+        self._step: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def before_step(self) -> None:
+        """Take the norms of the gradients as they are (call it before they are clipped) and a sample of the weights."""
+        for role, parameters in self._parameters.items():
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            if gradients:
+                self._step[f"gradient/{role}"] = nn.utils.get_total_norm(gradients)
+            self._before[role] = [sample(parameter).clone() for parameter in parameters]
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Compare the sample with what it has become."""
+        for role, parameters in self._parameters.items():
+            weights = self._before.pop(role)
+            updates = [sample(parameter) - weight for parameter, weight in zip(parameters, weights, strict=True)]
+            sizes = [parameter.numel() for parameter in parameters]
+            update, weight = estimated_norm(updates, sizes), estimated_norm(weights, sizes)
+            self._step |= {f"update/{role}": update, f"relative_update/{role}": update / weight}
+
+    def read(self) -> dict[str, float]:
+        """The figures of the last step, if any, and of the probe now. One that is not finite is left out."""
+        figures = self._step | self._look()
+        self._step = {}
+        values = torch.stack([value.float() for value in figures.values()]).tolist()
+        return {f"health/{name}": value for name, value in zip(figures, values, strict=True) if math.isfinite(value)}
+
+    @torch.no_grad()
+    def _look(self) -> dict[str, Tensor]:
+        """Run the probe through the model as it is in evaluation, with a look into every part."""
+        looks = [Look(name, part) for name, part in parts(self.model)]
+        was_training = self.model.training
+        self.model.eval()
+        with ExitStack() as hooks:
+            for look in looks:
+                look.begin(hooks)
+            self.model.features(self.probe_BT)
+        self.model.train(was_training)
+        return {key: value for look in looks for key, value in look.figures()}
+
+
+class Look:
+    """What passes through one stack or block, seen by hooks on its modules. Layers that run in groups are met group by group."""
+
+    def __init__(self, name: str, part: nn.Module) -> None:
+        self.name, self.part = name, part
+        self.scale: list[Tensor] = []
+        self.dead_features: list[Tensor] = []
+        self.dead_hidden: list[Tensor] = []
+
+    def begin(self, hooks: ExitStack) -> None:
+        """Set the hooks, to be gone when `hooks` closes."""
+
+        def watch(module: nn.Module, found: list[Tensor]) -> None:
+            hooks.enter_context(module.register_forward_pre_hook(lambda _, inputs: found.append(dead(inputs[0]).flatten())))
+
+        hooks.enter_context(self.part.register_forward_hook(lambda _, inputs, output: self.scale.append(rms(output))))
+        if isinstance(self.part, ParallelStack):
+            watch(self.part.mix, self.dead_features)
+        for module in self.part.modules():
+            for reader in (name for kind, name in HIDDEN.items() if isinstance(module, kind)):
+                watch(getattr(module, reader), self.dead_hidden)
+
+    def figures(self) -> Iterator[tuple[str, Tensor]]:
+        yield f"activation/{self.name}", self.scale[0]
+        if self.dead_features:
+            share_N = torch.cat(self.dead_features).unflatten(0, (self.part.layers.attention.layers, -1)).float().mean(dim=-1)
+            yield f"dead_features/{self.name}", share_N.mean()
+            yield f"dead_worst_layer/{self.name}", share_N.max()
+        yield f"dead_hidden/{self.name}", torch.cat(self.dead_hidden).float().mean()
+
+
+def parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The stacks or blocks of a model in their order, by name."""
+    for kind, name in PARTS.items():
+        found = (module for module in model.modules() if isinstance(module, kind))
+        yield from ((f"{name}{i}", module) for i, module in enumerate(found))
+
+
+def sample(parameter: Tensor) -> Tensor:
+    """A view of at most `SAMPLE` numbers of a tensor, evenly spaced, flat; all of them where they are no more."""
+    stride = -(-parameter.numel() // SAMPLE)
+    while math.gcd(stride, parameter.numel()) > 1:
+        stride += 1
+    return parameter.detach().flatten()[::stride]
+
+
+def estimated_norm(samples: list[Tensor], sizes: list[int]) -> Tensor:
+    """The L2 norm of tensors of which samples are known, each standing for as many numbers as `sizes` says."""
+    squares = [part.float().square().mean() * size for part, size in zip(samples, sizes, strict=True)]
+    return torch.stack(squares).sum().sqrt()
+
+
+def rms(x: Tensor) -> Tensor:
+    return x.float().square().mean().sqrt()
+
+
+def dead(x_BT: Tensor) -> Tensor:
+    """Which of the features [B, T, ...] do not vary over the tokens, bool [...]."""
+    least, most = x_BT.flatten(0, 1).aminmax(dim=0)
+    return most - least <= STILL * torch.maximum(least.abs(), most.abs())
