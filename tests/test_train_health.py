@@ -10,6 +10,7 @@ from model_family import CONTEXT, TINY, VARIANTS, VOCAB
 from stacklm.config.model import Dense, Optimizer
 from stacklm.model.build import build
 from stacklm.model.groups import in_groups
+from stacklm.model.recompute import recompute
 from stacklm.model.roles import roles
 from stacklm.train import health
 from stacklm.train.health import Health, sample
@@ -41,7 +42,7 @@ def measured_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> d
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_role_and_every_part_of_every_variant_is_seen_also_in_groups(name: str) -> None:
+def test_every_role_and_part_of_every_variant_is_seen_whichever_way_it_runs(name: str) -> None:
     model, optimizer = fresh(name)
     figures = measured_step(model, optimizer)
     stacked = name not in DENSE
@@ -52,6 +53,7 @@ def test_every_role_and_every_part_of_every_variant_is_seen_also_in_groups(name:
     assert set(figures) >= {f"health/{what}/{role}" for what in ("gradient", "update", "relative_update") for role in present}
     assert len(figures) == len(whats) * len(parts) + 3 * len(present)
     in_groups(model, 3)
+    recompute(model)
     for key, value in Health(model, PROBE).read().items():
         assert value == pytest.approx(figures[key], rel=1e-5), key
 

@@ -94,7 +94,7 @@ class Health:
         with ExitStack() as hooks:
             for look in looks:
                 look.begin(hooks)
-            self.model.features(self.probe_BT)
+            type(self.model).features(self.model, self.probe_BT)  # as it is written: compiled code would pass hooks over
         self.model.train(was_training)
         return {key: value for look in looks for key, value in look.figures()}
 
