@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stacklm.config.model import Optimizer, Stack, Stacked
+from stacklm.config.model import Stack, Stacked
+from stacklm.config.optimizer import AdamW
 from stacklm.config.train import Train
 from stacklm.data.batches import TrainBatches
 from stacklm.data.shards import TokenStream
@@ -83,7 +84,7 @@ def trained(architecture: Stacked, config: Train, rate: float, train: TokenStrea
     """Bits per byte on the validation stream after training at that peak learning rate."""
     torch.manual_seed(config.seed)
     model = build(architecture, VOCAB, CONTEXT)
-    optimizer = build_optimizer(model, Optimizer(peak_lr=rate))
+    optimizer = build_optimizer(model, AdamW(peak_lr=rate))
     batches = TrainBatches(train, CONTEXT, config.batch_size, config.seed)
     for step in range(1, config.steps + 1):
         set_lr(optimizer, lr_factor(step, config))

@@ -134,6 +134,7 @@ def steps(case: Case) -> None:
         case.vocab_size,
         batches=TrainBatches(stream, case.context, case.train.batch_size, seed=0),
         validate=lambda network: None,
+        probe_BT=torch.zeros(1, 1, dtype=torch.long),
         identity={},
         work=Path(),
         device=torch.device("cpu"),

@@ -6,7 +6,8 @@ import json
 import math
 from pathlib import Path
 
-from stacklm.config.model import Dense, Model, Optimizer, Stack, Stacked
+from stacklm.config.model import Dense, Model, Stack, Stacked
+from stacklm.config.optimizer import AdamW
 from stacklm.config.schema import plain
 from stacklm.config.train import Train
 from stacklm.files import write_json, write_text
@@ -14,8 +15,8 @@ from stacklm.report.runs import Run, load_runs
 
 TRAIN = Train(steps=300, context=128, batch_size=16, micro_batch=16, valid_every=50)
 MODELS = {
-    "stacked": Model(Stacked(64, 4, (Stack(8, 8, 256), Stack(8, 16, 512))), Optimizer(peak_lr=2e-3)),
-    "dense": Model(Dense(128, 4, 4, 512), Optimizer(peak_lr=2e-3)),
+    "stacked": Model(Stacked(64, 4, (Stack(8, 8, 256), Stack(8, 16, 512))), AdamW(peak_lr=2e-3)),
+    "dense": Model(Dense(128, 4, 4, 512), AdamW(peak_lr=2e-3)),
 }
 MANIFEST = {
     "version": 1,

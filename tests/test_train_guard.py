@@ -11,32 +11,35 @@ OPTIMIZERS = {
     "fused": lambda parameters: torch.optim.AdamW(parameters, lr=0.1, fused=True),
     "plain": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
 }
-GOOD, BAD = torch.tensor(1.0), torch.tensor(math.nan)
-INFINITE = torch.tensor(math.inf)
+GOOD, BAD, INFINITE = 1.0, math.nan, math.inf
 
 
-def stepped(kind: str, policy: str, figures: list[tuple[torch.Tensor, torch.Tensor]]) -> list[bool]:
-    """Whether each step of those losses and norms changed the weights; moments that change alone would show at the next."""
-    weight = torch.nn.Parameter(torch.ones(3))
-    optimizer = OPTIMIZERS[kind]([weight])
-    guard = Guard(optimizer, policy)
+def stepped(kind: str, policy: str, clip_norm: float | None, figures: list[tuple[float, float]]) -> list[bool]:
+    """Whether each step of those losses and gradients changed the weights, and with them the moments."""
+    model = torch.nn.Linear(3, 1, bias=False)
+    optimizer = OPTIMIZERS[kind](model.parameters())
+    guard = Guard(optimizer, model, clip_norm, policy)
     changed = []
-    for loss, norm in figures:
-        before = weight.detach().clone(), str(optimizer.state[weight])
-        weight.grad = torch.full((3,), norm.item())
-        guard.step(loss, norm)
-        assert weight.isfinite().all()
-        changed.append(not torch.equal(weight.detach(), before[0]))
-        assert changed[-1] == (str(optimizer.state[weight]) != before[1])
+    for loss, gradient in figures:
+        before = model.weight.detach().clone(), str(optimizer.state[model.weight])
+        model.weight.grad = torch.full((1, 3), gradient)
+        norm = guard.step(torch.tensor(loss))
+        assert norm.item() == pytest.approx(gradient * 3**0.5, nan_ok=True)
+        assert model.weight.isfinite().all()
+        changed.append(not torch.equal(model.weight.detach(), before[0]))
+        assert changed[-1] == (str(optimizer.state[model.weight]) != before[1])
     return changed
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
-@pytest.mark.parametrize(("loss", "norm"), [(BAD, GOOD), (GOOD, BAD), (GOOD, INFINITE), (BAD, BAD)])
-def test_a_step_that_is_not_finite_is_withheld_with_its_moments(kind: str, loss: torch.Tensor, norm: torch.Tensor) -> None:
-    figures = [(GOOD, GOOD), (loss, norm), (GOOD, GOOD)]
-    assert stepped(kind, "skip", figures) == [True, False, True]
-    assert stepped(kind, "stop", figures) == [True, False, False]
+@pytest.mark.parametrize("clip_norm", [None, 0.1])
+@pytest.mark.parametrize(("loss", "gradient"), [(BAD, GOOD), (GOOD, BAD), (GOOD, INFINITE), (BAD, BAD)])
+def test_a_step_that_is_not_finite_is_withheld_with_its_moments(
+    kind: str, clip_norm: float | None, loss: float, gradient: float
+) -> None:
+    figures = [(GOOD, GOOD), (loss, gradient), (GOOD, GOOD)]
+    assert stepped(kind, "skip", clip_norm, figures) == [True, False, True]
+    assert stepped(kind, "stop", clip_norm, figures) == [True, False, False]
 
 
 def test_a_spike_is_told_from_noise() -> None:

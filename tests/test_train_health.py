@@ -7,7 +7,8 @@ import pytest
 import torch
 from model_family import CONTEXT, TINY, VARIANTS, VOCAB
 
-from stacklm.config.model import Dense, Optimizer
+from stacklm.config.model import Dense
+from stacklm.config.optimizer import AdamW
 from stacklm.model.build import build
 from stacklm.model.groups import in_groups
 from stacklm.model.recompute import recompute
@@ -25,7 +26,7 @@ PROBE = torch.randint(VOCAB, (2, CONTEXT), generator=torch.Generator().manual_se
 def fresh(name: str) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(3)
     model = build(ARCHITECTURES[name], VOCAB, CONTEXT)
-    return model, build_optimizer(model, Optimizer(peak_lr=1e-2))
+    return model, build_optimizer(model, AdamW(peak_lr=1e-2))
 
 
 def gradients(model: torch.nn.Module) -> None:

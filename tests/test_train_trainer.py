@@ -14,7 +14,9 @@ from stacklm.data.shards import Shards
 from stacklm.files import read_jsonl
 from stacklm.model.build import build
 from stacklm.train.assemble import assemble
-from stacklm.train.guard import Guard, NonFiniteError
+from stacklm.train.errors import NonFiniteError
+from stacklm.train.guard import Guard
+from stacklm.train.health import Health
 from stacklm.train.loss import token_losses
 from stacklm.train.optimizer import build_optimizer
 from stacklm.train.trainer import Run, accumulate, train, update
@@ -33,9 +35,10 @@ def make_run(folder: Path, **changes) -> Run:
         config=config,
         model=model,
         optimizer=optimizer,
-        guard=Guard(optimizer, config.non_finite),
+        stepper=Guard(optimizer, model, config.clip_norm, config.non_finite),
         batches=TrainBatches(shards.split("train"), config.context, config.batch_size, config.seed),
         validate=lambda: Score(tokens=1, nats=2.0, text_nats=2.0, bytes=1),
+        health=Health(model, torch.zeros(1, 4, dtype=torch.long)),
         flops_per_token=10,
         identity={"config": "test"},
         work=folder / "work",
@@ -221,6 +224,7 @@ def losses_of(folder: Path, model: str, **changes) -> list[float]:
         VOCAB,
         TrainBatches(Shards.open(write_cycle(folder / "shards")).split("train"), config.context, config.batch_size, config.seed),
         validate=lambda network: Score(1, 2.0, 2.0, 1),
+        probe_BT=torch.zeros(1, 4, dtype=torch.long),
         identity={},
         work=folder / "work",
         device=torch.device("cpu"),

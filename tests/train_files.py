@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from stacklm.config.model import Dense, Model, Optimizer, Stack, Stacked
+from stacklm.config.model import Dense, Model, Stack, Stacked
+from stacklm.config.optimizer import AdamW
 from stacklm.config.schema import plain
 from stacklm.config.train import Train
 from stacklm.files import write_json
@@ -35,7 +36,7 @@ TRAIN = Train(
     device="cpu",
     threads=1,
 )
-OPTIMIZER = Optimizer(peak_lr=1e-2)
+OPTIMIZER = AdamW(peak_lr=1e-2)
 MODELS = {
     "stacked": Model(Stacked(16, 2, (Stack(4, 4, 16), Stack(4, 8, 32)), dropout=0.1), OPTIMIZER),
     "dense": Model(Dense(16, 2, 1, 32), OPTIMIZER),

@@ -11,12 +11,12 @@ from torch import nn
 
 from stacklm.audit.certificate import Fault, claims
 from stacklm.audit.data import Machinery, counting
-from stacklm.config.model import Optimizer
+from stacklm.config.optimizer import AdamW
 from stacklm.data.shards import TokenStream
 from stacklm.train.optimizer import build_optimizer
 
 VOCAB, CONTEXT, BATCH, STEPS = 8, 8, 16, 60
-OPTIMIZER = Optimizer(peak_lr=3e-3)
+OPTIMIZER = AdamW(peak_lr=3e-3)
 NOISE = 5.0
 """Standard errors below ln V at which a loss is no chance any more: one run in three million."""
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from stacklm.config.schema import Count, Natural, ParamsError, Positive, Range, Share
+from stacklm.config.optimizer import DEFAULT_OPTIMIZER, Optimizer
+from stacklm.config.schema import Count, Natural, ParamsError, Range
 
 
 @dataclass(frozen=True)
@@ -150,22 +151,11 @@ Architecture = Stacked | Dense
 
 
 @dataclass(frozen=True)
-class Optimizer:
-    """AdamW. Weight decay touches matrices only: never embeddings, gains or biases."""
-
-    peak_lr: Positive = 1e-3
-    beta1: Share = 0.9
-    beta2: Share = 0.95
-    weight_decay: Annotated[float, Range(0)] = 0.1
-    eps: Positive = 1e-8
-
-
-@dataclass(frozen=True)
 class Model:
     """One entry of the comparison."""
 
     architecture: Architecture
-    optimizer: Optimizer = Optimizer()
+    optimizer: Optimizer = DEFAULT_OPTIMIZER
 
 
 def _check_heads(width: int, heads: int) -> None:

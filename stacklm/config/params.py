@@ -36,6 +36,9 @@ class Params:
         for name in self.models:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
                 raise ParamsError(f"models.{name}: a model's name is letters, digits, `_` and `-` (it names files and stages)")
+        for name, model in self.models.items():
+            if model.optimizer.in_backward:
+                _check_in_backward(f"models.{name}.optimizer.in_backward", self.train)
         # A byte-level token is at least one byte, so the text bounds the stream before it is read.
         most = getattr(self.data.source, "max_bytes", None)
         share = min(self.data.valid_fraction, self.data.test_fraction)
@@ -44,6 +47,19 @@ class Params:
                 f"train.context: {self.train.context} is longer than the smallest split of the data can be "
                 f"(data.source.max_bytes {most} * {share} = {int(most * share)} bytes)"
             )
+
+
+def _check_in_backward(key: str, train: Train) -> None:
+    if train.micro_batch != train.batch_size:
+        raise ParamsError(
+            f"{key}: true keeps no gradients, so none can be accumulated: train.micro_batch = {train.micro_batch} must be "
+            f"train.batch_size = {train.batch_size}"
+        )
+    if train.clip_norm is not None:
+        raise ParamsError(
+            f"{key}: true updates before all gradients are there, so they cannot be clipped by their norm: train.clip_norm = "
+            f"{train.clip_norm:g} must be null"
+        )
 
 
 def load(path: Path) -> Params:

@@ -94,7 +94,7 @@ def plain(value: Any) -> Any:
 
 def _read_dataclass(kind: type[T], value: Any, key: str) -> T:
     if not isinstance(value, Mapping):
-        raise _wrong_type(key, value, f"a mapping with the keys {listed(f.name for f in dataclasses.fields(kind))}")
+        raise _wrong_type(key, value, f"a mapping with the keys {listed(_names(kind))}")
     hints = typing.get_type_hints(kind, include_extras=True)
     fields = {f.name: f for f in dataclasses.fields(kind)}
     for name in value:
@@ -104,11 +104,17 @@ def _read_dataclass(kind: type[T], value: Any, key: str) -> T:
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in value:
             raise ParamsError(f"{_join(key, name)}: missing; it has no default")
-    built = {name: read(hints[name], item, _join(key, name)) for name, item in value.items()}
+    built = {name: read(hints[name], _with_kind(item, fields[name].default), _join(key, name)) for name, item in value.items()}
     try:
         return kind(**built)
     except ParamsError as error:  # raised by the section's own check of values that contradict each other
         raise ParamsError(f"{key}: {error}" if key else str(error)) from None
+
+
+def _with_kind(value: Any, default: Any) -> Any:
+    """A section that leaves out its `kind` is of the same one as if it were left out as a whole."""
+    kind = getattr(default, "kind", None)
+    return {"kind": kind, **value} if kind and isinstance(value, Mapping) else value
 
 
 def _read_union(members: tuple[type, ...], value: Any, key: str) -> Any:
@@ -124,7 +130,18 @@ def _read_union(members: tuple[type, ...], value: Any, key: str) -> Any:
     name = value.get("kind")
     if name not in kinds:
         raise ParamsError(f"{_join(key, 'kind')}: {name!r} is not allowed; choose one of {listed(kinds)}{nearest(name, kinds)}")
+    for stray in value:
+        owners = [kind for kind, member in kinds.items() if stray in _names(member)]
+        if owners and name not in owners:
+            raise ParamsError(
+                f"{_join(key, stray)}: unknown key of kind {name}, whose keys are {listed(_names(kinds[name]))}; it is one of kind "
+                f"{listed(owners)}"
+            )
     return read(kinds[name], value, key)
+
+
+def _names(kind: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]
 
 
 def _read_scalar(kind: type, value: Any, key: str) -> Any:

@@ -24,9 +24,11 @@ class Train:
     `compile`         the model is compiled by torch.compile: a slow start, and faster steps.
     `threads`         fixed here and not taken from the machine, because sums over threads differ in the last bit.
 
-    `precision` bf16 multiplies in bfloat16, with weights, sums and optimizer in float32. `non_finite`: at a loss or gradient
-    that is no number, stop, or skip that batch. `resume`: exact: goes on from checkpoints that lead to the same bits only.
-    close: also from those of a run that differs by rounding, such as another `micro_batch`.
+    Gradients longer than `clip_norm` are shortened to it (null: none are). `precision` bf16 multiplies in bfloat16, with
+    weights, sums and optimizer in float32. `non_finite`: at a loss or gradient that is no number, stop, or skip that batch.
+    `resume` exact goes on from checkpoints that lead to the same bits only; close also from those of a run that differs by
+    rounding, such as another `micro_batch`. Kept are the last `keep_checkpoints`, the best and, of every `milestone_every`
+    steps (0: none), one.
     """
 
     steps: Count
@@ -39,7 +41,7 @@ class Train:
     schedule: Literal["cosine", "linear", "wsd"] = "cosine"
     decay: Share = 0.2
     final_lr: Share = 0.1
-    clip_norm: Positive = 1.0
+    clip_norm: Positive | None = 1.0
     non_finite: Literal["stop", "skip"] = "stop"
     precision: Literal["fp32", "bf16"] = "fp32"
     recompute: Literal["nothing", "stacks"] = "nothing"

@@ -42,6 +42,8 @@ class Move:
 
 def micro_batches(params: Params) -> list[list[str]]:
     train = params.train
+    if in_backward(params):
+        return []
     return [[f"train.micro_batch={rows}"] for rows in range(train.micro_batch - 1, 0, -1) if train.batch_size % rows == 0]
 
 
@@ -52,6 +54,8 @@ def evaluation_batches(params: Params) -> list[list[str]]:
 def contexts(params: Params) -> list[list[str]]:
     """Shorter windows, and so many more of them that a step has the same tokens."""
     train = params.train
+    if in_backward(params):
+        return []  # a step of as many tokens is one pass of as many tokens
     return [
         [f"train.context={context}", f"train.batch_size={train.batch_size * (train.context // context)}"]
         for context in halves(train.context, SHORTEST_CONTEXT)
@@ -60,6 +64,11 @@ def contexts(params: Params) -> list[list[str]]:
 
 def vocabularies(params: Params) -> list[list[str]]:
     return [[f"tokenizer.vocab_size={size}"] for size in halves(params.tokenizer.vocab_size, SMALLEST_VOCABULARY)]
+
+
+def in_backward(params: Params) -> bool:
+    """Whether a model is updated within the backward pass, for which a batch must be one pass."""
+    return any(model.optimizer.in_backward for model in params.models.values())
 
 
 def halves(value: int, least: int) -> list[int]:

@@ -94,6 +94,7 @@ def trace_training(model: Model, vocab_size: int, train: Train) -> Memory:
             vocab_size,
             batches=_Windows(train.batch_size, train.context),
             validate=lambda network: None,
+            probe_BT=torch.zeros(1, 1, dtype=torch.long),
             identity={},
             work=Path(),
             device=torch.device("cpu"),

@@ -139,11 +139,11 @@ def provenance(comparison: Mapping[str, Any]) -> Table:
 
 
 def optimizers(comparison: Mapping[str, Any]) -> Table:
-    """The settings tuned for each model, one column a model."""
-    models = comparison["provenance"]["models"]
-    keys = next(iter(models.values()))["optimizer"]
-    rows = [[key, *(f"{model['optimizer'][key]:g}" for model in models.values())] for key in keys]
-    return Table(columns=list(models), groups={"Optimizer (AdamW)": rows})
+    """The settings tuned for each model, one column a model; a setting that its kind does not have is a dash."""
+    settings = {name: _flat(model["optimizer"]) for name, model in comparison["provenance"]["models"].items()}
+    keys = dict.fromkeys(key for one in settings.values() for key in one)
+    rows = [[key, *(one.get(key, "-") for one in settings.values())] for key in keys]
+    return Table(columns=list(settings), groups={"Optimizer": rows})
 
 
 def _gpu_rows(speeds: Sequence[Speed | None]) -> list[list[str]]:
@@ -155,6 +155,17 @@ def _gpu_rows(speeds: Sequence[Speed | None]) -> list[list[str]]:
 
 def _settings(settings: Mapping[str, Any]) -> list[list[str]]:
     return [[key, f"{value:,}" if isinstance(value, int) else str(value)] for key, value in settings.items()]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as one mapping of dotted keys; numbers are short."""
+    flat = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = f"{value:g}" if isinstance(value, float) else str(value)
+    return flat
 
 
 def _matched(share: float) -> str:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stacklm.config.model import Model
+from stacklm.config.optimizer import Optimizer
 from stacklm.config.train import Train
 from stacklm.data.batches import TrainBatches
 from stacklm.model.build import build
@@ -19,9 +20,10 @@ from stacklm.model.count import count
 from stacklm.model.groups import in_groups
 from stacklm.model.recompute import recompute
 from stacklm.train.guard import Guard
-from stacklm.train.optimizer import build_optimizer
+from stacklm.train.health import Health
+from stacklm.train.optimizer import InBackward, build_optimizer
 from stacklm.train.prefetch import Prefetch
-from stacklm.train.trainer import Run
+from stacklm.train.trainer import Run, Stepper
 from stacklm.train.validate import Score
 
 Validate = Callable[[nn.Module], Score]
@@ -34,11 +36,15 @@ def assemble(
     vocab_size: int,
     batches: TrainBatches | Prefetch,
     validate: Validate,
+    probe_BT: Tensor,
     identity: Mapping[str, Any],
     work: Path,
     device: torch.device,
 ) -> Run:
-    """A run with fresh weights, as the settings fix them: the model is drawn on the CPU, so it is the same for every device."""
+    """A run with fresh weights, as the settings fix them: the model is drawn on the CPU, so it is the same for every device.
+
+    `validate` scores a model; `probe_BT` are the ids by which its health is seen.
+    """
     torch.manual_seed(config.seed)
     network = build(model.architecture, vocab_size, config.context)
     if device.type != "cpu":
@@ -50,15 +56,23 @@ def assemble(
         config=config,
         model=network,
         optimizer=optimizer,
-        guard=Guard(optimizer, config.non_finite),
+        stepper=stepper(network, optimizer, config, model.optimizer),
         batches=batches,
         validate=partial(validate, network),
+        health=Health(network, probe_BT.to(device)),
         flops_per_token=count(model.architecture, vocab_size, config.context).training_flops_per_token,
         identity=identity,
         work=work,
         device=device,
         arithmetic=arithmetic(config, device),
     )
+
+
+def stepper(network: nn.Module, optimizer: torch.optim.Optimizer, config: Train, settings: Optimizer) -> Stepper:
+    """What takes the optimizer's steps: within the backward pass, or after it."""
+    if settings.in_backward:
+        return InBackward(optimizer, network)
+    return Guard(optimizer, network, config.clip_norm, config.non_finite)
 
 
 def lean(network: nn.Module, config: Train) -> None:

@@ -7,11 +7,7 @@ from collections import deque
 from typing import Literal
 
 import torch
-from torch import Tensor
-
-
-class NonFiniteError(RuntimeError):
-    """A loss or gradient that is not a number; the model was not updated with it."""
+from torch import Tensor, nn
 
 
 class Guard:
@@ -23,22 +19,32 @@ class Guard:
     a step later, and then finds the model as it was before.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, policy: Literal["stop", "skip"]) -> None:
-        self.optimizer, self.policy = optimizer, policy
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, model: nn.Module, clip_norm: float | None, policy: Literal["stop", "skip"]
+    ) -> None:
+        self.optimizer, self.model, self.clip_norm, self.policy = optimizer, model, clip_norm, policy
         self._fused = getattr(optimizer, "_step_supports_amp_scaling", False)
-        self._withhold: Tensor | None = None
+        self._withheld: Tensor | None = None
 
-    def step(self, loss: Tensor, norm: Tensor) -> None:
-        """Update the model unless `loss` or the gradients' `norm`, scalars on the device, say that it would be spoilt."""
+    def step(self, loss: Tensor) -> Tensor:
+        """Update the model, its gradients clipped, unless that would spoil it; the gradients' norm, a scalar as `loss` is."""
+        norm = self._clip()
         bad = ~(loss.isfinite() & norm.isfinite())
-        if self.policy == "stop" and self._withhold is not None:
-            bad = bad | self._withhold
-        self._withhold = bad
+        if self.policy == "stop" and self._withheld is not None:
+            bad = bad | self._withheld
+        self._withheld = bad
         if self._fused:
             self.optimizer.grad_scale, self.optimizer.found_inf = None, bad.float()
             self.optimizer.step()
         elif not bad.item():
             self.optimizer.step()
+        return norm
+
+    def _clip(self) -> Tensor:
+        parameters = list(self.model.parameters())
+        if self.clip_norm is None:
+            return nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        return nn.utils.clip_grad_norm_(parameters, self.clip_norm)
 
 
 class Spikes:

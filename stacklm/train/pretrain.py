@@ -8,7 +8,7 @@ from pathlib import Path
 from stacklm.config.model import Model
 from stacklm.config.schema import ParamsError, plain
 from stacklm.config.train import Train
-from stacklm.data.batches import TrainBatches
+from stacklm.data.batches import TrainBatches, evaluation_batches
 from stacklm.data.shards import Shards
 from stacklm.files import read_json, read_jsonl, sha256
 from stacklm.model.build import ModelConfig
@@ -46,6 +46,7 @@ def pretrain(config: Train, model: Model, shards: Path, certificate: Path, train
         validate=lambda network: validate(
             network, valid_stream, data.token_bytes, config.context, config.micro_batch, config.valid_tokens
         ),
+        probe_BT=next(evaluation_batches(valid_stream, config.context, config.micro_batch))[0],
         identity={"train": plain(config), "model": plain(model), "data": sha256(shards / "manifest.json")},
         work=work,
         device=device,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,9 @@ from tqdm import tqdm
 from stacklm.config.train import Train
 from stacklm.data.batches import TrainBatches
 from stacklm.train.checkpoint import Checkpoints, Progress
-from stacklm.train.guard import Guard, NonFiniteError, Spikes
+from stacklm.train.errors import NonFiniteError
+from stacklm.train.guard import Spikes
+from stacklm.train.health import Health
 from stacklm.train.interrupt import Interrupted, StopRequest
 from stacklm.train.loss import token_losses
 from stacklm.train.metrics import Log, Meter
@@ -33,6 +35,13 @@ MOST_SKIPPED = 10
 """Steps in a row that may be skipped before the run is given up."""
 
 
+class Stepper(Protocol):
+    """Takes the optimizer's step once the gradients are there, if it has not been taken yet."""
+
+    def step(self, loss: Tensor) -> Tensor:
+        """Return the norm of the gradients."""
+
+
 @dataclass(frozen=True)
 class Run:
     """What a run is made of.
@@ -45,9 +54,10 @@ class Run:
     config: Train
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    guard: Guard
+    stepper: Stepper
     batches: TrainBatches | Prefetch
     validate: Callable[[], Score]
+    health: Health
     flops_per_token: int
     identity: Mapping[str, Any]
     work: Path
@@ -74,7 +84,7 @@ def train(run: Run) -> None:
     """
     config = run.config
     run.model.train()
-    checkpoints = Checkpoints(run.work / "checkpoints", run.identity, config.keep_checkpoints)
+    checkpoints = Checkpoints(run.work / "checkpoints", run.identity, config.keep_checkpoints, config.milestone_every)
     done = checkpoints.restore(run.model, run.optimizer)
     first = done.step + 1 if done else 0
     if done:
@@ -106,43 +116,51 @@ def train(run: Run) -> None:
                 if due(step, math.ceil(config.steps / MAX_ROWS)):
                     report(step, figures)
 
-        def evaluate(step: int) -> None:
+        def evaluate(step: int) -> float:
             figures = reader.read()[1] if reader.waiting else {}
             score = run.validate()
             if not math.isfinite(score.loss):
                 raise NonFiniteError(f"step {step}: the validation loss is {score.loss}; the last checkpoint is from before")
-            report(step, {**figures, "valid_loss": score.loss, "valid_bits_per_byte": score.bits_per_byte})
+            figures |= {"valid_loss": score.loss, "valid_bits_per_byte": score.bits_per_byte}
+            report(step, figures | run.health.read())
+            return score.loss
 
-        def checkpoint(step: int) -> None:
+        def checkpoint(step: int, valid_loss: float | None) -> None:
             metrics.sync()
             timing.sync()
-            checkpoints.save(run.model, run.optimizer, Progress(step, step * config.tokens_per_step, meter.seconds))
+            progress = Progress(step, step * config.tokens_per_step, meter.seconds)
+            checkpoints.save(run.model, run.optimizer, progress, valid_loss)
 
         for step in range(first, config.last_step + 1):
             if step > 0:
                 with meter.training(config.tokens_per_step):
-                    begun = update(run, step)
+                    begun = update(run, step, watch=due(step, config.valid_every))
                     settle()
                     reader.waiting = begun
                 bar.update()
-            if due(step, config.valid_every):
-                evaluate(step)
+            valid_loss = evaluate(step) if due(step, config.valid_every) else None
             if stop.signal or due(step, config.checkpoint_every):
                 settle()
-                checkpoint(step)
+                checkpoint(step, valid_loss)
             if stop.signal:
                 raise Interrupted(f"{stop.signal}: stopped after step {step} of {config.last_step}; the same command resumes there")
 
 
-def update(run: Run, step: int) -> Update:
-    """Begin the optimizer step that leads to `step`: its loss is that before the update, in nats a token."""
+def update(run: Run, step: int, watch: bool = False) -> Update:
+    """Begin the optimizer step that leads to `step`: its loss is that before the update, in nats a token.
+
+    With `watch` the model's health is told of gradients and updates.
+    """
     factor = lr_factor(step, run.config)
     set_lr(run.optimizer, factor)
     inputs_BT, targets_BT = (tensor.to(run.device, non_blocking=True) for tensor in run.batches.batch(step - 1))
     with run.arithmetic():
         loss = accumulate(run.model, inputs_BT, targets_BT, run.config.micro_batch)
-    norm = nn.utils.clip_grad_norm_(run.model.parameters(), run.config.clip_norm)
-    run.guard.step(loss, norm)
+    if watch:
+        run.health.before_step()
+    norm = run.stepper.step(loss)
+    if watch:
+        run.health.after_step()
     return Update(step, run.optimizer.param_groups[0]["lr"], loss, norm)
 
 
