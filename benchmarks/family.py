@@ -25,6 +25,7 @@ from stacklm.model.build import build
 from stacklm.model.count import count
 from stacklm.model.family import grid, variants
 from stacklm.report.family import cache_per_token
+from stacklm.train.loss import Objective
 from stacklm.train.optimizer import build_optimizer, set_lr
 from stacklm.train.schedule import lr_factor
 from stacklm.train.trainer import accumulate
@@ -88,7 +89,7 @@ def trained(architecture: Stacked, config: Train, rate: float, train: TokenStrea
     batches = TrainBatches(train, CONTEXT, config.batch_size, config.seed)
     for step in range(1, config.steps + 1):
         set_lr(optimizer, lr_factor(step, config))
-        accumulate(model, *batches.batch(step - 1), config.micro_batch)
+        accumulate(Objective(model), *batches.batch(step - 1), config.micro_batch)
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
         optimizer.step()
     sizes_V = np.array([0] + [1] * 256)

@@ -13,7 +13,7 @@ from stacklm.audit.data import Machinery
 from stacklm.config.model import Dense, Stack, Stacked
 from stacklm.data.batches import TrainBatches, evaluation_batches
 from stacklm.model.build import ModelConfig, build
-from stacklm.train.loss import token_losses
+from stacklm.train.loss import Objective
 from stacklm.train.validate import Score, score
 
 VOCAB, CONTEXT = 30, 10
@@ -152,9 +152,11 @@ class Repeating(TrainBatches):
         return super().batch(0)
 
 
-def shifted_twice(model: nn.Module, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-    """A loss that shifts labels which are shifted already."""
-    return token_losses(model, inputs_BT, targets_BT.roll(-1, dims=1))[:, :-1]
+class ShiftedTwice(Objective):
+    """Shifts labels which are shifted already."""
+
+    def forward(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        return super().forward(inputs_BT[:, :-1], targets_BT[:, 1:])
 
 
 def shifted_evaluation(*arguments: object) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

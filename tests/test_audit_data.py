@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from audit_faults import Copies, Overlapping, Repeating, careless_score, shifted_evaluation, shifted_twice, unmasked
+from audit_faults import Copies, Overlapping, Repeating, ShiftedTwice, careless_score, shifted_evaluation, unmasked
 
 from stacklm.audit.certificate import Fault
 from stacklm.audit.data import CHECKS, Machinery, labels, padding, windows
@@ -38,7 +38,7 @@ FAULTS = [
         Machinery(evaluation_batches=shifted_evaluation),
         "shifted labels: in evaluation the loss asks for the token 0 places",
     ),
-    (labels, Machinery(token_losses=shifted_twice), "shifted labels: in training the loss asks for the token 2 places on"),
+    (labels, Machinery(objective=ShiftedTwice), "shifted labels: in training the loss asks for the token 2 places on"),
     (windows, Machinery(train_batches=Overlapping), "windows overlap: of 8 tokens each, they begin as near as 4 apart"),
     (windows, Machinery(train_batches=Repeating), "windows are not seen once an epoch: in 4 epochs of 96 tokens, 24 of them"),
     (padding, Machinery(evaluation_batches=unmasked), "padding inside the loss: 72 tokens were scored in a stream of 59"),

@@ -48,9 +48,8 @@ def test_labels_that_are_the_inputs_go_below(kind):
 def test_what_can_be_learnt_is_learnt(kind):
     model = fresh(kind)(16, 8)
     losses = train(model, counting(BATCH * 8, 16), 8, 60, Machinery())
-    assert losses[0].mean().item() == pytest.approx(math.log(16), abs=0.3)
-    assert losses[-1].mean().item() < 1
-    assert losses[0].shape == (BATCH, 8)
+    assert losses[0] == pytest.approx(math.log(16), abs=0.3)
+    assert losses[-1] < 1
 
 
 def test_brief_training_changes_every_weight():

@@ -15,6 +15,7 @@ from stacklm.model.recompute import recompute
 from stacklm.model.roles import roles
 from stacklm.train import health
 from stacklm.train.health import Health, sample
+from stacklm.train.loss import Objective
 from stacklm.train.optimizer import build_optimizer
 from stacklm.train.trainer import accumulate
 
@@ -30,7 +31,7 @@ def fresh(name: str) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
 
 
 def gradients(model: torch.nn.Module) -> None:
-    accumulate(model, PROBE, PROBE.roll(-1, dims=1), micro_batch=1)
+    accumulate(Objective(model), PROBE, PROBE.roll(-1, dims=1), micro_batch=1)
 
 
 def measured_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float]:

@@ -18,7 +18,7 @@ from stacklm.model.build import build
 from stacklm.model.reference import ReferenceDecoder, unpack
 from stacklm.model.roles import roles
 from stacklm.train.checkpoint import Checkpoints, Progress
-from stacklm.train.loss import token_losses
+from stacklm.train.loss import Objective
 from stacklm.train.optimizer import InBackward, NonFiniteError, build_optimizer, set_lr
 
 KINDS: dict[str, Optimizer] = {
@@ -48,7 +48,7 @@ class Training:
         self.optimizer = build_optimizer(self.model, settings)
 
     def backward(self, inputs_BT: torch.Tensor, targets_BT: torch.Tensor) -> float:
-        loss = token_losses(self.model, inputs_BT, targets_BT).mean()
+        loss = Objective(self.model)(inputs_BT, targets_BT) / targets_BT.numel()
         loss.backward()
         return loss.item()
 
@@ -177,7 +177,7 @@ def test_packed_and_separate_layers_get_the_same_weights(settings: Optimizer) ->
         optimizer = build_optimizer(model, settings)
         for batch in data:
             model.zero_grad()
-            token_losses(model, *batch).mean().backward()
+            (Objective(model)(*batch) / batch[0].numel()).backward()
             optimizer.step()
     wanted = {name: weight for name, weight in separate.state_dict().items() if not name.endswith("key.bias")}
     found = unpack(packed.state_dict())

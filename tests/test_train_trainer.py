@@ -17,7 +17,7 @@ from stacklm.train.assemble import assemble
 from stacklm.train.errors import NonFiniteError
 from stacklm.train.guard import Guard
 from stacklm.train.health import Health
-from stacklm.train.loss import token_losses
+from stacklm.train.loss import Objective, token_losses
 from stacklm.train.optimizer import build_optimizer
 from stacklm.train.trainer import Run, accumulate, train, update
 from stacklm.train.validate import Score
@@ -34,6 +34,7 @@ def make_run(folder: Path, **changes) -> Run:
         name="test",
         config=config,
         model=model,
+        objective=Objective(model),
         optimizer=optimizer,
         stepper=Guard(optimizer, model, config.clip_norm, config.non_finite),
         batches=TrainBatches(shards.split("train"), config.context, config.batch_size, config.seed),
@@ -55,10 +56,10 @@ def test_accumulated_gradients_are_those_of_the_mean_over_all_tokens(tmp_path: P
     """3 does not divide the batch: the last part has one row, and still each token counts the same."""
     run = make_run(tmp_path)
     inputs_BT, targets_BT = run.batches.batch(0)
-    mean = token_losses(run.model, inputs_BT, targets_BT).mean()
+    mean = run.objective(inputs_BT, targets_BT) / targets_BT.numel()
     mean.backward()
     wanted = gradients(run.model)
-    loss = accumulate(run.model, inputs_BT, targets_BT, micro_batch)
+    loss = accumulate(run.objective, inputs_BT, targets_BT, micro_batch)
     assert loss == pytest.approx(mean.item(), rel=1e-6)
     torch.testing.assert_close(gradients(run.model), wanted)
 
@@ -100,24 +101,22 @@ def test_a_long_run_reports_about_two_thousand_rows(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_a_value_that_is_not_finite_stops_before_the_update(tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_value_that_is_not_finite_stops_before_the_update(tmp_path: Path, where: str) -> None:
     run = make_run(tmp_path)
     calls = 0
 
-    def failing(model: torch.nn.Module, inputs_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+    def failing(objective: Objective, inputs: tuple, loss: torch.Tensor) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        losses_BT = token_losses(model, inputs_BT, targets_BT)
-        if calls < 8:
-            return losses_BT
-        weights.extend(parameter.detach().clone() for parameter in model.parameters())
-        if where == "loss":
-            return losses_BT * float("nan")
-        losses_BT.register_hook(lambda gradient: gradient * float("inf"))
-        return losses_BT
+        if calls == 8:
+            weights.extend(parameter.detach().clone() for parameter in run.model.parameters())
+            if where == "loss":
+                return loss * float("nan")
+            loss.register_hook(lambda gradient: gradient * float("inf"))
+        return loss
 
     weights: list[torch.Tensor] = []
-    monkeypatch.setattr("stacklm.train.trainer.token_losses", failing)
+    run.objective.register_forward_hook(failing)
     with pytest.raises(NonFiniteError, match=r"step 8: .*still that of step 7.*non_finite\.jsonl.*lower peak_lr") as error:
         train(run)
     assert "nan" in str(error.value)
@@ -128,11 +127,9 @@ def test_a_value_that_is_not_finite_stops_before_the_update(tmp_path: Path, wher
     assert read_jsonl(run.work / "metrics.jsonl")[-1]["step"] == 7
 
 
-def test_a_step_that_is_skipped_leaves_a_row_and_its_windows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("stacklm.train.trainer.token_losses", spoilt_at({3, 4}))
+def test_a_step_that_is_skipped_leaves_a_row_and_its_windows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(tmp_path, steps=8, non_finite="skip")
+    spoil_at(run, {3, 4})
     train(run)
     rows = read_jsonl(run.work / "metrics.jsonl")
     assert [row["step"] for row in rows if row.get("skipped")] == [3, 4]
@@ -145,23 +142,23 @@ def test_a_step_that_is_skipped_leaves_a_row_and_its_windows(
     assert all(parameter.isfinite().all() for parameter in run.model.parameters())
 
 
-def test_too_many_skipped_in_a_row_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stacklm.train.trainer.token_losses", spoilt_at(set(range(3, 30))))
+def test_too_many_skipped_in_a_row_end_the_run(tmp_path: Path) -> None:
     run = make_run(tmp_path, non_finite="skip")
+    spoil_at(run, set(range(3, 30)))
     with pytest.raises(NonFiniteError, match=r"step 12: .*still that of step 2"):
         train(run)
 
 
-def spoilt_at(steps: set[int]):
-    """The losses of `token_losses`, but no numbers at those steps."""
+def spoil_at(run: Run, steps: set[int]) -> None:
+    """Let the loss be no number at those steps."""
     calls = 0
 
-    def losses(*arguments: torch.Tensor) -> torch.Tensor:
+    def spoiling(objective: Objective, inputs: tuple, loss: torch.Tensor) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        return token_losses(*arguments) * (float("nan") if calls in steps else 1)
+        return loss * (float("nan") if calls in steps else 1)
 
-    return losses
+    run.objective.register_forward_hook(spoiling)
 
 
 class Reads(TorchDispatchMode):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from stacklm.audit.certificate import Fault, claims
 from stacklm.data.batches import TrainBatches, evaluation_batches
 from stacklm.data.shards import TokenStream
-from stacklm.train.loss import token_losses
+from stacklm.train.loss import Objective
 from stacklm.train.validate import Score, score
 
 VOCAB = 64
@@ -29,11 +29,11 @@ SURE = 30.0
 
 @dataclass(frozen=True)
 class Machinery:
-    """Batches of windows, losses token by token, and the score of a stream."""
+    """Batches of windows, what training makes of them, and the score of a stream."""
 
     train_batches: Callable[[TokenStream, int, int, int], TrainBatches] = TrainBatches
     evaluation_batches: Callable[[TokenStream, int, int], Iterator[tuple[Tensor, Tensor, Tensor]]] = evaluation_batches
-    token_losses: Callable[[nn.Module, Tensor, Tensor], Tensor] = token_losses
+    objective: Callable[[nn.Module], nn.Module] = Objective
     score: Callable[..., Score] = score
 
 
@@ -61,14 +61,20 @@ def counting(tokens: int, vocab_size: int) -> TokenStream:
 @claims("the loss at a position asks for the very next token of the stream, in training and in evaluation")
 def labels(machinery: Machinery) -> str:
     stream = counting(BATCH * CONTEXT * EPOCHS, VOCAB)
-    training = [machinery.train_batches(stream, CONTEXT, BATCH, 0).batch(step) for step in range(EPOCHS)]
-    evaluation = [batch[:2] for batch in machinery.evaluation_batches(stream, CONTEXT, BATCH)]
-    for name, batches in {"training": training, "evaluation": evaluation}.items():
-        right = [ahead for ahead in range(-2, 4) if _largest_loss(machinery, Oracle(ahead), batches) < 1]
+
+    def training(oracle: Oracle) -> float:
+        batches = machinery.train_batches(stream, CONTEXT, BATCH, 0)
+        return sum(machinery.objective(oracle)(*batches.batch(step)).item() for step in range(EPOCHS))
+
+    def evaluation(oracle: Oracle) -> float:
+        return machinery.score(oracle, machinery.evaluation_batches(stream, CONTEXT, BATCH), np.ones(VOCAB, dtype=np.int64)).nats
+
+    for name, nats in {"training": training, "evaluation": evaluation}.items():
+        right = [ahead for ahead in range(-2, 4) if nats(Oracle(ahead)) < 1]
         if right != [1]:
             asked = " and ".join(f"the token {ahead} places on" for ahead in right) or "no one place"
             raise Fault(f"shifted labels: in {name} the loss asks for {asked}, and not for the next token")
-    return f"{sum(batch[0].numel() for batch in training + evaluation)} places"
+    return f"{2 * len(stream)} places"
 
 
 @claims("training windows do not overlap: every token of the stream is trained on once an epoch")
@@ -103,8 +109,3 @@ def padding(machinery: Machinery) -> str:
 
 
 CHECKS = (labels, windows, padding)
-
-
-def _largest_loss(machinery: Machinery, oracle: Oracle, batches: list[tuple[Tensor, Tensor]]) -> float:
-    with torch.no_grad():
-        return max(machinery.token_losses(oracle, inputs_BT, targets_BT).max().item() for inputs_BT, targets_BT in batches)

@@ -8,7 +8,7 @@ Dimension letters, carried as suffixes of names (`x_BTC`) in every module:
     V  vocabulary                         D  features that a parallel layer emits
     S  stacks                             W  width of a stack's output, N * D
     L  layers of a dense decoder          F  hidden units of a feed-forward
-    E  outputs of a linear map            R  rows of windows in a check
+    E  outputs of a linear map            R  rows: windows, or places of windows
     G  heads of all layers, N * H         U  all tokens so far, of which T are new
 
 `build` makes a model from its settings; `dense` and `stacked` are the two kinds. `packed` holds the N parallel layers as

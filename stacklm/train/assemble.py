@@ -21,6 +21,7 @@ from stacklm.model.groups import in_groups
 from stacklm.model.recompute import recompute
 from stacklm.train.guard import Guard
 from stacklm.train.health import Health
+from stacklm.train.loss import Objective
 from stacklm.train.optimizer import InBackward, build_optimizer
 from stacklm.train.prefetch import Prefetch
 from stacklm.train.trainer import Run, Stepper
@@ -55,6 +56,7 @@ def assemble(
         name=name,
         config=config,
         model=network,
+        objective=Objective(network),
         optimizer=optimizer,
         stepper=stepper(network, optimizer, config, model.optimizer),
         batches=batches,

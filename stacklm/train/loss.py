@@ -1,13 +1,103 @@
-"""The loss of next-token prediction, token by token. Means and masks are the caller's."""
+"""The loss of next-token prediction, without ever holding the logits of all tokens.
+
+Logits are made for a chunk of rows at a time: R of the B * T places of a batch. Training makes the gradients of a chunk
+along with its loss, while the logits are there: all that the gradients of a sum of losses lack is one factor, which the
+backward pass brings (as in Liger Kernel, Hsu et al. 2024, arXiv:2410.10989). So nothing is computed twice.
+"""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+
+ROWS = 256
+"""Rows of a chunk: more make products no faster, and with fewer the head's gradient is read and written more often."""
 
 
-def token_losses(model: nn.Module, inputs_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
-    """Minus the log-probability, in nats, that the model gives each target: float [B, T]."""
-    logits_BTV = model(inputs_BT)
-    return F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), reduction="none").view_as(targets_BT)
+class Objective(nn.Module):
+    """What training minimises: the sum of a model's losses over all targets.
+
+    The model has `features`, ids [B, T] to [B, T, C], and a linear `head` with a `weight` [V, C] and perhaps a `bias` [V].
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Minus the log-probability of all targets together, in nats: a scalar, float32 or wider."""
+        return _SummedLoss.apply(self.model.features(inputs_BT).flatten(0, 1), targets_BT.flatten(), *_linear(self.model.head))
+
+
+@torch.no_grad()
+def token_losses(model: nn.Module, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    """Minus the log-probability, in nats, that the model gives each target: [B, T], float32 or wider, without gradients."""
+    x_RC, *head = _for_products(model.features(inputs_BT).flatten(0, 1), *_linear(model.head))
+    chunks = zip(x_RC.split(ROWS), targets_BT.flatten().split(ROWS), strict=True)
+    return torch.cat([_losses(_logits(x, head), targets)[0] for x, targets in chunks]).view_as(targets_BT)
+
+
+class _SummedLoss(torch.autograd.Function):
+    """The sum of the losses of features [R, C] for targets [R], under a head of a weight [V, C] and perhaps a bias [V]."""
+
+    @staticmethod
+    def forward(ctx, features_RC: Tensor, targets_R: Tensor, *head: Tensor) -> Tensor:
+        grad_RC, *head_grads = grads = [torch.zeros_like(part, dtype=_wide(part.dtype)) for part in (features_RC, *head)]
+        x_RC, *parts = _for_products(features_RC, *head)
+        chunks = zip(x_RC.split(ROWS), targets_R.split(ROWS), grad_RC.split(ROWS), strict=True)
+        losses = [_add_gradients(*chunk, parts, *head_grads) for chunk in chunks]
+        ctx.save_for_backward(*(grad.to(part.dtype) for grad, part in zip(grads, (features_RC, *head), strict=True)))
+        return torch.stack(losses).sum()
+
+    @staticmethod
+    def backward(ctx, factor: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients in place, so that there are not two of the weight's; autograd refuses a second backward pass."""
+        grad_RC, *head_grads = (grad.mul_(factor) for grad in ctx.saved_tensors)
+        return grad_RC, None, *head_grads
+
+
+def _add_gradients(x_RC: Tensor, targets_R: Tensor, out_RC: Tensor, head: list[Tensor], grad_VC: Tensor, *grad_V: Tensor) -> Tensor:
+    """Write a chunk's gradient of the features and add those of the head; return the sum of its losses."""
+    losses_R, exponentials_RV, sums_R = _losses(_logits(x_RC, head), targets_R)
+    grad_RV = exponentials_RV.div_(sums_R[:, None])
+    grad_RV[torch.arange(len(x_RC), device=x_RC.device), targets_R] -= 1
+    for grad in grad_V:
+        grad += grad_RV.sum(0)
+    grad_RV = grad_RV.to(x_RC.dtype)
+    out_RC.copy_(grad_RV @ head[0])
+    if grad_VC.dtype == x_RC.dtype:
+        grad_VC.addmm_(grad_RV.T, x_RC)
+    else:
+        grad_VC += grad_RV.T @ x_RC
+    return losses_R.sum()
+
+
+def _losses(logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses [R], and the logits turned, in place, into exponentials [R, V] with their sums [R]: the softmax is their ratio."""
+    logits_RV -= logits_RV.amax(1, keepdim=True)
+    target_R = logits_RV.gather(1, targets_R[:, None])[:, 0]
+    sums_R = logits_RV.exp_().sum(1)
+    return sums_R.log() - target_R, logits_RV, sums_R
+
+
+def _logits(x_RC: Tensor, head: list[Tensor]) -> Tensor:
+    logits_RV = F.linear(x_RC, *head)
+    return logits_RV.to(_wide(logits_RV.dtype))
+
+
+def _linear(head: nn.Module) -> list[Tensor]:
+    """The weight and, if there is one, the bias."""
+    return [part for part in (head.weight, getattr(head, "bias", None)) if part is not None]
+
+
+def _for_products(*parts: Tensor) -> list[Tensor]:
+    """As autocast, where it is on, has them for products: once, and not again for each chunk."""
+    device = parts[0].device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return [part.to(torch.get_autocast_dtype(device)) if autocast else part for part in parts]
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """At least float32, for softmax and sums."""
+    return torch.promote_types(dtype, torch.float32)

@@ -22,7 +22,7 @@ from stacklm.train.errors import NonFiniteError
 from stacklm.train.guard import Spikes
 from stacklm.train.health import Health
 from stacklm.train.interrupt import Interrupted, StopRequest
-from stacklm.train.loss import token_losses
+from stacklm.train.loss import Objective
 from stacklm.train.metrics import Log, Meter
 from stacklm.train.optimizer import set_lr
 from stacklm.train.prefetch import Prefetch
@@ -53,6 +53,7 @@ class Run:
     name: str
     config: Train
     model: nn.Module
+    objective: Objective
     optimizer: torch.optim.Optimizer
     stepper: Stepper
     batches: TrainBatches | Prefetch
@@ -155,7 +156,7 @@ def update(run: Run, step: int, watch: bool = False) -> Update:
     set_lr(run.optimizer, factor)
     inputs_BT, targets_BT = (tensor.to(run.device, non_blocking=True) for tensor in run.batches.batch(step - 1))
     with run.arithmetic():
-        loss = accumulate(run.model, inputs_BT, targets_BT, run.config.micro_batch)
+        loss = accumulate(run.objective, inputs_BT, targets_BT, run.config.micro_batch)
     if watch:
         run.health.before_step()
     norm = run.stepper.step(loss)
@@ -164,12 +165,12 @@ def update(run: Run, step: int, watch: bool = False) -> Update:
     return Update(step, run.optimizer.param_groups[0]["lr"], loss, norm)
 
 
-def accumulate(model: nn.Module, inputs_BT: Tensor, targets_BT: Tensor, micro_batch: int) -> Tensor:
+def accumulate(objective: nn.Module, inputs_BT: Tensor, targets_BT: Tensor, micro_batch: int) -> Tensor:
     """Set the gradients of the mean loss over all tokens of a batch, `micro_batch` rows at a time; return that loss."""
-    model.zero_grad()
+    objective.zero_grad()
     total = torch.zeros((), device=inputs_BT.device)
     for inputs, targets in zip(inputs_BT.split(micro_batch), targets_BT.split(micro_batch), strict=True):
-        loss = token_losses(model, inputs, targets).sum() / targets_BT.numel()
+        loss = objective(inputs, targets) / targets_BT.numel()
         loss.backward()
         total += loss.detach()
     return total
