@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from stacklm.config.optimizer import AdamW, Muon, Rest
 from stacklm.config.params import load, parse, preview, section, set_values
 from stacklm.config.schema import ParamsError, plain
 
@@ -48,6 +49,9 @@ def test_the_shipped_file_compares_a_stacked_with_a_dense_model():
         ("models.stacked.architecture.heads", 7, ["models.stacked.architecture", "heads: 7", "does not divide width"]),
         ("models.dense.architecture.kind", "dens", ["models.dense.architecture.kind", "'dens'", "did you mean `dense`?"]),
         ("models.dense.layers", 3, ["models.dense.layers", "unknown key"]),
+        ("models.dense.optimizer.kind", "adam", ["models.dense.optimizer.kind", "'adam'", "did you mean `adamw`?"]),
+        ("models.dense.optimizer.momentum", 0.9, ["optimizer.momentum", "unknown key of kind adamw", "one of kind muon"]),
+        ("models.dense.optimizer.in_backward", True, ["models.dense.optimizer.in_backward", "clip_norm = 1 must be null"]),
         ("tokenizer.vocab_size", 100, ["tokenizer.vocab_size: 100", ">= 257"]),
         ("tokenizer.vocab_size", 2**33, ["tokenizer.vocab_size", "<= "]),
         ("tokenizer.special_tokens", ["<pad>"], ["tokenizer", "special_tokens", "<|endoftext|>"]),
@@ -71,6 +75,20 @@ def test_values_that_contradict_or_exceed_are_named(tree, key, value, words):
         parse(change(tree, key, value))
     for word in ["params.yaml", *words]:
         assert word in str(caught.value)
+
+
+def test_an_optimizer_is_adamw_where_no_kind_is_named(tree):
+    assert parse(change(tree, "models.dense.optimizer", {"peak_lr": 3e-3})).models["dense"].optimizer == AdamW(peak_lr=3e-3)
+    muon = {"kind": "muon", "peak_lr": 3e-3, "rest": {"beta1": 0.8}}
+    assert parse(change(tree, "models.dense.optimizer", muon)).models["dense"].optimizer == Muon(peak_lr=3e-3, rest=Rest(beta1=0.8))
+
+
+def test_steps_in_backward_need_a_batch_in_one_pass_and_no_clipping(file):
+    in_backward = ["models.dense.optimizer.kind=adafactor", "models.dense.optimizer.in_backward=true"]
+    params = set_values(file, [*in_backward, "train.clip_norm=null"])
+    assert load(file) == params and params.train.clip_norm is None
+    with pytest.raises(ParamsError, match=r"in_backward: true .*train\.micro_batch = 8 must be train\.batch_size = 16"):
+        preview(file, ["train.micro_batch=8"])
 
 
 def test_set_values_keeps_comments_and_changes_only_what_is_named(file):

@@ -31,9 +31,24 @@ class Basket:
     more: dict[str, Apple] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Bowl:
+    fruit: Apple | Pear = Apple(1)
+
+
 def test_reads_nested_values_and_fills_defaults():
     basket = read(Basket, {"fruit": {"kind": "pear", "sweet": True}, "names": ["a"], "more": {"x": {"size": 2}}})
     assert basket == Basket(Pear(sweet=True), 0.5, ("a",), None, {"x": Apple(2)})
+
+
+def test_a_section_without_its_kind_is_of_the_kind_that_is_the_default():
+    assert read(Bowl, {}) == Bowl(Apple(1))
+    assert read(Bowl, {"fruit": {"size": 3}}) == Bowl(Apple(3))
+    assert read(Bowl, {"fruit": {"kind": "pear", "sweet": True}}) == Bowl(Pear(True))
+    with pytest.raises(ParamsError, match=r"fruit\.sweet: unknown key of kind apple, .* size, kind; it is one of kind pear"):
+        read(Bowl, {"fruit": {"sweet": True}})
+    with pytest.raises(ParamsError, match=r"fruit\.kind: None is not allowed; choose one of apple, pear"):
+        read(Basket, {"fruit": {"size": 3}})  # where there is no default
 
 
 def test_plain_is_the_inverse():

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from conftest import TINY_PARAMS
 
-from stacklm.config.params import load, parse
+from stacklm.config.params import load, parse, preview
 from stacklm.model.count import count
+from stacklm.plan.levers import contexts, micro_batches
 from stacklm.plan.plan import plan
 from stacklm.plan.run import run
 from stacklm.plan.text import describe, size
@@ -51,6 +52,13 @@ def test_what_fits_is_said_and_what_does_not_names_settings_that_do(file, capsys
     run(file, big, ["dense"], file.with_name("none.json"), size("420MB"), write=True)
     assert load(file).train.batch_size == 2048
     assert load(file).train.micro_batch < 2048
+
+
+def test_what_is_updated_in_backward_is_not_told_to_take_more_passes(file):
+    longer = ["train.context=64"]
+    params = preview(file, [*longer, "models.dense.optimizer={in_backward: true}", "train.clip_norm=null"])
+    assert micro_batches(preview(file, longer)) and contexts(preview(file, longer))
+    assert not micro_batches(params) and not contexts(params)
 
 
 @pytest.mark.parametrize("text", ["8", "eight", "8XB"])

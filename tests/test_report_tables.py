@@ -4,6 +4,7 @@ import pytest
 from report_files import MANIFEST, MODELS, TRAIN, Folders
 
 from stacklm.config.model import Dense, FoldedAttention, Stack, Stacked
+from stacklm.config.optimizer import Muon
 from stacklm.report import tables
 from stacklm.report.comparison import build_comparison
 
@@ -72,6 +73,17 @@ def test_provenance_shows_the_hashes_and_the_settings(comparison):
     assert rows["train text"] == ["7.2 MB, 412 documents, 2.03 M tokens"]
     assert rows["schedule"] == ["cosine"]
     assert cells(tables.optimizers(comparison))["peak_lr"] == ["0.002", "0.002"]
+
+
+def test_optimizers_of_different_kinds_stand_side_by_side(runs):
+    muon = dataclasses.replace(MODELS["dense"], optimizer=Muon(peak_lr=3e-3))
+    mixed = [run if run.name != "dense" else dataclasses.replace(run, model=muon) for run in runs]
+    rows = cells(tables.optimizers(build_comparison(mixed, TRAIN, MANIFEST, data_sha256="")))
+    assert rows["kind"] == ["adamw", "muon"]
+    assert rows["peak_lr"] == ["0.002", "0.003"]
+    assert rows["momentum"] == ["-", "0.95"]
+    assert rows["rest.peak_lr"] == ["-", "0.001"]
+    assert rows["in_backward"] == ["False", "False"]
 
 
 def test_architectures_in_one_line():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from train_files import CYCLE, MODELS, VOCAB
 
 from stacklm.config.model import Stack, Stacked
@@ -17,6 +18,7 @@ from stacklm.config.optimizer import Adafactor, AdamW, Muon, Optimizer, Rest
 from stacklm.model.build import build
 from stacklm.model.reference import ReferenceDecoder, unpack
 from stacklm.model.roles import roles
+from stacklm.plan.memory import Memory, Timeline
 from stacklm.train.checkpoint import Checkpoints, Progress
 from stacklm.train.loss import Objective
 from stacklm.train.optimizer import InBackward, NonFiniteError, build_optimizer, set_lr
@@ -112,8 +114,8 @@ def test_set_lr_is_a_share_of_each_groups_peak(settings: Optimizer) -> None:
 @every_model
 def test_it_learns(name: str, settings: Optimizer) -> None:
     training = Training(name, settings)
-    losses = [training.step(*batch) for batch in batches(60)]
-    assert np.mean(losses[-5:]) < 0.5 * losses[0]
+    losses = [training.step(*batch) for batch in batches(30)]
+    assert np.mean(losses[-5:]) < 0.4 * losses[0]
 
 
 @every_kind
@@ -163,6 +165,29 @@ def test_in_backward_nothing_is_updated_with_a_gradient_that_is_not_finite(setti
         training.backward(*next(batches(1)))
     assert torch.equal(spoilt, before[name])
     assert all(parameter.isfinite().all() for parameter in training.model.parameters())
+
+
+@every_kind
+def test_in_backward_there_is_one_gradient_at_a_time(settings: Optimizer) -> None:
+    """As the plan's tracer sees it, with more weights than activations."""
+    ids_BT = torch.zeros(1, 2, dtype=torch.long)
+
+    def traced(in_backward: bool) -> tuple[Memory, Training]:
+        with FakeTensorMode(allow_non_fake_inputs=True), Timeline(VOCAB) as timeline:
+            training = Training("dense", settings)
+            timeline.follow(training.model)
+            if in_backward:
+                InBackward(training.optimizer, training.model)
+                training.backward(ids_BT, ids_BT)
+            else:
+                training.step(ids_BT, ids_BT)
+        return timeline.memory(), training
+
+    (after, training), (within, _) = traced(in_backward=False), traced(in_backward=True)
+    sizes = [4 * parameter.numel() for parameter in training.model.parameters()]
+    assert after.parts["gradients"] == sum(sizes)
+    assert within.parts["gradients"] <= max(sizes)
+    assert within.tensors < after.tensors
 
 
 @every_kind
