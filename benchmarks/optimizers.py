@@ -1,0 +1,120 @@
+"""What an optimizer costs: time of an update against fused AdamW, and bytes a parameter.
+
+    python benchmarks/optimizers.py [--size laptop|seed-2x64|seed-4x8] [--repeats 5] [--threads 2] [--json FILE]
+
+Updates of all kinds take turns on the same random gradients; a time is the median of its ratios to AdamW's of the same turn,
+and `lowest` and `highest` tell how far they vary. It does not depend on the batch, as that of a forward and backward pass does.
+
+Bytes come from the plan's tracer: the optimizer's state, and the highest peak of a training step on a few tokens, so that
+activations are next to nothing, with the update after the backward pass and within it. The vocabulary is small while times
+are measured (embedding and head are cheap in time) and the preset's own for bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from stacklm.config.model import Architecture, Stack, Stacked
+from stacklm.config.optimizer import Adafactor, AdamW, Muon, Optimizer
+from stacklm.files import write_json
+from stacklm.model.build import build
+from stacklm.model.presets import PRESETS
+from stacklm.plan.memory import Timeline
+from stacklm.train.loss import token_losses
+from stacklm.train.machine import prepare
+from stacklm.train.optimizer import InBackward, build_optimizer
+
+KINDS: dict[str, Optimizer] = {"adamw": AdamW(), "muon": Muon(), "adafactor": Adafactor()}
+SMALL_VOCAB, TOKENS = 512, 16
+LAPTOP = Stacked(128, 4, (Stack(16, 8, 512), Stack(16, 16, 1024)))
+SIZES: dict[str, tuple[Architecture, int]] = {
+    "laptop": (LAPTOP, 2048),
+    **{name: (preset.architecture, preset.vocab_size) for name, preset in PRESETS.items()},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="laptop")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    device = prepare(options.device, options.threads)
+    architecture, vocab_size = SIZES[options.size]
+    times = update_times(architecture, options.repeats, device)
+    rows = []
+    print(f"{'':<12}{'time of an update':<32}{'bytes a parameter':<40}")
+    print(f"{'':<12}{'median':>8}{'lowest':>10}{'highest':>10}{'state':>11}{'peak':>8}{'in backward':>13}")
+    for kind, settings in KINDS.items():
+        ratios = [own / reference for own, reference in zip(times[kind], times["adamw"], strict=True)]
+        row = {"size": options.size, "kind": kind, "seconds": times[kind], "ratio": statistics.median(ratios)}
+        row |= bytes_a_parameter(architecture, vocab_size, settings)
+        rows.append(row)
+        print(
+            f"{kind:<12}{row['ratio']:>7.2f}x{min(ratios):>9.2f}x{max(ratios):>9.2f}x"
+            f"{row['state']:>11.2f}{row['peak']:>8.2f}{row['peak_in_backward']:>13.2f}"
+        )
+    if options.json:
+        write_json(options.json, rows)
+
+
+def update_times(architecture: Architecture, repeats: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of `repeats` updates by each kind, which take turns."""
+    torch.manual_seed(0)
+    model = build(architecture, SMALL_VOCAB, TOKENS).to(device)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizers = {kind: build_optimizer(model, settings) for kind, settings in KINDS.items()}
+    times: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    for turn in range(1 + repeats):  # the first makes the state
+        for kind, optimizer in optimizers.items():
+            begin = time.perf_counter()
+            optimizer.step()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if turn:
+                times[kind].append(time.perf_counter() - begin)
+    return times
+
+
+def bytes_a_parameter(architecture: Architecture, vocab_size: int, settings: Optimizer) -> dict[str, float]:
+    """The optimizer's state, and the peaks of steps with the update after the backward pass and within it."""
+    state, peak = traced(architecture, vocab_size, settings, in_backward=False)
+    _, within = traced(architecture, vocab_size, settings, in_backward=True)
+    return {"state": state, "peak": peak, "peak_in_backward": within}
+
+
+def traced(architecture: Architecture, vocab_size: int, settings: Optimizer, in_backward: bool) -> tuple[float, float]:
+    """Bytes a parameter of the state and at the highest peak of two steps."""
+    with FakeTensorMode(), Timeline(vocab_size) as timeline:
+        model = build(architecture, vocab_size, TOKENS)
+        timeline.follow(model)
+        optimizer = build_optimizer(model, settings)
+        if in_backward:
+            InBackward(optimizer, model)
+        for _ in range(2):
+            step(model, optimizer, in_backward)
+        state = sum(tensor.nbytes for tensors in optimizer.state.values() for tensor in tensors.values())
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return state / parameters, timeline.memory().tensors / parameters
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, in_backward: bool) -> None:
+    ids_BT = torch.zeros(1, TOKENS, dtype=torch.long)
+    model.zero_grad()
+    token_losses(model, ids_BT, ids_BT).mean().backward()
+    if not in_backward:
+        optimizer.step()
+
+
+if __name__ == "__main__":
+    main()
