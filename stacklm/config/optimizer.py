@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from stacklm.config.schema import Positive, Range, Share
+from stacklm.config.schema import Positive, Range
 
+Beta = Annotated[float, Range(0, 0.999999)]
+"""The weight of the past in a moving average."""
 Decay = Annotated[float, Range(0)]
 """Weight decay, a share of the learning rate; of matrices only: never of embeddings, heads, gains or biases."""
 
@@ -21,8 +23,8 @@ class AdamW:
 
     kind: Literal["adamw"] = "adamw"
     peak_lr: Positive = 1e-3
-    beta1: Share = 0.9
-    beta2: Share = 0.95
+    beta1: Beta = 0.9
+    beta2: Beta = 0.95
     eps: Positive = 1e-8
     weight_decay: Decay = 0.1
     in_backward: bool = False
@@ -33,8 +35,8 @@ class Rest:
     """AdamW for what is no matrix, and so never decays."""
 
     peak_lr: Positive = 1e-3
-    beta1: Share = 0.9
-    beta2: Share = 0.95
+    beta1: Beta = 0.9
+    beta2: Beta = 0.95
     eps: Positive = 1e-8
 
 
@@ -48,7 +50,7 @@ class Muon:
 
     kind: Literal["muon"] = "muon"
     peak_lr: Positive = 1e-3
-    momentum: Annotated[float, Range(0, 0.9999)] = 0.95
+    momentum: Beta = 0.95
     ns_steps: Annotated[int, Range(1, 20)] = 5
     weight_decay: Decay = 0.1
     rest: Rest = Rest()
