@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,8 @@ PALETTES = {  # Okabe and Ito's colours, told apart by colour-blind readers, wit
     "dark": ("#56b4e9", "#e69f00", "#2fc79a", "#e39fc6", "#f0e442", "#7fa8ff"),
 }
 _MARKERS = "os^DvP"
-_INK = {"light": ("#ffffff", "#1c2024", "#5f6770", "#e3e6e9"), "dark": ("#181b1f", "#e8eaed", "#a3abb3", "#33393f")}
+INK = {"light": ("#ffffff", "#1c2024", "#5f6770", "#e3e6e9"), "dark": ("#181b1f", "#e8eaed", "#a3abb3", "#33393f")}
+"""Of paper, ink, faint ink and grid."""
 
 
 @dataclass(frozen=True)
@@ -66,23 +68,33 @@ def draw_curves(runs: Sequence[Run], folder: Path) -> list[str]:
     return drawn
 
 
-def _draw(styled: Sequence[tuple[int, Run]], axis: Axis, theme: str, path: Path) -> None:
+@contextmanager
+def drawing(path: Path, theme: str, size: tuple[float, float] = (4.4, 3.6)) -> Iterator[Axes]:
+    """Axes of a plot to be filled, which is then written to `path` in the colours of a theme; `size` is in inches."""
     import matplotlib
     import matplotlib.style
     from matplotlib.figure import Figure
 
-    paper, ink, faint, grid = _INK[theme]
+    paper, ink, faint, grid = INK[theme]
     looks = {
         "figure.facecolor": paper, "axes.facecolor": paper, "axes.edgecolor": grid, "grid.color": grid, "text.color": ink,
         "axes.labelcolor": faint, "xtick.color": faint, "ytick.color": faint, "font.size": 10, "axes.axisbelow": True,
     }  # fmt: skip
     with matplotlib.style.context(["default", looks]):  # whatever the user's own matplotlibrc says
-        figure = Figure(figsize=(4.4, 3.6), dpi=180, layout="constrained")
+        figure = Figure(figsize=size, dpi=180, layout="constrained")
         axes = figure.add_subplot()
+        axes.grid(True, linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(which="both", length=0)
+        yield axes
+        figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def _draw(styled: Sequence[tuple[int, Run]], axis: Axis, theme: str, path: Path) -> None:
+    with drawing(path, theme) as axes:
         ends = [_draw_run(axes, run, axis, _nth(PALETTES[theme], i), _nth(_MARKERS, i)) for i, run in styled]
         _scale(axes, axis)
-        _label(axes, ends, paper)
-        figure.savefig(path, format="png", metadata={"Software": None})
+        _label(axes, ends, INK[theme][0])
 
 
 def _draw_run(axes: Axes, run: Run, axis: Axis, colour: str, marker: str) -> tuple[str, float, float, str]:
@@ -108,9 +120,6 @@ def _scale(axes: Axes, axis: Axis) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: axis.readable(value)))
     axes.set_xlabel(axis.title)
     axes.set_ylabel("loss (nats per token)")
-    axes.grid(True, linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(length=0)
 
 
 def _label(axes: Axes, ends: Sequence[tuple[str, float, float, str]], paper: str) -> None:

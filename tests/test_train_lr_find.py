@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from train_files import MODELS, TRAIN, write_cycle
+
+from stacklm.config.schema import ParamsError
+from stacklm.data import DataError
+from stacklm.files import read_json, sha256
+from stacklm.report.lr_find import describe, record
+from stacklm.train.guard import NonFiniteError
+from stacklm.train.lr_find import MARGIN, RangeTest, lr_find, smooth
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cycle(tmp_path_factory.mktemp("cycle") / "shards")
+
+
+def find(shards: Path, model: str = "dense", low: float = 1e-4, high: float = 10.0, steps: int = 60) -> RangeTest:
+    return lr_find(model, TRAIN, MODELS[model], shards, low, high, steps)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_rate_rises_evenly_until_the_loss_does(shards: Path, model: str) -> None:
+    """From where nothing is learnt, over where the cycle is, to where the model comes apart."""
+    test = find(shards, model)
+    assert test.lrs[0] == 1e-4
+    assert all(b / a == pytest.approx((10 / 1e-4) ** (1 / 59)) for a, b in zip(test.lrs, test.lrs[1:], strict=False))
+    assert test.losses[0] == pytest.approx(math.log(16), abs=0.1)
+    assert "had risen" in test.ended and len(test.lrs) == len(test.losses) < 60
+    assert min(test.losses) < 0.8 * test.losses[0]
+    assert test.smoothed[-1] > test.smoothed[test.best]
+    assert 1e-3 < test.lrs[test.best] < 1
+    assert test.suggestion == pytest.approx(test.lrs[test.best] / MARGIN, rel=0.05)
+    assert test.caveat is None
+
+
+def test_equal_tests_are_equal_and_the_present_rate_does_not_matter(shards: Path) -> None:
+    """Dropout draws, so the stacked model would tell."""
+    first, again = (find(shards, "stacked", high=0.1, steps=8) for _ in range(2))
+    assert first == again
+    faster = replace(MODELS["stacked"], optimizer=replace(MODELS["stacked"].optimizer, peak_lr=0.5))
+    assert lr_find("faster", TRAIN, faster, shards, 1e-4, 0.1, 8).losses == pytest.approx(first.losses, rel=1e-4)
+
+
+def test_updates_are_those_of_training(shards: Path) -> None:
+    """With a rate that hardly rises: the same losses, step by step, as training at that rate."""
+    from stacklm.data.batches import TrainBatches
+    from stacklm.data.shards import Shards
+    from stacklm.train.assemble import assemble
+    from stacklm.train.trainer import update
+
+    test = find(shards, "stacked", low=1e-2, high=1e-2 * (1 + 1e-9), steps=5)
+    config = replace(TRAIN, warmup_steps=0, schedule="wsd")
+    batches = TrainBatches(Shards.open(shards).split("train"), config.context, config.batch_size, config.seed)
+    run = assemble(
+        "train", config, MODELS["stacked"], 16, batches, lambda network: None, identity={}, work=Path(), device=torch.device("cpu")
+    )
+    run.model.train()
+    assert [update(run, step).loss.item() for step in range(1, 6)] == pytest.approx(test.losses, rel=1e-6)
+
+
+def test_a_rate_that_breaks_the_numbers_ends_the_test(shards: Path) -> None:
+    test = find(shards, high=1e38, steps=20)
+    assert all(map(math.isfinite, test.losses))
+    assert len(test.lrs) == len(test.losses) < 20
+
+
+def test_a_range_that_says_nothing_is_told(shards: Path) -> None:
+    falling = find(shards, high=2e-4, steps=5)
+    assert falling.ended == "the whole range"
+    assert falling.caveat.startswith("the loss still fell at 2.0e-04")
+    late = RangeTest(lrs=[0.1, 0.2, 0.4], losses=[1.0, 2.0, 3.0], ended="")
+    assert late.caveat.startswith("the suggestion is below 1.0e-01")
+
+
+def test_what_is_no_range_is_refused(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match="0 < low < high, not 0.1 and 0.01"):
+        find(shards, low=0.1, high=0.01)
+    with pytest.raises(ParamsError, match="at least 2 updates, not 1"):
+        find(shards, steps=1)
+    with pytest.raises(DataError, match="run the stage `shards`"):
+        find(tmp_path)
+
+
+def test_a_model_that_gives_no_numbers_is_no_matter_of_the_learning_rate(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stacklm.train.lr_find.accumulate", lambda model, *rest: torch.tensor(torch.nan))
+    with pytest.raises(NonFiniteError, match="fresh weights"):
+        find(shards)
+
+
+def test_smoothing_is_a_weighted_mean_of_the_losses_so_far() -> None:
+    assert smooth([2.0, 2.0, 2.0]) == pytest.approx([2.0, 2.0, 2.0])
+    assert smooth([1.0, 0.0, 3.0]) == pytest.approx([1.0, 0.9 / 1.9, (0.81 + 3) / 2.71])
+
+
+def test_the_record_is_the_same_bytes_for_equal_tests_and_says_all(tmp_path: Path) -> None:
+    lrs = [1e-4 * 10 ** (i / 10) for i in range(31)]
+    losses = [3 - 2 * math.exp(-((math.log10(lr) + 2) ** 2)) for lr in lrs]
+    test = RangeTest(lrs, losses, "the whole range")
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        record(test, TRAIN, MODELS["dense"], folder, "dense")
+    assert sha256(tmp_path / "a") == sha256(tmp_path / "b")
+    assert (tmp_path / "a/dense.png").read_bytes().startswith(b"\x89PNG")
+    data = read_json(tmp_path / "a/dense.json")
+    assert data["suggestion"] == test.suggestion and data["settings"]["model"]["optimizer"]["peak_lr"] == 1e-2
+    assert [update["loss"] for update in data["updates"]] == losses
+    text = describe(test, TRAIN, MODELS["dense"], "dense")
+    assert f"models.dense.optimizer.peak_lr = {test.suggestion:.1e} (params.yaml has 1.0e-02)" in text
+    rows = [line for line in text.splitlines() if "*" in line]
+    assert len(rows) == 24 and sum("suggestion" in row for row in rows) == 1
+    assert len(max(rows, key=len)) < 100
