@@ -145,16 +145,18 @@ def lr_find(
 ) -> None:
     """Suggest a peak learning rate: train with a rising one until the loss rises, and plot it (.stacklm/lr-find)."""
     from stacklm.config.params import load, set_values
-    from stacklm.report.lr_find import describe, record
-    from stacklm.train.lr_find import lr_find
 
     project = _project()
     params = load(project.params_file)
+    names = _chosen(params, model)
     shards, folder = _paths(project, "shards")["shards"], project.state / "lr-find"
     if not shards.exists():
         _fail("there are no tokens to train on yet: `dvc repro shards` makes them")
+    from stacklm.report.lr_find import describe, record
+    from stacklm.train.lr_find import lr_find
+
     changes = []
-    for name in _chosen(params, model):
+    for name in names:
         entry = params.models[name]
         test = lr_find(f"lr-find {name}", params.train, entry, shards, low, high, steps)
         record(test, params.train, entry, folder, name)

@@ -4,6 +4,7 @@ import pytest
 from report_files import MANIFEST, TRAIN, Folders
 
 from stacklm.report.comparison import build_comparison
+from stacklm.report.health import draw_health
 from stacklm.report.page import page
 from stacklm.report.plots import draw_curves
 
@@ -33,15 +34,16 @@ class Outline(HTMLParser):
 def outline(tmp_path):
     runs = Folders(tmp_path, {"stacked": 3.31, "dense": 3.22}).runs()
     comparison = build_comparison(runs, TRAIN, MANIFEST, data_sha256="ab" * 32)
+    runs[0].metrics[-1]["health/activation/stack0"] = 0.5
     runs[0].evaluation["sample"]["text"] = "<script>alert(1)</script> & </pre>"
     outline = Outline()
-    outline.feed(page(comparison, runs, draw_curves(runs, tmp_path), tmp_path))
+    outline.feed(page(comparison, runs, draw_curves(runs, tmp_path), draw_health(runs, tmp_path), tmp_path))
     return outline
 
 
 def test_the_page_is_well_formed_and_needs_no_other_file(outline):
     assert outline.open == []
-    assert len(outline.links) == 6
+    assert len(outline.links) == 2 * (3 + 1)  # for two themes: the losses against three axes, and what is known of health
     assert all(link.startswith("data:image/png;base64,") for link in outline.links)
 
 

@@ -8,6 +8,7 @@ from stacklm.config.model import Model
 from stacklm.config.train import Train
 from stacklm.files import read_json, sha256, write_json, write_text
 from stacklm.report.comparison import build_comparison
+from stacklm.report.health import draw_health
 from stacklm.report.markdown import markdown
 from stacklm.report.page import page
 from stacklm.report.plots import draw_curves
@@ -34,7 +35,7 @@ def compare(
     facts = build_comparison(runs, config, manifest, data_sha256=sha256(shards / "manifest.json"))
     report.mkdir(parents=True)
     curves = draw_curves(runs, report)
-    write_text(report / "index.html", page(facts, runs, curves, report))
+    write_text(report / "index.html", page(facts, runs, curves, draw_health(runs, report), report))
     write_text(report / "report.md", markdown(facts, runs, curves))
     write_json(comparison, facts)
     print(findings(facts))

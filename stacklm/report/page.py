@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from stacklm.report import tables
+from stacklm.report.health import KINDS
 from stacklm.report.plots import AXES, PALETTES
 from stacklm.report.runs import Run
 from stacklm.report.speed import speed
 from stacklm.report.tables import Table
 from stacklm.report.units import count, duration, quantity
-from stacklm.report.wording import CURVES, TIMING, caveats, title
+from stacklm.report.wording import CURVES, HEALTH, TIMING, caveats, title
 
 _STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1c2024; --faint: #5f6770; --line: #e3e6e9; --tint: #f6f7f9;
@@ -53,8 +54,10 @@ pre mark { background: none; color: var(--faint) }
 """
 
 
-def page(comparison: Mapping[str, Any], runs: Sequence[Run], curves: Sequence[str], folder: Path) -> str:
-    """The text of index.html; `curves` are the axes whose PNGs in `folder` are taken into the page."""
+def page(
+    comparison: Mapping[str, Any], runs: Sequence[Run], curves: Sequence[str], health: Sequence[tuple[str, str]], folder: Path
+) -> str:
+    """The text of index.html; `curves` are the axes, and `health` kinds and models, whose PNGs in `folder` are taken into it."""
     body = [
         f"<h1>{escape(title(comparison))}</h1>",
         f'<p class="finding">{escape(comparison["finding"])}</p>',
@@ -62,7 +65,7 @@ def page(comparison: Mapping[str, Any], runs: Sequence[Run], curves: Sequence[st
         f'<ul class="notes">{"".join(f"<li>{escape(note)}</li>" for note in caveats(comparison))}</ul>',
         "<h2>Loss while training</h2>",
         f'<p class="faint">{CURVES}</p>',
-        _grid(_figure(axis, folder) for axis in curves),
+        _grid(_loss_figure(axis, folder) for axis in curves),
         "<h2>Results</h2>",
         _table(tables.results(comparison, runs)),
         f'<p class="faint">{TIMING}</p>',
@@ -71,6 +74,9 @@ def page(comparison: Mapping[str, Any], runs: Sequence[Run], curves: Sequence[st
         apart = f"<section><h2>Differences</h2>{_table(tables.differences(comparison))}</section>"
         matched = f"<section><h2>How well the models are matched</h2>{_table(tables.matching(comparison))}</section>"
         body.append(_grid([apart, matched]))
+    if health:
+        body += ["<h2>Health while training</h2>", f'<p class="faint">{HEALTH}</p>']
+        body.append(_grid(_health_figure(kind, model, folder) for kind, model in health))
     body += ["<h2>What the models write</h2>", _grid(map(_sample, runs))]
     body += ["<h2>How it was made</h2>", f"<ul>{''.join(map(_shape, runs))}</ul>"]
     body += [_table(tables.optimizers(comparison)), "<p></p>", _table(tables.provenance(comparison), "long")]
@@ -110,11 +116,20 @@ def _card(i: int, run: Run, facts: Mapping[str, Any]) -> str:
     )
 
 
-def _figure(axis: str, folder: Path) -> str:
-    light, dark = (_inline(folder / f"loss-{axis}-{theme}.png") for theme in ("light", "dark"))
+def _loss_figure(axis: str, folder: Path) -> str:
+    return _figure(folder, f"loss-{axis}", f"Training and validation loss of every model against {AXES[axis].title}")
+
+
+def _health_figure(kind: str, model: str, folder: Path) -> str:
+    figure = _figure(folder, f"health-{kind}-{model}", f"{KINDS[kind]} over the steps of {model}")
+    return f"<section><h3>{escape(model)}</h3>{figure}</section>"
+
+
+def _figure(folder: Path, name: str, alternative: str) -> str:
+    light, dark = (_inline(folder / f"{name}-{theme}.png") for theme in ("light", "dark"))
     return (
         f'<figure><picture><source srcset="{dark}" media="(prefers-color-scheme: dark)">'
-        f'<img src="{light}" alt="Training and validation loss of every model against {AXES[axis].title}"></picture></figure>'
+        f'<img src="{light}" alt="{escape(alternative)}"></picture></figure>'
     )
 
 

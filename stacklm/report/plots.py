@@ -47,8 +47,8 @@ _CLOCK = [
     *(3600 * number for number in (1, 2, 5, 12, 24, 48, 120, 240, 480, 1200, 2400)),
 ]
 AXES = {
-    "tokens": Axis("training tokens", lambda run: _column(run, "tokens"), count, _DECIMAL),
-    "flops": Axis("training compute (FLOP)", lambda run: _column(run, "flops"), lambda value: quantity(value, ""), _DECIMAL),
+    "tokens": Axis("training tokens", lambda run: column(run, "tokens"), count, _DECIMAL),
+    "flops": Axis("training compute (FLOP)", lambda run: column(run, "flops"), lambda value: quantity(value, ""), _DECIMAL),
     "time": Axis("training time", lambda run: _seconds(run), duration, _CLOCK),
 }
 
@@ -92,15 +92,15 @@ def drawing(path: Path, theme: str, size: tuple[float, float] = (4.4, 3.6)) -> I
 
 def _draw(styled: Sequence[tuple[int, Run]], axis: Axis, theme: str, path: Path) -> None:
     with drawing(path, theme) as axes:
-        ends = [_draw_run(axes, run, axis, _nth(PALETTES[theme], i), _nth(_MARKERS, i)) for i, run in styled]
+        ends = [_draw_run(axes, run, axis, nth(PALETTES[theme], i), nth(_MARKERS, i)) for i, run in styled]
         _scale(axes, axis)
-        _label(axes, ends, INK[theme][0])
+        label(axes, ends, INK[theme][0])
 
 
 def _draw_run(axes: Axes, run: Run, axis: Axis, colour: str, marker: str) -> tuple[str, float, float, str]:
     """Draw one model's training and validation loss; return its name, its last validation point and its colour."""
     x = axis.values(run)
-    train, valid = _column(run, "train_loss"), _column(run, "valid_loss")
+    train, valid = column(run, "train_loss"), column(run, "valid_loss")
     start = x[np.isfinite(valid) & (x > 0)][0] / 2  # the fall from the first guess would press the rest into a corner
     for values, width, alpha, mark in ((train, 1.0, 0.45, ""), (valid, 2.0, 1.0, marker)):
         known = np.isfinite(values) & (x >= start)
@@ -122,17 +122,18 @@ def _scale(axes: Axes, axis: Axis) -> None:
     axes.set_ylabel("loss (nats per token)")
 
 
-def _label(axes: Axes, ends: Sequence[tuple[str, float, float, str]], paper: str) -> None:
-    """Write each model's name beside the end of its line, moved apart where lines end close together."""
+def label(axes: Axes, ends: Sequence[tuple[str, float, float, str]], paper: str) -> None:
+    """Write names beside the ends of lines (name, x, y, colour), moved apart where lines end close together."""
     from matplotlib.patheffects import withStroke
 
-    bottom, top = axes.get_ylim()
-    ends = sorted(ends, key=lambda end: end[2])
-    heights = spread([loss for _, _, loss, _ in ends], gap=0.065 * (top - bottom))
+    axes.autoscale_view()
+    place = axes.transData + axes.transAxes.inverted()
+    ends = sorted(((name, x, place.transform((x, y))[1], colour) for name, x, y, colour in ends), key=lambda end: end[2])
+    heights = spread([height for _, _, height, _ in ends], gap=0.065)
     for (name, x, _, colour), height in zip(ends, heights, strict=True):
         axes.annotate(
-            name, (x, height), (8, 0), textcoords="offset points", va="center", color=colour, size=9, weight="bold",
-            path_effects=[withStroke(linewidth=3, foreground=paper)],
+            name, (x, height), (8, 0), xycoords=("data", "axes fraction"), textcoords="offset points", va="center", color=colour,
+            size=9, weight="bold", path_effects=[withStroke(linewidth=3, foreground=paper)],
         )  # fmt: skip
 
 
@@ -145,7 +146,7 @@ def spread(values: Sequence[float], gap: float) -> list[float]:
     return [value + shift for value in placed]
 
 
-def _nth(looks: Sequence[str], i: int) -> str:
+def nth(looks: Sequence[str], i: int) -> str:
     return looks[i % len(looks)]
 
 
@@ -155,7 +156,7 @@ def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return tuple(np.array([piece.mean() for piece in np.array_split(values, pieces)]) for values in (x, y))
 
 
-def _column(run: Run, key: str) -> np.ndarray:
+def column(run: Run, key: str) -> np.ndarray:
     """One value a row of metrics, NaN where a row has none."""
     values: list[Any] = [row.get(key) for row in run.metrics]
     return np.array([math.nan if value is None else value for value in values], dtype=float)
@@ -164,4 +165,4 @@ def _column(run: Run, key: str) -> np.ndarray:
 def _seconds(run: Run) -> np.ndarray:
     """Seconds of training at every row of metrics, interpolated between the steps that were timed."""
     steps = [0, *(row["step"] for row in run.timing)]
-    return np.interp(_column(run, "step"), steps, [0.0, *(row["seconds"] for row in run.timing)])
+    return np.interp(column(run, "step"), steps, [0.0, *(row["seconds"] for row in run.timing)])

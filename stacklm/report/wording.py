@@ -12,6 +12,10 @@ CURVES = (
     "Thick with markers: loss on the validation sample. Thin: training loss, averaged over "
     "neighbouring steps. Lower is better. The horizontal axes are logarithmic and begin shortly before the first validation."
 )
+HEALTH = (
+    "What one optimizer step changed as a share of the weights, by what parameters are for, and the scale of activations behind "
+    "each stack or block (of many, some are shown). Parts that lie far apart, or keep rising, deserve a look: docs/training.md."
+)
 TIMING = (
     "Times and memory depend on the machine and on what else it did, such as training another model beside; they are no "
     "part of the comparison's deterministic record (comparison.json)."

@@ -1,13 +1,12 @@
 """The learning-rate range test (Smith 2015, arXiv:1506.01186): updates at a rate that rises until the loss does too.
 
 Every update is one of training, from the weights that training starts from and on its batches, but the rate rises by the
-same factor each time. Where it is too low the loss hardly falls, where it is right the loss falls fast, and behind the
-place of the least loss training comes apart.
+same factor each time. Where it is too low the loss hardly falls, then it falls fast, and above the rate of the least loss
+training comes apart.
 
-The suggestion is a tenth of the rate at which the smoothed loss is least. There the fall ends because each step already
-undoes as much as it gains, and a schedule stays near its peak for long: hence the margin (the usual one, as in fastai).
-The rate of steepest descent, the other usual choice, was tried and left: a language model learns first and fastest which
-tokens are frequent, which any rate from 1e-3 on can do.
+The suggestion is a tenth of that rate (the usual margin, as in fastai): at the least loss an update already spoils as much
+as it gains, and training stays near its peak rate for long. The other usual choice, the rate of steepest descent, depends
+more on chance and on the number of updates, because a slope has more noise than a place; docs/LOG.md has figures.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 from tqdm import tqdm
 
@@ -31,29 +31,26 @@ from stacklm.train.optimizer import set_lr
 from stacklm.train.prefetch import Prefetch
 from stacklm.train.trainer import Run, accumulate
 
-SMOOTHING = 0.9
-"""What an exponential mean of losses keeps of itself at each update: it looks back over about ten."""
+SMOOTHING = 1 / 25
+"""Standard deviation of the Gaussian by which losses are smoothed, as a share of the range."""
 RISEN = 1.1
-"""The test ends where the smoothed loss is so many times its least: for text, about where even guessing would be better."""
+"""The test ends where the smoothed loss is so many times its least; single batches differ by a few percent."""
 MARGIN = 10
 
 
 @dataclass(frozen=True)
 class RangeTest:
-    """The learning rates and the losses (nats a token, before the update) of the updates made, and why no more were."""
+    """The learning rates of the updates made, their losses (nats a token, before the update), and why no more were made."""
 
     lrs: list[float]
     losses: list[float]
+    smoothed: list[float]
     ended: str
-
-    @property
-    def smoothed(self) -> list[float]:
-        return smooth(self.losses)
 
     @property
     def best(self) -> int:
         """The update with the least smoothed loss."""
-        return min(range(len(self.losses)), key=self.smoothed.__getitem__)
+        return min(range(len(self.smoothed)), key=self.smoothed.__getitem__)
 
     @property
     def suggestion(self) -> float:
@@ -98,21 +95,23 @@ def lr_find(name: str, config: Train, model: Model, shards: Path, low: float, hi
     run.model.train()
     lrs = [low * (high / low) ** (i / (steps - 1)) for i in range(steps)]
     losses: list[float] = []
+    smoothed: list[float] = []
+    ended = "the whole range"
     with tqdm(lrs, desc=name, unit="step", mininterval=0.5) as bar:
         for i, lr in enumerate(bar):
             loss = update(run, i, lr / model.optimizer.peak_lr)
             if not math.isfinite(loss):
+                ended = f"then the loss or the gradient was no number, at {lr:.1e}"
                 break
             losses.append(loss)
-            smoothed = smooth(losses)
+            smoothed = smooth(losses, SMOOTHING * steps)
             bar.set_postfix_str(f"learning rate {lr:.1e}, loss {smoothed[-1]:.3f}", refresh=False)
             if smoothed[-1] > RISEN * min(smoothed):
-                return RangeTest(lrs[: i + 1], losses, f"then the loss had risen to {RISEN} times its least")
-        else:
-            return RangeTest(lrs, losses, "the whole range")
+                ended = f"then the loss had risen to {RISEN} times its least"
+                break
     if not losses:
         raise NonFiniteError(f"{name}: the loss or gradient of fresh weights is no number; no learning rate can help")
-    return RangeTest(lrs[:i], losses, f"then the loss or the gradient was no number, at {lr:.1e}")
+    return RangeTest(lrs[: len(losses)], losses, smoothed, ended)
 
 
 def update(run: Run, i: int, factor: float) -> float:
@@ -126,10 +125,8 @@ def update(run: Run, i: int, factor: float) -> float:
     return loss.item() if math.isfinite(norm) else math.nan
 
 
-def smooth(losses: list[float]) -> list[float]:
-    """Exponential means of the losses so far, without the pull towards zero of a mean that begins there (as in Adam)."""
-    smoothed, mean = [], 0.0
-    for i, loss in enumerate(losses, start=1):
-        mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
-        smoothed.append(mean / (1 - SMOOTHING**i))
-    return smoothed
+def smooth(losses: list[float], width: float) -> list[float]:
+    """Means around each loss, weighted by a Gaussian of that standard deviation; near the ends, over those that are there."""
+    places = np.arange(len(losses))
+    weights = np.exp(-0.5 * ((places[:, None] - places) / width) ** 2)
+    return (weights @ np.array(losses) / weights.sum(axis=1)).tolist()
