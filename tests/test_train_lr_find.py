@@ -5,15 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
-from train_files import MODELS, TRAIN, write_cycle
+from train_files import MODELS, TRAIN, write_certificate, write_cycle
 
 from stacklm.config.schema import ParamsError
 from stacklm.data import DataError
-from stacklm.files import read_json, sha256
+from stacklm.files import read_json, read_jsonl, sha256
 from stacklm.report.lr_find import describe, record
 from stacklm.train.guard import NonFiniteError
 from stacklm.train.lr_find import MARGIN, RangeTest, lr_find, smooth
+from stacklm.train.pretrain import pretrain
 
 
 @pytest.fixture(scope="module")
@@ -48,21 +48,19 @@ def test_equal_tests_are_equal_and_the_present_rate_does_not_matter(shards: Path
     assert lr_find("faster", TRAIN, faster, shards, 1e-4, 0.1, 8).losses == pytest.approx(first.losses, rel=1e-4)
 
 
-def test_updates_are_those_of_training(shards: Path) -> None:
-    """With a rate that hardly rises: the same losses, step by step, as training at that rate."""
-    from stacklm.data.batches import TrainBatches
-    from stacklm.data.shards import Shards
-    from stacklm.train.assemble import assemble
-    from stacklm.train.trainer import update
-
-    test = find(shards, "stacked", low=1e-2, high=1e-2 * (1 + 1e-9), steps=5)
-    config = replace(TRAIN, warmup_steps=0, schedule="wsd")
-    batches = TrainBatches(Shards.open(shards).split("train"), config.context, config.batch_size, config.seed)
-    run = assemble(
-        "train", config, MODELS["stacked"], 16, batches, lambda network: None, identity={}, work=Path(), device=torch.device("cpu")
+def test_updates_are_those_of_training(shards: Path, tmp_path: Path) -> None:
+    """With a rate that hardly rises: the same validation losses, step by step, as of a training at that rate."""
+    config = replace(TRAIN, steps=5, warmup_steps=0, schedule="wsd", decay=0.01, valid_every=1, valid_tokens=TRAIN.tokens_per_step)
+    pretrain(
+        config,
+        MODELS["stacked"],
+        shards,
+        write_certificate(tmp_path / "certificate.json", MODELS["stacked"], config.context),
+        **{"trained": tmp_path / "trained", "timing": tmp_path / "timing.jsonl", "work": tmp_path / "work"},
     )
-    run.model.train()
-    assert [update(run, step).loss.item() for step in range(1, 6)] == pytest.approx(test.losses, rel=1e-6)
+    trained = [row["valid_loss"] for row in read_jsonl(tmp_path / "trained/metrics.jsonl")[1:]]
+    test = find(shards, "stacked", low=1e-2, high=1e-2 * (1 + 1e-9), steps=5)
+    assert test.losses == pytest.approx(trained, rel=1e-6)
 
 
 def test_a_rate_that_breaks_the_numbers_ends_the_test(shards: Path) -> None:
@@ -88,10 +86,9 @@ def test_what_is_no_range_is_refused(shards: Path, tmp_path: Path) -> None:
         find(tmp_path)
 
 
-def test_a_model_that_gives_no_numbers_is_no_matter_of_the_learning_rate(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stacklm.train.lr_find.accumulate", lambda model, *rest: torch.tensor(torch.nan))
-    with pytest.raises(NonFiniteError, match="fresh weights"):
-        find(shards)
+def test_a_range_above_all_sense_is_an_error(shards: Path) -> None:
+    with pytest.raises(NonFiniteError, match=r"first update, at 1\.0e\+37, .* begin lower"):
+        find(shards, "stacked", low=1e37, high=1e38)
 
 
 def test_smoothing_is_a_mean_over_neighbours_that_moves_no_valley() -> None:

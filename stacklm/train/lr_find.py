@@ -1,8 +1,9 @@
 """The learning-rate range test (Smith 2015, arXiv:1506.01186): updates at a rate that rises until the loss does too.
 
 Every update is one of training, from the weights that training starts from and on its batches, but the rate rises by the
-same factor each time. Where it is too low the loss hardly falls, then it falls fast, and above the rate of the least loss
-training comes apart.
+same factor each time. After each the loss is taken on the first tokens of the validation split, as many as a batch has:
+batches differ more than two neighbouring rates do. Where the rate is too low the loss hardly falls, then it falls fast, and
+above the rate of the least loss training comes apart.
 
 The suggestion is a tenth of that rate (the usual margin, as in fastai): at the least loss an update already spoils as much
 as it gains, and training stays near its peak rate for long. The other usual choice, the rate of steepest descent, depends
@@ -30,17 +31,18 @@ from stacklm.train.machine import prepare
 from stacklm.train.optimizer import set_lr
 from stacklm.train.prefetch import Prefetch
 from stacklm.train.trainer import Run, accumulate
+from stacklm.train.validate import validate
 
 SMOOTHING = 1 / 25
 """Standard deviation of the Gaussian by which losses are smoothed, as a share of the range."""
 RISEN = 1.1
-"""The test ends where the smoothed loss is so many times its least; single batches differ by a few percent."""
+"""The test ends where the smoothed loss is so many times its least."""
 MARGIN = 10
 
 
 @dataclass(frozen=True)
 class RangeTest:
-    """The learning rates of the updates made, their losses (nats a token, before the update), and why no more were made."""
+    """The learning rates of the updates made, the losses after them (nats a token), and why no more were made."""
 
     lrs: list[float]
     losses: list[float]
@@ -72,7 +74,7 @@ def lr_find(name: str, config: Train, model: Model, shards: Path, low: float, hi
 
     The rates are those of `peak_lr`; a group of parameters with a peak of its own keeps its proportion to it. Equal calls have
     equal results on a CPU. It sets up this process as `pretrain` does. Raises `ParamsError` for what is no range,
-    `DataError` for missing or damaged shards, and `NonFiniteError` where the very first loss or gradient is no number.
+    `DataError` for missing or damaged shards, and `NonFiniteError` where the first update gives no number.
     """
     if not 0 < low < high:
         raise ParamsError(f"lr-find: the learning rate rises from low to high, so 0 < low < high, not {low:g} and {high:g}")
@@ -81,13 +83,16 @@ def lr_find(name: str, config: Train, model: Model, shards: Path, low: float, hi
     device = prepare(config.device, config.threads)
     data = Shards.open(shards)
     batches = TrainBatches(data.split("train"), config.context, config.batch_size, config.seed)
+    probe = data.split("valid")
     run = assemble(
         name,
         config,
         model,
         data.vocab_size,
         batches=Prefetch(batches, device),
-        validate=lambda network: None,
+        validate=lambda network: validate(
+            network, probe, data.token_bytes, config.context, config.micro_batch, config.tokens_per_step
+        ),
         identity={},
         work=Path(),
         device=device,
@@ -110,19 +115,22 @@ def lr_find(name: str, config: Train, model: Model, shards: Path, low: float, hi
                 ended = f"then the loss had risen to {RISEN} times its least"
                 break
     if not losses:
-        raise NonFiniteError(f"{name}: the loss or gradient of fresh weights is no number; no learning rate can help")
+        raise NonFiniteError(f"{name}: already the first update, at {low:.1e}, gives a loss that is no number; begin lower")
     return RangeTest(lrs[: len(losses)], losses, smoothed, ended)
 
 
 def update(run: Run, i: int, factor: float) -> float:
-    """The i-th update, as training does it, at so many times the peak rates; its loss, or NaN where that or a gradient is none."""
+    """Make the i-th update, as training does it, at so many times the peak rates.
+
+    Returns the validation loss after it, or NaN where the batch's own loss or gradient is no number, so that nothing changed.
+    """
     set_lr(run.optimizer, factor)
     inputs_BT, targets_BT = (tensor.to(run.device) for tensor in run.batches.batch(i))
     with run.arithmetic():
         loss = accumulate(run.model, inputs_BT, targets_BT, run.config.micro_batch)
     norm = nn.utils.clip_grad_norm_(run.model.parameters(), run.config.clip_norm)
     run.guard.step(loss, norm)
-    return loss.item() if math.isfinite(norm) else math.nan
+    return run.validate().loss if math.isfinite(loss) and math.isfinite(norm) else math.nan
 
 
 def smooth(losses: list[float], width: float) -> list[float]:
