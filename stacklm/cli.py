@@ -153,7 +153,7 @@ def lr_find(
     if not shards.exists():
         _fail("there are no tokens to train on yet: `dvc repro shards` makes them")
     from stacklm.report.lr_find import describe, record
-    from stacklm.train.lr_find import lr_find
+    from stacklm.train.lr_find import lr_find, peak_lrs
 
     changes = []
     for name in names:
@@ -162,7 +162,8 @@ def lr_find(
         record(test, params.train, entry, folder, name)
         print(describe(test, params.train, entry, name) + f"\nplot and data: {folder / name}.png, .json\n", flush=True)
         if not test.caveat:
-            changes.append(f"models.{name}.optimizer.peak_lr={test.suggestion}")
+            rates = peak_lrs(entry.optimizer, test.suggestion)
+            changes += [f"models.{name}.optimizer.{key}={lr}" for key, lr in rates.items()]
     if write and changes:
         set_values(project.params_file, changes)
         print(f"params.yaml: set {', '.join(changes)}")

@@ -14,9 +14,10 @@ from stacklm.model.groups import in_groups
 from stacklm.model.recompute import recompute
 from stacklm.model.roles import roles
 from stacklm.train import health
+from stacklm.train.guard import Guard
 from stacklm.train.health import Health, sample
 from stacklm.train.loss import Objective
-from stacklm.train.optimizer import build_optimizer
+from stacklm.train.optimizer import InBackward, build_optimizer
 from stacklm.train.trainer import accumulate
 
 DENSE = {f"dense {activation}": Dense(16, 2, 2, 24, activation=activation) for activation in ("relu2", "swiglu")}
@@ -74,6 +75,22 @@ def test_norms_are_those_of_all_gradients_and_of_what_changed(name: str) -> None
         assert figures[f"health/update/{role}"] == pytest.approx(update, rel=1e-5)
         assert figures[f"health/relative_update/{role}"] == pytest.approx(update / weight, rel=1e-5)
         assert figures[f"health/gradient/{role}"] == pytest.approx(gradient, rel=1e-5)
+
+
+def test_a_step_within_the_backward_pass_is_seen_but_for_its_gradients() -> None:
+    figures = []
+    for in_backward in (False, True):
+        model, optimizer = fresh("modern")
+        watched = Health(model, PROBE)
+        stepper = InBackward(optimizer, model) if in_backward else Guard(optimizer, model, None, "stop")
+        watched.before_backward()
+        loss = accumulate(model, PROBE, PROBE.roll(-1, dims=1), micro_batch=2)
+        watched.before_step()
+        stepper.step(loss)
+        watched.after_step()
+        figures.append(watched.read())
+    assert figures[1] == {key: value for key, value in figures[0].items() if "/gradient/" not in key}
+    assert figures[1]["health/update/matrix"] > 0
 
 
 def test_the_scale_is_that_of_what_leaves_a_stack() -> None:

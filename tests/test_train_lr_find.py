@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 from train_files import MODELS, TRAIN, write_certificate, write_cycle
 
+from stacklm.config.optimizer import Adafactor, AdamW, Muon, Optimizer, Rest
 from stacklm.config.schema import ParamsError
 from stacklm.data import DataError
 from stacklm.files import read_json, read_jsonl, sha256
 from stacklm.report.lr_find import describe, record
-from stacklm.train.guard import NonFiniteError
-from stacklm.train.lr_find import MARGIN, RangeTest, lr_find, smooth
+from stacklm.train.errors import NonFiniteError
+from stacklm.train.lr_find import MARGIN, RangeTest, lr_find, peak_lrs, smooth
 from stacklm.train.pretrain import pretrain
 
 
@@ -49,7 +50,10 @@ def test_equal_tests_are_equal_and_the_present_rate_does_not_matter(shards: Path
 
 
 def test_updates_are_those_of_training(shards: Path, tmp_path: Path) -> None:
-    """With a rate that hardly rises: the same validation losses, step by step, as of a training at that rate."""
+    """With a rate that hardly rises: the same losses, step by step, as of a training at that rate.
+
+    Of the cycle every window is the same, so its validation judges by the same text.
+    """
     config = replace(TRAIN, steps=5, warmup_steps=0, schedule="wsd", decay=0.01, valid_every=1, valid_tokens=TRAIN.tokens_per_step)
     pretrain(
         config,
@@ -89,6 +93,19 @@ def test_what_is_no_range_is_refused(shards: Path, tmp_path: Path) -> None:
 def test_a_range_above_all_sense_is_an_error(shards: Path) -> None:
     with pytest.raises(NonFiniteError, match=r"first update, at 1\.0e\+37, .* begin lower"):
         find(shards, "stacked", low=1e37, high=1e38)
+
+
+def test_a_peak_of_its_own_keeps_its_proportion() -> None:
+    assert peak_lrs(AdamW(peak_lr=1e-3), 4e-3) == {"peak_lr": 4e-3}
+    assert peak_lrs(Muon(peak_lr=1e-3, rest=Rest(peak_lr=5e-4)), 4e-3) == {"peak_lr": 4e-3, "rest.peak_lr": 2e-3}
+
+
+@pytest.mark.parametrize("optimizer", [Muon(peak_lr=1e-2), Adafactor(), AdamW(in_backward=True)])
+def test_every_optimizer_can_be_tested(shards: Path, optimizer: Optimizer) -> None:
+    model = replace(MODELS["dense"], optimizer=optimizer)
+    test = lr_find("dense", replace(TRAIN, clip_norm=None), model, shards, 1e-4, 10.0, 40)
+    assert min(test.losses) < 0.9 * test.losses[0]
+    assert len(test.losses) < 40
 
 
 def test_smoothing_is_a_mean_over_neighbours_that_moves_no_valley() -> None:

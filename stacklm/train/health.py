@@ -40,14 +40,19 @@ HIDDEN = {PackedFeedForward: "contract", Mix: "contract", SquaredReLU: "down", S
 class Health:
     """Looks at a model around the steps and on the probe, ids [B, T], whose health is asked for; training does not notice.
 
-        health.before_step()    once the gradients are there
+        health.before_backward()
+        loss.backward()
+        health.before_step()
         optimizer.step()
         health.after_step()
         row |= health.read()    also without a step before it, as at step 0: then without gradients and updates
 
     Nothing waits for a device before `read`. What is seen is a function of weights, gradients and probe, so equal runs have
-    equal figures. An update is estimated from every k-th number of a parameter, with k prime to their count, so that all
-    rows and columns are met alike; of parameters of up to `SAMPLE` numbers it is exact.
+    equal figures. Where the optimizer steps within the backward pass there are no gradients left to be seen, and no norms of
+    them; where it does not, the first call may be left out.
+
+    An update is estimated from every k-th number of a parameter, with k prime to their count, so that all rows and columns
+    are met alike; of parameters of up to `SAMPLE` numbers it is exact.
     """
 
     def __init__(self, model: nn.Module, probe_BT: Tensor) -> None:
@@ -59,14 +64,19 @@ class Health:
         self._before: dict[str, list[Tensor]] = {}
         self._step: dict[str, Tensor] = {}
 
+    def before_backward(self) -> None:
+        """Take a sample of the weights."""
+        self._before = {role: [sample(p).clone() for p in parameters] for role, parameters in self._parameters.items()}
+
     @torch.no_grad()
     def before_step(self) -> None:
-        """Take the norms of the gradients as they are (call it before they are clipped) and a sample of the weights."""
+        """Take the norms of the gradients as they are: to be called before they are clipped."""
+        if not self._before:
+            self.before_backward()
         for role, parameters in self._parameters.items():
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
             if gradients:
                 self._step[f"gradient/{role}"] = nn.utils.get_total_norm(gradients)
-            self._before[role] = [sample(parameter).clone() for parameter in parameters]
 
     @torch.no_grad()
     def after_step(self) -> None:

@@ -1,8 +1,8 @@
 """The learning-rate range test (Smith 2015, arXiv:1506.01186): updates at a rate that rises until the loss does too.
 
 Every update is one of training, from the weights that training starts from and on its batches, but the rate rises by the
-same factor each time. After each the loss is taken on the first tokens of the validation split, as many as a batch has:
-batches differ more than two neighbouring rates do. Where the rate is too low the loss hardly falls, then it falls fast, and
+same factor each time. The loss after each is that of one more batch, which is not trained on: batches differ by more than
+neighbouring rates do. Where the rate is too low the loss hardly falls, then it falls fast, and
 above the rate of the least loss training comes apart.
 
 The suggestion is a tenth of that rate (the usual margin, as in fastai): at the least loss an update already spoils as much
@@ -17,21 +17,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torch import nn
+import torch
 from tqdm import tqdm
 
 from stacklm.config.model import Model
+from stacklm.config.optimizer import Muon, Optimizer
 from stacklm.config.schema import ParamsError
 from stacklm.config.train import Train
 from stacklm.data.batches import TrainBatches
 from stacklm.data.shards import Shards
 from stacklm.train.assemble import assemble
-from stacklm.train.guard import NonFiniteError
+from stacklm.train.errors import NonFiniteError
 from stacklm.train.machine import prepare
 from stacklm.train.optimizer import set_lr
 from stacklm.train.prefetch import Prefetch
 from stacklm.train.trainer import Run, accumulate
-from stacklm.train.validate import validate
+from stacklm.train.validate import score
 
 SMOOTHING = 1 / 25
 """Standard deviation of the Gaussian by which losses are smoothed, as a share of the range."""
@@ -83,16 +84,18 @@ def lr_find(name: str, config: Train, model: Model, shards: Path, low: float, hi
     device = prepare(config.device, config.threads)
     data = Shards.open(shards)
     batches = TrainBatches(data.split("train"), config.context, config.batch_size, config.seed)
-    probe = data.split("valid")
+    judge = [
+        (inputs_BT, targets_BT, torch.ones_like(targets_BT, dtype=torch.bool))
+        for inputs_BT, targets_BT in zip(*(rows.split(config.micro_batch) for rows in batches.batch(steps)), strict=True)
+    ]
     run = assemble(
         name,
         config,
         model,
         data.vocab_size,
         batches=Prefetch(batches, device),
-        validate=lambda network: validate(
-            network, probe, data.token_bytes, config.context, config.micro_batch, config.tokens_per_step
-        ),
+        validate=lambda network: score(network, judge, data.token_bytes),
+        probe_BT=torch.zeros(1, 1, dtype=torch.long),
         identity={},
         work=Path(),
         device=device,
@@ -122,15 +125,25 @@ def lr_find(name: str, config: Train, model: Model, shards: Path, low: float, hi
 def update(run: Run, i: int, factor: float) -> float:
     """Make the i-th update, as training does it, at so many times the peak rates.
 
-    Returns the validation loss after it, or NaN where the batch's own loss or gradient is no number, so that nothing changed.
+    Returns the loss after it of the batch that judges, or NaN where the loss or gradient of its own batch is no number.
     """
     set_lr(run.optimizer, factor)
     inputs_BT, targets_BT = (tensor.to(run.device) for tensor in run.batches.batch(i))
-    with run.arithmetic():
-        loss = accumulate(run.model, inputs_BT, targets_BT, run.config.micro_batch)
-    norm = nn.utils.clip_grad_norm_(run.model.parameters(), run.config.clip_norm)
-    run.guard.step(loss, norm)
+    try:
+        with run.arithmetic():
+            loss = accumulate(run.model, inputs_BT, targets_BT, run.config.micro_batch)
+        norm = run.stepper.step(loss)
+    except NonFiniteError:  # within the backward pass
+        return math.nan
     return run.validate().loss if math.isfinite(loss) and math.isfinite(norm) else math.nan
+
+
+def peak_lrs(optimizer: Optimizer, suggestion: float) -> dict[str, float]:
+    """The learning rates to set, by their keys: a peak of its own keeps its proportion to `peak_lr`."""
+    found = {"peak_lr": suggestion}
+    if isinstance(optimizer, Muon):
+        found["rest.peak_lr"] = float(f"{optimizer.rest.peak_lr * suggestion / optimizer.peak_lr:.1e}")
+    return found
 
 
 def smooth(losses: list[float], width: float) -> list[float]:
