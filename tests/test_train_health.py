@@ -84,7 +84,7 @@ def test_a_step_within_the_backward_pass_is_seen_but_for_its_gradients() -> None
         watched = Health(model, PROBE)
         stepper = InBackward(optimizer, model) if in_backward else Guard(optimizer, model, None, "stop")
         watched.before_backward()
-        loss = accumulate(model, PROBE, PROBE.roll(-1, dims=1), micro_batch=2)
+        loss = accumulate(Objective(model), PROBE, PROBE.roll(-1, dims=1), micro_batch=2)
         watched.before_step()
         stepper.step(loss)
         watched.after_step()
