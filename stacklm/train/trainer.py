@@ -155,6 +155,8 @@ def update(run: Run, step: int, watch: bool = False) -> Update:
     factor = lr_factor(step, run.config)
     set_lr(run.optimizer, factor)
     inputs_BT, targets_BT = (tensor.to(run.device, non_blocking=True) for tensor in run.batches.batch(step - 1))
+    if watch:
+        run.health.before_backward()
     with run.arithmetic():
         loss = accumulate(run.objective, inputs_BT, targets_BT, run.config.micro_batch)
     if watch:
