@@ -49,7 +49,7 @@ def describe(test: RangeTest, config: Train, model: Model, name: str) -> str:
         "",
         *_curve(test),
         "",
-        f"The least loss, {test.smoothed[best]:.3f}, was at a learning rate of {test.lrs[best]:.1e}. Suggestion, a tenth of it:",
+        f"The least loss, {test.smoothed[best]:.3f}, was at a learning rate of {test.lrs[best]:.1e}. Suggestion, that by {MARGIN}:",
         f"models.{name}.optimizer.peak_lr = {test.suggestion:.1e} (params.yaml has {model.optimizer.peak_lr:.1e})",
     ]
     if test.caveat:

@@ -5,9 +5,9 @@ same factor each time. The loss after each is that of one more batch, which is n
 neighbouring rates do. Where the rate is too low the loss hardly falls, then it falls fast, and above the rate of the least
 loss training comes apart.
 
-The suggestion is a tenth of that rate: at the least loss an update already spoils as much as it gains, and training stays
-near its peak for long. The margin is the usual one, as in fastai. The other usual choice, the rate of steepest descent, came
-no closer to the rates found by training and moved more between seeds (docs/LOG.md).
+The suggestion is a fifth of that rate: at the least loss an update already spoils as much as it gains, and training stays
+near its peak for long. A tenth is usual (as in fastai), and was too careful here. The other usual choice, the rate of steepest
+descent, came no closer to the rates found by training and moved more between seeds. docs/LOG.md has the figures.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SMOOTHING = 1 / 25
 """Standard deviation of the Gaussian by which losses are smoothed, as a share of the range."""
 RISEN = 1.1
 """The test ends where the smoothed loss is so many times its least."""
-MARGIN = 10
+MARGIN = 5
 """By how much the suggestion lies below the rate of the least loss."""
 
 
