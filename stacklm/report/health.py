@@ -47,8 +47,12 @@ def _some(lines: list) -> list:
 
 
 def _draw(lines: Sequence[tuple[str, np.ndarray, np.ndarray]], kind: str, theme: str, path: Path) -> None:
+    from matplotlib.ticker import LogFormatter
+
     with drawing(path, theme) as axes:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(LogFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
         ends = []
         for i, (name, steps, values) in enumerate(lines):
             colour = nth(PALETTES[theme], i)
