@@ -68,9 +68,9 @@ class ReferenceStack(nn.Module):
 
 
 class ReferenceDecoder(nn.Module):
-    """What `StackedDecoder` computes, with the same parameters, one tensor a layer."""
+    """What `StackedDecoder` computes, with the same parameters, one tensor a layer. `layer` is the kind of its layers."""
 
-    def __init__(self, config: Stacked, vocab_size: int, context: int) -> None:
+    def __init__(self, config: Stacked, vocab_size: int, context: int, layer: type[DecoderLayer] = DecoderLayer) -> None:
         super().__init__()
         self.positions = Positions(context)
         self.embedding = Embedding(vocab_size, config.width)
@@ -78,7 +78,7 @@ class ReferenceDecoder(nn.Module):
         self.stacks = nn.ModuleList()
         for i, stack in enumerate(config.stacks):
             norm = nn.LayerNorm(config.width) if i else nn.Identity()
-            layers = [DecoderLayer(config.width, config.heads, stack.features, config.dropout) for _ in range(stack.layers)]
+            layers = [layer(config.width, config.heads, stack.features, config.dropout) for _ in range(stack.layers)]
             self.stacks.append(ReferenceStack(norm, layers, Mix(stack.width, stack.hidden)))
         self.norm = nn.LayerNorm(config.stacks[-1].width)
         self.head = BiasedHead(config.stacks[-1].width, vocab_size)

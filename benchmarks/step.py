@@ -1,0 +1,349 @@
+"""One training step of the same model in five forms: seconds, operations, memory.
+
+    python benchmarks/step.py [--sizes laptop seed-2x64 ...] [--threads 2] [--repeats 5] [--seconds 20] [--json FILE]
+
+    published   a Python loop over layers and heads, every attention map written out
+    plain loop  a Python loop over layers, each an ordinary module with torch's `scaled_dot_product_attention`
+    packed      all layers at once, every map where the published form has it
+    folded      all layers at once, maps multiplied together first: what stacklm trains with
+    in groups   the same, some layers at a time, of which little is kept (`stacklm.model.groups`)
+
+A step is a forward pass, the loss and a backward pass; the optimizer, which costs all forms the same, is left out. Every form
+has a process of its own, so that its peak of memory is its own: what the process held at most, less what it held after its
+imports and a step of a tiny model (on a GPU what was allocated at most). `kept` is that without the weights and their
+gradients, which are the same in all forms. All start from the same weights, and have to agree on logits and gradients
+before anything is timed. Then they take turns, each up to `--repeats` times or until it has used up its `--seconds`;
+figures are medians. On a machine that others use as well, read the CPU seconds, at one thread.
+
+`floor` are the seconds that a form's operations take at the rate of large matrix products, measured between the turns. With
+`--json` a file is kept; the sizes that it already holds are shown and not measured again. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, register_flop_formula, sdpa_backward_flop_count, sdpa_flop_count
+
+from stacklm.config.model import Stack, Stacked
+from stacklm.files import read_json, write_json
+from stacklm.model.attention import causal_attention
+from stacklm.model.build import build
+from stacklm.model.groups import in_groups
+from stacklm.model.packed import PackedAttention
+from stacklm.model.presets import PRESETS
+from stacklm.model.reference import DecoderLayer, ReferenceDecoder, unpack
+from stacklm.train.machine import prepare
+from stacklm.train.metrics import peak_memory
+
+VOCAB = 512
+LOGITS, GRADIENTS = 1e-4, 1e-2
+"""Relative errors that pass. Rounding decides whether a ReLU lets through what is about zero, and with it a token's share."""
+SIDE = 2048
+"""Of the square matrices whose products give the machine's rate."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model and its batch: `rows` windows of `context` tokens. In groups, `group` layers run at a time."""
+
+    architecture: Stacked
+    context: int
+    rows: int
+    group: int
+
+
+LAPTOP = Stacked(128, 4, (Stack(16, 8, 512), Stack(16, 16, 1024)))
+WIDE, DEEP = (replace(PRESETS[name].architecture, dropout=0) for name in ("seed-2x64", "seed-4x8"))
+SIZES = {
+    "laptop": Size(LAPTOP, context=128, rows=16, group=4),
+    "laptop, long": Size(LAPTOP, context=512, rows=4, group=4),
+    "seed-2x64": Size(WIDE, context=512, rows=1, group=16),
+    "seed-2x64, long": Size(WIDE, context=2048, rows=1, group=16),
+    "seed-4x8": Size(DEEP, context=512, rows=1, group=2),
+    "tiny": Size(Stacked(16, 2, (Stack(4, 4, 16), Stack(4, 8, 32))), context=8, rows=2, group=2),
+}
+
+
+class PlainLayer(DecoderLayer):
+    """A decoder layer as it is usually written."""
+
+    def attention(self, x_BTC: Tensor) -> Tensor:
+        parts = (part(x_BTC).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.value))
+        a_BHTK = F.scaled_dot_product_attention(*parts, is_causal=True)
+        return self.output(a_BHTK.transpose(1, 2).flatten(2))
+
+
+class Unfolded(PackedAttention):
+    """N layers at once, with every map where the published form has it."""
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        v_BTHK = self.value.shared(x_BTC).unflatten(3, (self.heads, -1)).flatten(2, 3)
+        a_BTHK = causal_attention(*self.queries_and_keys(x_BTC), v_BTHK)
+        a_BTNC = self.output(a_BTHK.unflatten(2, (-1, self.heads)).flatten(3))
+        return self.reduce(x_BTC[:, :, None] + a_BTNC)
+
+
+def in_a_loop(layer: type[DecoderLayer], model: nn.Module, size: Size) -> nn.Module:
+    """The same weights, layer by layer."""
+    with torch.device("meta"):
+        twin = ReferenceDecoder(size.architecture, VOCAB, size.context, layer)
+    twin.load_state_dict(unpack(model.state_dict()), assign=True)
+    return twin
+
+
+def packed(model: nn.Module, size: Size) -> nn.Module:
+    for stack in model.stacks:
+        folded = stack.layers.attention
+        with torch.device("meta"):
+            unfolded = Unfolded(folded.layers, folded.width, folded.heads, folded.features, depth=1)
+        unfolded.load_state_dict(folded.state_dict(), assign=True)
+        stack.layers.attention = unfolded
+    return model
+
+
+def folded(model: nn.Module, size: Size) -> nn.Module:
+    return model
+
+
+def grouped(model: nn.Module, size: Size) -> nn.Module:
+    in_groups(model, size.group)
+    return model
+
+
+FORMS: dict[str, Callable[[nn.Module, Size], nn.Module]] = {
+    "published": partial(in_a_loop, DecoderLayer),
+    "plain loop": partial(in_a_loop, PlainLayer),
+    "packed": packed,
+    "folded": folded,
+    "in groups": grouped,
+}
+REFERENCE = "plain loop"
+MAPS = 8e9
+"""Bytes of attention maps that the published form may keep; where they are more it is left out."""
+
+
+@register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu)
+def _flops(q_BHTK, k_BHTK, v_BHTK, *_, out_shape=None, **__) -> int:
+    """As torch counts its kernels on a GPU."""
+    return sdpa_flop_count(q_BHTK, k_BHTK, v_BHTK)
+
+
+@register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward)
+def _flops_backward(grad_BHTK, q_BHTK, k_BHTK, v_BHTK, *_, out_shape=None, **__) -> int:
+    return sdpa_backward_flop_count(grad_BHTK, q_BHTK, k_BHTK, v_BHTK)
+
+
+@dataclass(frozen=True)
+class Digest:
+    """What a step gave, to be compared: logits, and of each gradient its length and where it points."""
+
+    logits: np.ndarray
+    norms: np.ndarray
+    directions: np.ndarray
+    operations: int
+
+
+class Bench:
+    """One form in this process."""
+
+    def __init__(self, form: str, size: Size, threads: int, device: str) -> None:
+        self.device = prepare(device, threads)
+        Step("folded", SIZES["tiny"], self.device).run()
+        self.before = psutil.Process().memory_info().rss
+        self.step = Step(form, size, self.device)
+
+    def digest(self) -> Digest:
+        """The first step. Causal kernels are counted by the half of the pairs that they need."""
+        causal = (self.step.size.context + 1) / (2 * self.step.size.context)
+        with FlopCounterMode(display=False) as counter:
+            logits = self.step.run()
+        counts = counter.get_flop_counts()["Global"]
+        gradients = dict(sorted(self.step.gradients().items()))
+        return Digest(
+            logits=logits.cpu().numpy(),
+            norms=np.array([gradient.norm().item() for gradient in gradients.values()]),
+            directions=np.array([(gradient.flatten() * _wave(gradient)).sum().item() for gradient in gradients.values()]),
+            operations=round(sum(count * (causal if "attention" in str(kernel) else 1) for kernel, count in counts.items())),
+        )
+
+    def time(self) -> tuple[float, float]:
+        """Wall and CPU seconds of a step."""
+        return timed(self.step.run, self.device)
+
+    def memory(self) -> dict[str, int]:
+        """The peak so far above what the process held at first, and the part of it that weights and gradients take."""
+        peak = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else peak_memory() - self.before
+        return {"peak": peak, "weights": 2 * sum(p.nbytes for p in self.step.model.parameters())}
+
+
+class Rate:
+    """The machine's rate, in a process of its own."""
+
+    def __init__(self, threads: int, device: str) -> None:
+        self.device = prepare(device, threads)
+        self.left, self.right = torch.randn(2, SIDE, SIDE, device=self.device)
+        self.time()
+
+    def time(self) -> tuple[float, float]:
+        """Wall and CPU seconds of an operation."""
+        wall, cpu = timed(lambda: self.left @ self.right, self.device)
+        return wall / (2 * SIDE**3), cpu / (2 * SIDE**3)
+
+
+class Step:
+    def __init__(self, form: str, size: Size, device: torch.device) -> None:
+        torch.manual_seed(0)
+        model = build(size.architecture, VOCAB, size.context).to(device)
+        self.ids_BT = torch.randint(VOCAB, (size.rows, size.context + 1)).to(device)
+        self.model, self.size = FORMS[form](model, size), size
+
+    def run(self) -> Tensor:
+        """Forward, loss and backward; the logits [B, T, V]."""
+        self.model.zero_grad()
+        logits_BTV = self.model(self.ids_BT[:, :-1])
+        F.cross_entropy(logits_BTV.flatten(0, 1), self.ids_BT[:, 1:].flatten()).backward()
+        return logits_BTV.detach()
+
+    def gradients(self) -> dict[str, Tensor]:
+        found = {name: parameter.grad for name, parameter in self.model.named_parameters()}
+        return found if isinstance(self.model, ReferenceDecoder) else unpack(found)
+
+
+def _wave(tensor: Tensor) -> Tensor:
+    return torch.arange(tensor.numel(), device=tensor.device).cos()
+
+
+def timed(run: Callable[[], object], device: torch.device) -> tuple[float, float]:
+    """Wall and CPU seconds of one call, when all that was asked of the device is done."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+class Worker:
+    """An object that lives in a process of its own; its methods are called by name."""
+
+    def __init__(self, kind: type, *arguments: object) -> None:
+        context = multiprocessing.get_context("forkserver")
+        self.pool = ProcessPoolExecutor(1, context, initializer=_make, initargs=(kind, *arguments))
+
+    def ask(self, method: str) -> object:
+        return self.pool.submit(_ask, method).result()
+
+    def close(self) -> None:
+        self.pool.shutdown()
+
+
+def _make(kind: type, *arguments: object) -> None:
+    global _made
+    _made = kind(*arguments)
+
+
+def _ask(method: str) -> object:
+    return getattr(_made, method)()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", choices=SIZES, nargs="+", default=[name for name in SIZES if name != "tiny"], metavar="NAME")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    found = read_json(options.json) if options.json and options.json.exists() else {}
+    for name in options.sizes:
+        if name not in found:
+            rows = measure(SIZES[name], options.threads, options.device, options.repeats, options.seconds)
+            found[name] = {"threads": options.threads, "device": options.device, "rows": rows}
+            if options.json:
+                write_json(options.json, found)
+        print(table(name, **found[name]), end="\n\n", flush=True)
+
+
+def table(name: str, threads: int, device: str, rows: list[dict]) -> str:
+    """One size; all figures are of one step, and `x` compares with the plain loop."""
+    size = SIZES[name]
+    plain = next(row for row in rows if row["form"] == REFERENCE)
+    rate = plain["operations"] / plain["floor_cpu"]
+    lines = [
+        f"{name}: {size.rows} * {size.context:,} tokens, {device}, threads: {threads}; {rate / 1e9:.0f} GFLOP a CPU second",
+        f"{'':<12}{'wall':>9}{'x':>7}{'CPU':>9}{'x':>7}{'GFLOP':>9}{'x':>7}{'floor':>9}{'above':>7}{'peak':>10}{'x':>7}{'kept':>10}{'x':>7}",
+    ]
+    for row in rows:
+        kept, kept_plain = (one["peak"] - one["weights"] for one in (row, plain))
+        lines.append(
+            f"{row['form']:<12}{row['wall']:>7.2f} s{plain['wall'] / row['wall']:>7.2f}{row['cpu']:>7.2f} s"
+            f"{plain['cpu'] / row['cpu']:>7.2f}{row['operations'] / 1e9:>9,.0f}{plain['operations'] / row['operations']:>7.2f}"
+            f"{row['floor_cpu']:>7.2f} s{row['cpu'] / row['floor_cpu']:>7.2f}{row['peak'] / 1e6:>7,.0f} MB"
+            f"{plain['peak'] / row['peak']:>7.2f}{kept / 1e6:>7,.0f} MB{kept_plain / kept:>7.2f}"
+        )
+    return "\n".join(lines)
+
+
+def measure(size: Size, threads: int, device: str, repeats: int, seconds: float) -> list[dict]:
+    """The figures of all forms of that size; the first row is the machine's."""
+    maps = 4 * size.rows * size.context**2 * size.architecture.heads * sum(stack.layers for stack in size.architecture.stacks)
+    forms = [form for form in FORMS if form != "published" or maps <= MAPS / 3]
+    workers = {form: Worker(Bench, form, size, threads, device) for form in forms}
+    rate = Worker(Rate, threads, device)
+    digests = {form: worker.ask("digest") for form, worker in workers.items()}
+    for form in forms:
+        check(form, digests[form], digests[REFERENCE])
+    times: dict[str, list[tuple[float, float]]] = {form: [] for form in forms}
+    rates = []
+    for _ in range(repeats):
+        for form, worker in workers.items():
+            if sum(wall for wall, _ in times[form]) < seconds:
+                times[form].append(worker.ask("time"))
+                rates.append(rate.ask("time"))
+    rows = []
+    per_operation = medians(rates)
+    for form, worker in workers.items():
+        wall, cpu = medians(times[form])
+        operations = digests[form].operations
+        floor_wall, floor_cpu = (operations * pace for pace in per_operation)
+        row = {"form": form, "wall": wall, "cpu": cpu, "turns": len(times[form]), "operations": operations}
+        rows.append({**row, "floor_wall": floor_wall, "floor_cpu": floor_cpu, **worker.ask("memory")})
+    for worker in (rate, *workers.values()):
+        worker.close()
+    return rows
+
+
+def check(form: str, found: Digest, wanted: Digest) -> None:
+    """Raises `AssertionError` where a form computes something else. Gradients that are zero in theory are rounding errors."""
+    scale = wanted.norms + 1e-3 * wanted.norms.max()
+    errors = {
+        "logits": (np.abs(found.logits - wanted.logits).max() / np.abs(wanted.logits).max(), LOGITS),
+        "the lengths of gradients": ((np.abs(found.norms - wanted.norms) / scale).max(), GRADIENTS),
+        "the directions of gradients": ((np.abs(found.directions - wanted.directions) / scale).max(), GRADIENTS),
+    }
+    for what, (error, tolerance) in errors.items():
+        assert error < tolerance, f"{form} and {REFERENCE} differ by {error:.1e} in {what}"
+
+
+def medians(times: list[tuple[float, float]]) -> tuple[float, float]:
+    """Of wall and of CPU seconds."""
+    wall, cpu = (statistics.median(part) for part in zip(*times, strict=True))
+    return wall, cpu
+
+
+if __name__ == "__main__":
+    main()
