@@ -241,6 +241,7 @@ class Worker:
 
     def __init__(self, kind: type, *arguments: object) -> None:
         context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["stacklm.model.reference", "torch.utils.flop_counter"])  # what takes long to import
         self.pool = ProcessPoolExecutor(1, context, initializer=_make, initargs=(kind, *arguments))
 
     def ask(self, method: str) -> object:

@@ -172,6 +172,14 @@ def lr_find(
 
 
 @app.command()
+def claims() -> None:
+    """Put what was published about the first models beside what this code counts."""
+    from stacklm.plan.claims import table
+
+    print(table())
+
+
+@app.command()
 def audit(
     folder: Annotated[Path | None, typer.Argument(help="A model's folder; left out, the models of params.yaml.")] = None,
     model: Annotated[str | None, typer.Option(help="One model of params.yaml.")] = None,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stacklm.model.attention import causal_attention, project
+from stacklm.model.attention import causal_attention, project, sum_heads
 from stacklm.model.layers import Linear, RMSNorm, drawn
 
 
@@ -82,7 +82,7 @@ class FoldedAttention(nn.Module):
 
     def combine(self, a_BTHD: Tensor, x_BTC: Tensor) -> Tensor:
         """r [B, T, N, D] of what N*H heads saw [B, T, N*H, D] and of the residual."""
-        return a_BTHD.unflatten(2, (-1, self.heads)).sum(3) + self.reduce.shared(x_BTC)
+        return sum_heads(a_BTHD, self.heads) + self.reduce.shared(x_BTC)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         return self.combine(causal_attention(*self.project(x_BTC)), x_BTC)

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stacklm.model.attention import causal_attention, project
+from stacklm.model.attention import causal_attention, project, sum_heads
 from stacklm.model.layers import drawn
 
 
@@ -101,8 +101,7 @@ class FoldedValues(PackedAttention):
         value_NHDC = down_NHDK @ value_NHKC
         v_BTHD = project(x_BTC, value_NHDC.flatten(0, 2)).unflatten(-1, (-1, self.features))
         a_BTHD = causal_attention(*self.queries_and_keys(x_BTC), v_BTHD)
-        a_BTND = a_BTHD.unflatten(2, (-1, self.heads)).sum(3)
-        return a_BTND + self.skip(x_BTC, self.fold_biases(down_NHDK))
+        return sum_heads(a_BTHD, self.heads) + self.skip(x_BTC, self.fold_biases(down_NHDK))
 
     def flops_per_token(self, attended: float) -> float:
         """Without the fold, which is made once a step and not once a token."""
