@@ -1,32 +1,49 @@
 """The benchmark of a training step: every form runs, agrees with the others, and is measured once."""
 
+import importlib
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 
 from stacklm.files import read_json
 
 
-def test_all_forms_take_turns_and_a_second_run_measures_nothing(tmp_path):
-    command = [sys.executable, "benchmarks/step.py", "--sizes", "tiny", "--repeats", "1", "--threads", "1"]
-    command += ["--json", str(tmp_path / "found.json")]
-    first, second = (subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout for _ in range(2))
+@pytest.fixture
+def step(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("step")
+
+
+def test_all_forms_take_turns_and_what_a_file_holds_is_not_measured_again(tmp_path, step, monkeypatch, capsys):
+    arguments = [
+        "benchmarks/step.py",
+        "--sizes",
+        "tiny",
+        "--repeats",
+        "1",
+        "--threads",
+        "1",
+        "--json",
+        str(tmp_path / "found.json"),
+    ]
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
     rows = {row["form"]: row for row in read_json(tmp_path / "found.json")["tiny"]["rows"]}
     assert list(rows) == ["published", "plain loop", "packed", "folded", "in groups"]
     assert all(row["wall"] > 0 and row["turns"] == 1 and row["peak"] > 0 for row in rows.values())
     assert rows["packed"]["operations"] == rows["plain loop"]["operations"]
     assert rows["folded"]["operations"] < rows["in groups"]["operations"]
-    assert first == second and len(first.splitlines()) == 2 + len(rows) + 1
+    assert len(done.stdout.splitlines()) == 2 + len(rows) + 1
+    monkeypatch.setattr(sys, "argv", arguments)
+    step.main()
+    assert capsys.readouterr().out == done.stdout
 
 
-def test_a_form_that_computes_something_else_is_found(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import step
-
-    wanted = step.Bench("plain loop", step.SIZES["tiny"], 1, "cpu").digest()
+def test_a_form_that_computes_something_else_is_found(step):
+    wanted = step.Step("plain loop", step.SIZES["tiny"], torch.device("cpu")).digest()
     step.check("the same", wanted, wanted)
     turned = step.Digest(wanted.logits, wanted.norms, -wanted.directions, 0)
     longer = step.Digest(wanted.logits, 1.5 * wanted.norms, wanted.directions, 0)
