@@ -2,8 +2,8 @@
 
     python benchmarks/presets.py seed-2x64|seed-4x8 [--threads 2] [--device cpu] [--json FILE]
 
-At the published vocabulary of 110,000 and context of 2,048, one window, in float32. It takes about 14 GB of memory (CPU). The
-loss of an untrained model is close to ln V, that of a uniform guess.
+At the published vocabulary of 110,000 and context of 2,048, one window, in float32. The loss of an untrained model is close
+to ln V, that of a uniform guess.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stacklm.config.model import Optimizer
+from stacklm.config.model import Model
 from stacklm.config.train import Train
 from stacklm.data.batches import TrainBatches
 from stacklm.data.shards import TokenStream
 from stacklm.files import write_json
-from stacklm.model.build import ModelConfig, build
+from stacklm.model.build import ModelConfig
 from stacklm.model.count import count
 from stacklm.model.presets import PRESETS
+from stacklm.train.assemble import assemble
 from stacklm.train.machine import prepare
 from stacklm.train.metrics import peak_memory
-from stacklm.train.optimizer import build_optimizer
-from stacklm.train.trainer import Run, update
+from stacklm.train.trainer import update
 
 
 def main() -> None:
@@ -51,36 +51,33 @@ def main() -> None:
 
 def measure(config: ModelConfig, device: torch.device) -> dict[str, float]:
     """Build the model and train it for one step on random tokens."""
-    begin = time.perf_counter()
-    torch.manual_seed(0)
-    model = build(config.architecture, config.vocab_size, config.context).to(device)
-    built = time.perf_counter()
     tokens = np.random.default_rng(0).integers(config.vocab_size, size=2 * config.context, dtype=np.uint32)
-    train = Train(steps=100, context=config.context, batch_size=1, micro_batch=1)
-    run = Run(
-        name="presets",
-        config=train,
-        model=model,
-        optimizer=build_optimizer(model, Optimizer()),
-        batches=TrainBatches(TokenStream([tokens], 0, 1, len(tokens), len(tokens)), config.context, train.batch_size, seed=0),
-        validate=lambda: None,
-        flops_per_token=0,
+    stream = TokenStream([tokens], end_id=0, documents=1, bytes=len(tokens), words=1)
+    begin = time.perf_counter()
+    run = assemble(
+        "presets",
+        Train(steps=100, context=config.context, batch_size=1, micro_batch=1),
+        Model(config.architecture),
+        config.vocab_size,
+        batches=TrainBatches(stream, config.context, batch_size=1, seed=0),
+        validate=lambda network: None,
+        probe_BT=torch.zeros(1, 1, dtype=torch.long),
         identity={},
         work=Path(),
         device=device,
     )
     start, cpu = time.perf_counter(), time.process_time()
-    figures = update(run, step=1)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    step = update(run, step=1)
+    loss, norm = step.loss.item(), step.norm.item()
+    end = time.perf_counter()
     return {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
         "counted": count(config.architecture, config.vocab_size, config.context).total,
-        "loss": figures["train_loss"],
+        "loss": loss,
         "uniform": math.log(config.vocab_size),
-        "grad_norm": figures["grad_norm"],
-        "build_seconds": built - begin,
-        "step_seconds": time.perf_counter() - start,
+        "grad_norm": norm,
+        "build_seconds": start - begin,
+        "step_seconds": end - start,
         "cpu_seconds": time.process_time() - cpu,
         "peak": torch.cuda.max_memory_allocated() if device.type == "cuda" else peak_memory(),
     }
