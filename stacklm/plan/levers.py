@@ -9,6 +9,7 @@ from functools import partial
 
 from tqdm import tqdm
 
+from stacklm.config.optimizer import Adafactor
 from stacklm.config.params import Params
 from stacklm.plan.memory import evaluation_memory, training_memory
 
@@ -22,11 +23,11 @@ Read = Callable[[list[str]], Params]
 class Lever:
     """One way to save memory.
 
-    `options` are assignments, the mildest first, `peak` the bytes of the processes that they make smaller, and `price` what
-    else they change.
+    `options` are assignments for the models of those names, the mildest first, `peak` the bytes of the processes that they
+    make smaller, and `price` what else they change.
     """
 
-    options: Callable[[Params], list[list[str]]]
+    options: Callable[[Params, list[str]], list[list[str]]]
     peak: Callable[[Params, list[str]], int]
     price: str
 
@@ -40,18 +41,38 @@ class Move:
     peak: int
 
 
-def micro_batches(params: Params) -> list[list[str]]:
+def micro_batches(params: Params, names: list[str]) -> list[list[str]]:
     train = params.train
     if in_backward(params):
         return []
     return [[f"train.micro_batch={rows}"] for rows in range(train.micro_batch - 1, 0, -1) if train.batch_size % rows == 0]
 
 
-def evaluation_batches(params: Params) -> list[list[str]]:
+def evaluation_batches(params: Params, names: list[str]) -> list[list[str]]:
     return [[f"evaluate.batch_size={rows}"] for rows in halves(params.evaluate.batch_size, 1)]
 
 
-def contexts(params: Params) -> list[list[str]]:
+def groups_of_layers(params: Params, names: list[str]) -> list[list[str]]:
+    """Fewer and fewer of a stack's layers side by side."""
+    stacks = [stack for name in names for stack in getattr(params.models[name].architecture, "stacks", ())]
+    most = max((stack.layers for stack in stacks), default=1)
+    return [[f"train.layers_at_once={layers}"] for layers in halves(params.train.layers_at_once or most, 1)]
+
+
+def recomputation(params: Params, names: list[str]) -> list[list[str]]:
+    return [["train.recompute=stacks"]] if params.train.recompute == "nothing" else []
+
+
+def precision(params: Params, names: list[str]) -> list[list[str]]:
+    return [["train.precision=bf16"]] if params.train.precision == "fp32" else []
+
+
+def factored_state(params: Params, names: list[str]) -> list[list[str]]:
+    fat = [name for name in names if not isinstance(params.models[name].optimizer, Adafactor)]
+    return [[f"models.{name}.optimizer={{kind: adafactor}}" for name in fat]] if fat else []
+
+
+def contexts(params: Params, names: list[str]) -> list[list[str]]:
     """Shorter windows, and so many more of them that a step has the same tokens."""
     train = params.train
     if in_backward(params):
@@ -62,7 +83,7 @@ def contexts(params: Params) -> list[list[str]]:
     ]
 
 
-def vocabularies(params: Params) -> list[list[str]]:
+def vocabularies(params: Params, names: list[str]) -> list[list[str]]:
     return [[f"tokenizer.vocab_size={size}"] for size in halves(params.tokenizer.vocab_size, SMALLEST_VOCABULARY)]
 
 
@@ -98,6 +119,10 @@ def both(params: Params, names: list[str]) -> int:
 LEVERS = (
     Lever(micro_batches, training, "the same training, in more passes"),
     Lever(evaluation_batches, evaluation, "the same scores, in more passes"),
+    Lever(groups_of_layers, training, "the same training; the layers' forward pass runs twice"),
+    Lever(recomputation, training, "the same training; the stacks' forward pass runs twice"),
+    Lever(precision, training, "products rounded to bfloat16"),
+    Lever(factored_state, training, "another optimizer, with a learning rate of its own to be tuned"),
     Lever(vocabularies, both, "another tokenizer, and more tokens for the same text"),
     Lever(contexts, both, "another task: shorter windows, as many tokens a step"),
 )
@@ -105,7 +130,7 @@ LEVERS = (
 
 
 def fit(read: Read, names: list[str], budget: int) -> list[Move]:
-    """Pull one lever after the other, each no further than needed, until the largest process fits `budget` bytes.
+    """Pull one lever after the other, each no further than needed and none in vain, until the largest process fits `budget` bytes.
 
     The last move tells whether it does; no move means that nothing had to be, or could be, done.
     """
@@ -118,10 +143,11 @@ def fit(read: Read, names: list[str], budget: int) -> list[Move]:
             return lever.peak(read([*chosen, *option]), names) <= budget
 
         for lever in LEVERS:
-            options = lever.options(read(chosen))
+            options = lever.options(read(chosen), names)
             if options and not fits([], lever):
                 first = bisect_left(options, True, key=partial(fits, lever=lever))
                 pulled = options[min(first, len(options) - 1)]
-                chosen.extend(pulled)
-                moves.append(Move(pulled, lever.price, both(read(chosen), names)))
+                if lever.peak(read([*chosen, *pulled]), names) < lever.peak(read(chosen), names):
+                    chosen.extend(pulled)
+                    moves.append(Move(pulled, lever.price, both(read(chosen), names)))
     return moves

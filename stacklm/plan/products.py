@@ -16,6 +16,9 @@ KERNEL = 2 * 258_376
 MOST = 1024
 """Kernels that oneDNN keeps by default (ONEDNN_PRIMITIVE_CACHE_CAPACITY)."""
 
+HEADS = 16
+"""Heads that are followed. They come in groups of up to so many where windows are long, and the last may be smaller."""
+
 
 class Products:
     """The different matrix products among the operations that it is told of."""
@@ -55,5 +58,8 @@ def _signature(operation: Callable, args: tuple) -> tuple:
 
 
 def _without_data(arg: object) -> object:
-    """The first row of a batch, as the others only repeat its products."""
-    return torch.empty_strided((1, *arg.shape[1:]), arg.stride(), device="meta") if isinstance(arg, Tensor) else arg
+    """The first row of a batch and the first heads, as the others only repeat their products: [B, T, H, ...]."""
+    if not isinstance(arg, Tensor):
+        return arg
+    _, length, heads, *rest = arg.shape
+    return torch.empty_strided((1, length, min(heads, HEADS + heads % HEADS), *rest), arg.stride(), device="meta")
