@@ -69,9 +69,18 @@ def test_no_operation_is_spent_on_padding():
         assert counter.get_total_flops() == 2 * pairs * (8 + 5 + 3 * 8 + 2 * 5)
 
 
-def test_a_number_format_without_blocks_is_padded():
-    parts = [part.bfloat16() for part in drawn(9, 8, 5)]
-    assert relative_error(causal_attention(*parts).double(), plain_attention(*drawn(9, 8, 5))) < 0.02
+def test_blocks_of_a_narrow_format_are_as_exact_as_its_rounding():
+    wide = drawn(LONG, 8, 5)
+    parts = [part.detach().bfloat16().requires_grad_() for part in wide]
+    found, wanted = causal_attention(*parts), plain_attention(*wide)
+    assert found.dtype == torch.bfloat16
+    assert relative_error(found.double(), wanted) < 0.005
+    weight = torch.randn_like(wanted)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, parts, weight.bfloat16()), torch.autograd.grad(wanted, wide, weight), strict=True
+    ):
+        assert ours.dtype == torch.bfloat16
+        assert relative_error(ours.double(), theirs) < 0.02
 
 
 @pytest.mark.parametrize("bias", [None, torch.randn(6)])

@@ -9,7 +9,16 @@ from conftest import TINY_PARAMS
 
 from stacklm.config.params import load, parse, preview
 from stacklm.model.count import count
-from stacklm.plan.levers import contexts, micro_batches
+from stacklm.plan.levers import (
+    LEVERS,
+    contexts,
+    factored_state,
+    fit,
+    groups_of_layers,
+    micro_batches,
+    precision,
+    recomputation,
+)
 from stacklm.plan.plan import plan
 from stacklm.plan.run import run
 from stacklm.plan.text import describe, size
@@ -57,8 +66,29 @@ def test_what_fits_is_said_and_what_does_not_names_settings_that_do(file, capsys
 def test_what_is_updated_in_backward_is_not_told_to_take_more_passes(file):
     longer = ["train.context=64"]
     params = preview(file, [*longer, "models.dense.optimizer={in_backward: true}", "train.clip_norm=null"])
-    assert micro_batches(preview(file, longer)) and contexts(preview(file, longer))
-    assert not micro_batches(params) and not contexts(params)
+    names = list(params.models)
+    assert micro_batches(preview(file, longer), names) and contexts(preview(file, longer), names)
+    assert not micro_batches(params, names) and not contexts(params, names)
+
+
+def test_layers_run_in_groups_where_that_saves_something(file):
+    stacks = "[{layers: 16, features: 1, hidden: 16}]"
+    settings = [f"models.stacked.architecture={{kind: stacked, width: 16, heads: 2, stacks: {stacks}}}", "train.context=128"]
+    levers = [lever for lever in LEVERS if lever.options in (groups_of_layers, factored_state)]
+
+    def moves(name: str) -> list[list[str]]:
+        found = fit(lambda more: preview(file, [*settings, *more]), [name], 1, levers)
+        assert [move.peak for move in found] == sorted((move.peak for move in found), reverse=True)
+        return [move.assignments for move in found]
+
+    assert moves("stacked")[0] == ["train.layers_at_once=2"]
+    assert ["train.layers_at_once=2"] not in moves("dense")
+
+
+def test_levers_are_offered_once(file):
+    params = preview(file, ["train.recompute=stacks", "train.precision=bf16", "models.dense.optimizer={kind: adafactor}"])
+    assert recomputation(params, ["dense"]) == precision(params, ["dense"]) == factored_state(params, ["dense"]) == []
+    assert factored_state(params, ["dense", "stacked"]) == [["models.stacked.optimizer={kind: adafactor}"]]
 
 
 @pytest.mark.parametrize("text", ["8", "eight", "8XB"])

@@ -205,7 +205,7 @@ def test_lean_ways_lead_to_the_same_losses(tmp_path: Path, model: str, settings:
 def test_bfloat16_learns_with_weights_in_float32(tmp_path: Path, model: str) -> None:
     plain, rounded = (losses_of(tmp_path / precision, model, steps=24, precision=precision) for precision in ("fp32", "bf16"))
     assert rounded != plain
-    assert rounded == pytest.approx(plain, rel=0.05)
+    assert rounded == pytest.approx(plain, rel=0.1)
 
 
 def losses_of(folder: Path, model: str, **changes) -> list[float]:

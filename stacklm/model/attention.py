@@ -26,7 +26,7 @@ SCORES = 2**18
 
 def causal_attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHD: Tensor) -> Tensor:
     """softmax(q k / sqrt(K)) v over the positions up to each one's own: [B, T, H, D]."""
-    if q_BTHK.device.type == "cpu" and q_BTHK.dtype in (torch.float32, torch.float64):
+    if q_BTHK.device.type == "cpu":
         return blocked_attention(q_BTHK, k_BTHK, v_BTHD)
     return fused_attention(q_BTHK, k_BTHK, v_BTHD)
 
@@ -63,13 +63,14 @@ def fused_attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHD: Tensor) -> Tensor:
 def blocked_attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHD: Tensor) -> Tensor:
     """The same in blocks; an operation of its own, so that recomputation can keep its result and FLOPs are counted.
 
-    Blocks are copied before they are multiplied: oneDNN would copy them again for each product.
+    Blocks are copied before they are multiplied: oneDNN would copy them again for each product. The copies of a narrow format
+    are float32, so scores, softmax and sums are no less exact than in a fused kernel.
     """
     a_BTHD = torch.empty_like(v_BTHD)
     q_BHKT, k_BHKT, v_BHDT, a_BHDT = (part.permute(0, 2, 3, 1) for part in (q_BTHK, k_BTHK, v_BTHD, a_BTHD))
     for queries, keys, later in _blocks(q_BHKT):
-        weights = _weights(q_BHKT[queries].contiguous(), k_BHKT[keys].contiguous(), later)
-        a_BHDT[queries] = v_BHDT[keys] @ weights.mT  # few rows: several times faster than few columns
+        weights = _weights(_copy(q_BHKT[queries]), _copy(k_BHKT[keys]), later)
+        a_BHDT[queries] = _wide(v_BHDT[keys]) @ weights.mT  # few rows: several times faster than few columns
     return a_BTHD
 
 
@@ -77,24 +78,25 @@ def blocked_attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHD: Tensor) -> Tensor:
 def blocked_attention_backward(grad_BTHD: Tensor, q_BTHK: Tensor, k_BTHK: Tensor, v_BTHD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v from that of the result; the scores are computed again."""
     scale = q_BTHK.shape[-1] ** -0.5
-    grads = torch.empty_like(q_BTHK), torch.zeros_like(k_BTHK), torch.zeros_like(v_BTHD)
+    sums = (torch.zeros_like(part, dtype=_wide(part[:0]).dtype) for part in (k_BTHK, v_BTHD))
+    grads = torch.empty_like(q_BTHK), *sums
     q_BHKT, k_BHKT, v_BHDT, grad_BHDT = (part.permute(0, 2, 3, 1) for part in (q_BTHK, k_BTHK, v_BTHD, grad_BTHD))
     dq_BHKT, dk_BHKT, dv_BHDT = (part.permute(0, 2, 3, 1) for part in grads)
     for queries, keys, later in _blocks(q_BHKT):
-        q, k, grad = q_BHKT[queries].contiguous(), k_BHKT[keys].contiguous(), grad_BHDT[queries].contiguous()
+        q, k, grad = _copy(q_BHKT[queries]), _copy(k_BHKT[keys]), _copy(grad_BHDT[queries])
         weights = _weights(q, k, later)
-        grad_scores = torch._softmax_backward_data(grad.mT @ v_BHDT[keys], weights, -1, weights.dtype)
+        grad_scores = torch._softmax_backward_data(grad.mT @ _wide(v_BHDT[keys]), weights, -1, weights.dtype)
         dq_BHKT[queries] = _scaled_product(k, grad_scores.mT, scale)
         dk_BHKT[keys] += _scaled_product(q, grad_scores, scale)
         dv_BHDT[keys] += grad @ weights
-    return grads
+    return tuple(grad.to(q_BTHK.dtype) for grad in grads)
 
 
 def _blocks(q_BHKT: Tensor) -> Iterator[tuple[tuple, tuple, Tensor]]:
     """Where a block's queries and its keys are, and minus infinity for those of the last keys that come after a query."""
     batch, heads, _, length = q_BHKT.shape
     size = min(QUERIES, math.ceil(length / BLOCKS))
-    later = q_BHKT.new_full((size, size), -math.inf).triu_(1)
+    later = _wide(q_BHKT.new_full((size, size), -math.inf)).triu_(1)
     for start in range(0, length, size):
         end = min(start + size, length)
         group = max(1, SCORES // (size * end))
@@ -108,6 +110,15 @@ def _weights(q_HKQ: Tensor, k_HKU: Tensor, later_QQ: Tensor) -> Tensor:
     scores_HQU = _scaled_product(q_HKQ.mT, k_HKU, q_HKQ.shape[1] ** -0.5)
     scores_HQU[..., -len(later_QQ) :] += later_QQ
     return scores_HQU.softmax(-1)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """At least float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _copy(x: Tensor) -> Tensor:
+    return _wide(x).contiguous()
 
 
 def _scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -53,10 +53,10 @@ def evaluation_batches(params: Params, names: list[str]) -> list[list[str]]:
 
 
 def groups_of_layers(params: Params, names: list[str]) -> list[list[str]]:
-    """Fewer and fewer of a stack's layers side by side."""
+    """Fewer of a stack's layers side by side; below an eighth of them little is left to save."""
     stacks = [stack for name in names for stack in getattr(params.models[name].architecture, "stacks", ())]
     most = max((stack.layers for stack in stacks), default=1)
-    return [[f"train.layers_at_once={layers}"] for layers in halves(params.train.layers_at_once or most, 1)]
+    return [[f"train.layers_at_once={layers}"] for layers in halves(params.train.layers_at_once or most, max(1, most // 8))]
 
 
 def recomputation(params: Params, names: list[str]) -> list[list[str]]:
@@ -129,7 +129,7 @@ LEVERS = (
 """From those that change no result to those that do."""
 
 
-def fit(read: Read, names: list[str], budget: int) -> list[Move]:
+def fit(read: Read, names: list[str], budget: int, levers: Sequence[Lever] = LEVERS) -> list[Move]:
     """Pull one lever after the other, each no further than needed and none in vain, until the largest process fits `budget` bytes.
 
     The last move tells whether it does; no move means that nothing had to be, or could be, done.
@@ -142,7 +142,7 @@ def fit(read: Read, names: list[str], budget: int) -> list[Move]:
             bar.update()
             return lever.peak(read([*chosen, *option]), names) <= budget
 
-        for lever in LEVERS:
+        for lever in levers:
             options = lever.options(read(chosen), names)
             if options and not fits([], lever):
                 first = bisect_left(options, True, key=partial(fits, lever=lever))
