@@ -19,10 +19,10 @@ def project(tmp_path: Path) -> Project:
     return Project(tmp_path, tmp_path / ".stacklm")
 
 
-def finished_work(project: Project, name: str, files: int = 3) -> Path:
+def finished_work(project: Project, name: str, files: int = 3, kind: str = "part") -> Path:
     work = project.state / "work" / name
     for i in range(files):
-        write_text(work / "checkpoints" / f"{i}.txt", "x")
+        write_text(work / "checkpoints" / f"{kind}-{i}" / "x.txt", "x")
     write_json(work / RECORD, {"stage": name.partition("-")[0]})
     write_json(work / DONE, {})
     return work
@@ -64,3 +64,14 @@ def test_many_may_sweep_at_once(project):
     with multiprocessing.get_context("spawn").Pool(4) as pool:
         pool.map(sweep, [project] * 8)
     assert not any(work.exists() for work in works)
+
+
+def test_the_last_checkpoints_of_a_stage_stay_for_a_longer_run(project):
+    for name in ("pretrain@a-1", "pretrain@b-2", "pretrain@a-3"):
+        work = finished_work(project, name, kind="step")
+        write_text(work / "out" / "weights", "x")
+        put_in_dvc_lock(project, work)
+        sweep(project)
+        assert not (work / "out").exists() and not (work / DONE).exists()
+    assert sorted(work.name for work in (project.state / "work").iterdir()) == ["pretrain@a-3", "pretrain@b-2"]
+    assert len(list(work.glob("checkpoints/step-*"))) == 3

@@ -219,7 +219,7 @@ def test_a_file_that_may_not_grow_leaves_the_old_checkpoint(tmp_path: Path) -> N
 def test_the_best_and_the_milestones_are_kept_too(tmp_path: Path) -> None:
     training = Training()
     for step, loss in enumerate([3.0, 2.0, None, 2.5, 2.0, None, 2.25, None, None], start=1):
-        checkpoints = Checkpoints(tmp_path, IDENTITY, keep=2, milestone_every=4)
+        checkpoints = Checkpoints(tmp_path, IDENTITY, keep=2, milestone=lambda step: step % 4 == 0)
         checkpoints.save(training.model, training.optimizer, Progress(step, 0, 0.0), valid_loss=loss)
     assert saved(tmp_path) == [2, 4, 8, 9]
     checkpoints.save(training.model, training.optimizer, Progress(10, 0, 0.0), valid_loss=1.75)

@@ -100,6 +100,45 @@ def test_a_checkpoint_of_other_settings_is_refused(lab: Lab) -> None:
         assert change in message
 
 
+def test_a_stopped_run_goes_on_with_another_micro_batch(lab: Lab) -> None:
+    """In a folder of its own that is all it takes; among earlier runs it has to be asked for."""
+    assert lab.run("smaller", "dense", stop_step=13) == 0
+    assert lab.run("aside", "dense", micro_batch=2, earlier=["smaller"]) == 0
+    assert "going on" not in lab.log("aside")
+    assert lab.run("close", "dense", micro_batch=2, resume="close", earlier=["smaller"]) == 0
+    assert "come to step 13 on the same way" in lab.log("close")
+    assert lab.run("smaller", "dense", micro_batch=2) == 0
+    assert "resuming after step 13 of 24" in lab.log("smaller")
+    wanted = read_jsonl(lab.root / "dense" / "trained" / "metrics.jsonl")
+    for name in ("smaller", "close"):
+        rows = read_jsonl(lab.root / name / "trained" / "metrics.jsonl")
+        assert [row["train_loss"] for row in rows[1:]] == pytest.approx([row["train_loss"] for row in wanted[1:]], rel=1e-4)
+
+
+def test_a_later_stop_goes_on_where_a_finished_run_ended_to_the_bit(lab: Lab) -> None:
+    assert lab.run("short", stop_step=11) == 0
+    assert lab.run("long", earlier=["short"]) == 0
+    assert "come to step 11 on the same way (work): going on" in lab.log("long")
+    assert lab.result("long") == lab.result("stacked")
+    assert [row["goes_on_from"] for row in read_jsonl(lab.root / "long" / "timing.jsonl") if "goes_on_from" in row] == [
+        "work, step 11"
+    ]
+    assert lab.run("other", seed=2, earlier=["short"]) == 0
+    assert "going on" not in lab.log("other")
+
+
+def test_a_later_horizon_goes_on_from_the_end_of_the_plateau_to_the_bit(lab: Lab) -> None:
+    """The shorter run has decayed from step 11 on, so that is where the ways part."""
+    wsd = {"schedule": "wsd", "decay": 0.3, "keep_checkpoints": 1}
+    assert lab.run("horizon-16", **wsd, steps=16) == 0
+    assert lab.run("horizon-24", **wsd) == 0
+    assert lab.run("extended", **wsd, earlier=["horizon-16"]) == 0
+    assert "come to step 11 on the same way" in lab.log("extended")
+    assert lab.result("extended") == lab.result("horizon-24")
+    assert lab.run("cosine-24", earlier=["horizon-16"]) == 0
+    assert "going on" not in lab.log("cosine-24")
+
+
 def untrained(folder: Path) -> dict[str, Path]:
     """Outputs of a training that does not come to be."""
     return {name: folder / name for name in ("trained", "timing", "work")}

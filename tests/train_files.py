@@ -7,6 +7,7 @@ import importlib
 import multiprocessing
 import os
 import signal
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,12 +85,13 @@ class Lab:
     def work(self, name: str) -> Path:
         return self.root / name / "work"
 
-    def run(self, name: str, model: str = "stacked", die: tuple | None = None, **changes: Any) -> int:
-        """Train in a process of its own and return its exit code.
+    def run(self, name: str, model: str = "stacked", die: tuple | None = None, earlier: Sequence[str] = (), **changes: Any) -> int:
+        """Train in a process of its own, which may go on from `earlier` runs, and return its exit code.
 
         `die` = (signal, "module:attribute", n) sends the signal when the attribute is called for the n-th time.
         """
-        arguments = (self.root / name, self.shards, MODELS[model], replace(TRAIN, **changes), die)
+        works = [self.work(other) for other in earlier]
+        arguments = (self.root / name, self.shards, MODELS[model], replace(TRAIN, **changes), die, works)
         process = _processes().Process(target=_train, args=arguments)
         process.start()
         process.join()
@@ -114,7 +116,7 @@ def _processes() -> Any:
     return context
 
 
-def _train(folder: Path, shards: Path, model: Model, config: Train, die: tuple | None) -> None:
+def _train(folder: Path, shards: Path, model: Model, config: Train, die: tuple | None, earlier: list[Path]) -> None:
     from stacklm.train.pretrain import pretrain
 
     folder.mkdir(exist_ok=True)
@@ -125,7 +127,7 @@ def _train(folder: Path, shards: Path, model: Model, config: Train, die: tuple |
         _die_at(*die)
     certificate = write_certificate(folder / "certificate.json", model, config.context)
     outputs = {"trained": folder / "trained", "timing": folder / "timing.jsonl", "work": folder / "work"}
-    pretrain(config, model, shards, certificate, **outputs)
+    pretrain(config, model, shards, certificate, **outputs, earlier=earlier)
 
 
 def _die_at(number: signal.Signals, where: str, n: int) -> None:

@@ -27,8 +27,8 @@ class Train:
     Gradients longer than `clip_norm` are shortened to it (null: none are). `precision` bf16 multiplies in bfloat16, with
     weights, sums and optimizer in float32. `non_finite`: at a loss or gradient that is no number, stop, or skip that batch.
     `resume` exact goes on from checkpoints that lead to the same bits only; close also from those of a run that differs by
-    rounding, such as another `micro_batch`. Kept are the last `keep_checkpoints`, the best and, of every `milestone_every`
-    steps (0: none), one.
+    rounding, such as another `micro_batch`. Kept are the last `keep_checkpoints`, the best, and one every `milestone_every` steps
+    (0: none).
     """
 
     steps: Count
@@ -64,11 +64,6 @@ class Train:
         if self.stop_step and self.stop_step > self.steps:
             raise ParamsError(
                 f"stop_step: {self.stop_step} is beyond the horizon of steps = {self.steps}; raise steps, or leave it out"
-            )
-        if self.milestone_every % self.checkpoint_every:
-            raise ParamsError(
-                f"milestone_every: {self.milestone_every} is no multiple of checkpoint_every = {self.checkpoint_every}, "
-                "so there would be nothing to keep"
             )
 
     @property

@@ -31,6 +31,7 @@ from stacklm.report.summary import where
 
 RECORD = "record.json"
 DONE = "done.json"
+ORIGIN = "origin.json"
 HISTORY = "history.jsonl"
 TRACKED = ("inputs", "compare")
 """The first and the last stage of every run: MLflow gets what it missed earlier, and what is new."""
@@ -76,7 +77,10 @@ def _run(project: Project, stage: Stage, model: str | None, params: Params) -> N
             _prepare(outputs)
             inputs = stage.paths({**stage.reads, **stage.peeks}, project.root, model)
             settings = {argument: section(params, key.format(model=model)) for argument, key in stage.params.items()}
-            state = {"work": work} if stage.resumable else {}
+            origin = {name: record[name] for name in ("code", "versions")}
+            write_json(work / ORIGIN, origin)
+            alike = [other for other in _earlier(work) if (other / ORIGIN).exists() and read_json(other / ORIGIN) == origin]
+            state = {"work": work, "earlier": alike} if stage.resumable else {}
             started = time.time()
             with _followed(project, stage, model, record, work):
                 stage.load()(**settings, **inputs, **outputs, **state)
@@ -133,7 +137,7 @@ def _lock_of(project: Project, work: Path) -> Path:
 
 
 def sweep(project: Project) -> None:
-    """Remove finished work folders whose results dvc.lock holds: nothing can be lost any more.
+    """Remove finished work folders whose results dvc.lock holds, but for the last checkpoints: nothing can be lost any more.
 
     What somebody works on at this moment stays. The dvc.lock of a temporary experiment is not ours to see: what it
     finished goes after a day.
@@ -146,7 +150,24 @@ def sweep(project: Project) -> None:
             note = work / RECORD
             address, md5 = read_json(note)["stage"], hashlib.md5(note.read_bytes(), usedforsecurity=False).hexdigest()
             if recorded.get(f"out/records/{address}.json") == md5 or time.time() - note.stat().st_mtime > DAY:
-                remove(work)
+                _retire(work)
+
+
+def _retire(work: Path) -> None:
+    """Remove finished work; of one with checkpoints these stay for a longer run to go on from, until the next one retires."""
+    if not any((work / "checkpoints").glob("step-*")):
+        remove(work)
+        return
+    for older in _earlier(work):
+        if (older / RECORD).exists() and not (older / DONE).exists():
+            remove(older)
+    remove(work / "out")
+    remove(work / DONE)
+
+
+def _earlier(work: Path) -> list[Path]:
+    """The work folders of the same stage with other settings, inputs or code."""
+    return [other for other in work.parent.glob(f"{work.name.rpartition('-')[0]}-*") if other != work]
 
 
 def _finished(work: Path, outputs: dict[str, Path]) -> bool:

@@ -141,7 +141,8 @@ class Timeline(TorchDispatchMode):
         """Tell weights and gradients from the rest."""
 
         def accumulated(parameter: Tensor) -> None:
-            self.name(parameter.grad, "gradients")
+            if parameter.grad is not None:  # it is used up at once where steps are taken within the backward pass
+                self.name(parameter.grad, "gradients")
 
         for parameter in model.parameters():
             self.name(parameter, "weights")

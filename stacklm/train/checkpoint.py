@@ -20,7 +20,7 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from torch import nn
 from stacklm.config.schema import listed
 from stacklm.files import read_json, remove, sha256, sync, write_json
 from stacklm.train.errors import CheckpointError, DiskFullError, NonFiniteError
+from stacklm.train.identity import decisive
 from stacklm.train.team import ALONE, Team
 
 TENSORS, STATE, HASHES = "tensors.safetensors", "state.json", "hashes.json"
@@ -57,16 +58,22 @@ class Progress:
 
 
 class Checkpoints:
-    """A run's checkpoints in `folder`: the last `keep`, the one of the best validation loss, and the milestones.
+    """A run's checkpoints in `folder`: the last `keep`, the one of the best validation loss, and those of milestone steps.
 
-    Milestones are the steps that `milestone_every` divides; 0 means none. `identity` is a plain mapping of all that makes
-    the run what it is; only a checkpoint of an equal one is resumed. All processes of `team` see the same folder, and call
-    `save` and `restore` together.
+    `identity` is a plain mapping of all that makes the run what it is; only a checkpoint on the same way is resumed
+    (`stacklm.train.identity`). All processes of `team` see the same folder, and call `save` and `restore` together.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], keep: int, milestone_every: int = 0, team: Team = ALONE) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        identity: Mapping[str, Any],
+        keep: int,
+        milestone: Callable[[int], bool] = lambda step: False,
+        team: Team = ALONE,
+    ) -> None:
         self.folder, self.identity, self.team = folder, identity, team
-        self.keep, self.milestone_every = keep, milestone_every
+        self.keep, self.milestone = keep, milestone
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, valid_loss: float | None = None) -> None:
         """Write the checkpoint of this step, then remove those that need not be kept.
@@ -94,7 +101,7 @@ class Checkpoints:
         if folder is None:
             return None
         state = read_json(folder / STATE)
-        self._check_identity(folder, state["identity"])
+        self._check_identity(folder, state["identity"], state["progress"]["step"])
         self.team.together(lambda: _load(folder, model, optimizer, self.team.rank))
         return Progress(**state["progress"])
 
@@ -113,14 +120,11 @@ class Checkpoints:
 
     def _superfluous(self) -> list[Path]:
         saved = self._saved()
-        kept = {*saved[-self.keep :], *(folder for folder in saved if self._is_milestone(folder))}
+        kept = {*saved[-self.keep :], *(folder for folder in saved if self.milestone(int(folder.name.removeprefix("step-"))))}
         losses = {folder: loss for folder in saved if (loss := _valid_loss(folder)) is not None}
         if losses:
             kept.add(min(losses, key=losses.__getitem__))
         return [folder for folder in saved if folder not in kept]
-
-    def _is_milestone(self, folder: Path) -> bool:
-        return self.milestone_every > 0 and int(folder.name.removeprefix("step-")) % self.milestone_every == 0
 
     def _newest_whole(self) -> Path | None:
         for folder in reversed(self._saved()):
@@ -138,11 +142,10 @@ class Checkpoints:
     def _saved(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))
 
-    def _check_identity(self, folder: Path, saved: Mapping[str, Any]) -> None:
-        then, now = _flat(saved), _flat(self.identity)
-        differing = [key for key in {**then, **now} if then.get(key) != now.get(key)]
-        if differing:
-            changes = listed(f"{key} was {then.get(key)} and is {now.get(key)}" for key in differing)
+    def _check_identity(self, folder: Path, saved: Mapping[str, Any], step: int) -> None:
+        """What differs by rounding, or only from here on, may differ: the run goes on with it."""
+        if differences := decisive(saved, self.identity, step):
+            changes = listed(f"{key} was {then} and is {now}" for key, (then, now) in differences.items())
             raise CheckpointError(f"{folder} is a checkpoint of another run: {changes}; remove {folder.parent} to start anew")
 
 
@@ -295,11 +298,3 @@ def _set_random_states(states: dict[str, torch.Tensor]) -> None:
     for path, state in states.items():
         device = path.rpartition("/")[2]
         GPU_RANDOM[device][1](state) if device in GPU_RANDOM else torch.set_rng_state(state)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one of dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat

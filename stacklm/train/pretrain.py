@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from stacklm.config.model import Model
@@ -14,6 +15,7 @@ from stacklm.files import read_json, read_jsonl, sha256
 from stacklm.model.build import ModelConfig
 from stacklm.model.store import save_model
 from stacklm.train.assemble import assemble
+from stacklm.train.extend import adopt
 from stacklm.train.machine import prepare
 from stacklm.train.prefetch import Prefetch
 from stacklm.train.trainer import METRICS, TIMING, train
@@ -24,12 +26,22 @@ class NotCertifiedError(RuntimeError):
     """A model that no audit has found to be causal."""
 
 
-def pretrain(config: Train, model: Model, shards: Path, certificate: Path, trained: Path, timing: Path, work: Path) -> None:
+def pretrain(
+    config: Train,
+    model: Model,
+    shards: Path,
+    certificate: Path,
+    trained: Path,
+    timing: Path,
+    work: Path,
+    earlier: Sequence[Path] = (),
+) -> None:
     """Train one model on the train split; write the folder `trained` and the file `timing`.
 
-    A killed run goes on from the last checkpoint in `work`, and on a CPU ends in the same bytes as one that was not
-    killed. Raises `ParamsError` if the settings do not fit the data, `NotCertifiedError` unless the certificate says that this
-    very model can not see the tokens it is to predict, and what `train` raises.
+    A killed run goes on from the last checkpoint in `work`, and a longer one from where one in the folders `earlier` has come
+    on the same way; on a CPU either ends in the same bytes as one that was not killed and began anew. Raises `ParamsError`
+    if the settings do not fit the data, `NotCertifiedError` unless the certificate says that this very model can not see
+    the tokens it is to predict, and what `train` raises.
     """
     name = f"pretrain {model.architecture.kind}"
     device = prepare(config.device, config.threads)
@@ -51,6 +63,7 @@ def pretrain(config: Train, model: Model, shards: Path, certificate: Path, train
         work=work,
         device=device,
     )
+    adopt(work, earlier, run.identity, config)
     train(run)
     save_model(trained, run.model, model.architecture, data.vocab_size, config.context)
     shutil.copyfile(work / METRICS, trained / METRICS)

@@ -16,12 +16,17 @@ def lr_factor(step: int, config: Train) -> float:
     """
     if step <= config.warmup_steps:
         return step / config.warmup_steps
-    start = config.warmup_steps
-    if config.schedule == "wsd":
-        start = max(start, config.steps - round(config.decay * config.steps))
-        if step <= start:
-            return 1.0
+    start = plateau_end(config)
+    if step <= start:
+        return 1.0
     fallen = (step - start) / (config.steps - start)
     if config.schedule == "cosine":
         fallen = (1 - math.cos(math.pi * fallen)) / 2
     return 1 - (1 - config.final_lr) * fallen
+
+
+def plateau_end(config: Train) -> int:
+    """The last step at the peak. With `wsd` all horizons beyond share the way to here."""
+    if config.schedule == "wsd":
+        return max(config.warmup_steps, config.steps - round(config.decay * config.steps))
+    return config.warmup_steps

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -26,7 +27,7 @@ from stacklm.train.loss import Objective
 from stacklm.train.metrics import Log, Meter
 from stacklm.train.optimizer import set_lr
 from stacklm.train.prefetch import Prefetch
-from stacklm.train.schedule import lr_factor
+from stacklm.train.schedule import lr_factor, plateau_end
 from stacklm.train.validate import Score
 
 METRICS, TIMING, NON_FINITE = "metrics.jsonl", "timing.jsonl", "non_finite.jsonl"
@@ -85,7 +86,7 @@ def train(run: Run) -> None:
     """
     config = run.config
     run.model.train()
-    checkpoints = Checkpoints(run.work / "checkpoints", run.identity, config.keep_checkpoints, config.milestone_every)
+    checkpoints = Checkpoints(run.work / "checkpoints", run.identity, config.keep_checkpoints, partial(is_milestone, config=config))
     done = checkpoints.restore(run.model, run.optimizer)
     first = done.step + 1 if done else 0
     if done:
@@ -114,7 +115,7 @@ def train(run: Run) -> None:
             """Read and report the step that was under way, if it has not been."""
             if reader.waiting:
                 step, figures = reader.read()
-                if due(step, math.ceil(config.steps / MAX_ROWS)):
+                if due(step, row_every(config.steps)):
                     report(step, figures)
 
         def evaluate(step: int) -> float:
@@ -140,11 +141,22 @@ def train(run: Run) -> None:
                     reader.waiting = begun
                 bar.update()
             valid_loss = evaluate(step) if due(step, config.valid_every) else None
-            if stop.signal or due(step, config.checkpoint_every):
+            if stop.signal or due(step, config.checkpoint_every) or is_milestone(step, config):
                 settle()
                 checkpoint(step, valid_loss)
             if stop.signal:
                 raise Interrupted(f"{stop.signal}: stopped after step {step} of {config.last_step}; the same command resumes there")
+
+
+def is_milestone(step: int, config: Train) -> bool:
+    """Whether the checkpoint of a step is kept for good; with `wsd` that from which any longer run can go on is."""
+    every = config.milestone_every
+    return bool(every and step % every == 0) or (config.schedule == "wsd" and step == plateau_end(config))
+
+
+def row_every(steps: int) -> int:
+    """Steps from one row to the next in a run with that horizon."""
+    return math.ceil(steps / MAX_ROWS)
 
 
 def update(run: Run, step: int, watch: bool = False) -> Update:
