@@ -6,7 +6,8 @@ import torch.nn.functional as F
 
 from stacklm.config.model import Dense
 from stacklm.model.dense import FEED_FORWARDS, Attention, DenseDecoder
-from stacklm.model.positions import Positions, rotate, rotations
+from stacklm.model.elementwise import rotate
+from stacklm.model.positions import Positions, rotations
 
 VOCAB, CONTEXT = 40, 12
 CONFIG = Dense(width=16, heads=2, layers=2, hidden=32)

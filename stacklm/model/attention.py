@@ -99,17 +99,18 @@ def _blocks(q_BHKT: Tensor) -> Iterator[tuple[tuple, tuple, Tensor]]:
     later = _wide(q_BHKT.new_full((size, size), -math.inf)).triu_(1)
     for start in range(0, length, size):
         end = min(start + size, length)
-        group = max(1, SCORES // (size * end))
-        for row in range(batch):
+        group = min(heads, max(1, SCORES // (size * end)))
+        rows = max(1, SCORES // (size * end * heads))
+        for row in range(0, batch, rows):
             for head in range(0, heads, group):
-                some = (row, slice(head, head + group), slice(None))
+                some = (slice(row, row + rows), slice(head, head + group), slice(None))
                 yield (*some, slice(start, end)), (*some, slice(0, end)), later[: end - start, : end - start]
 
 
-def _weights(q_HKQ: Tensor, k_HKU: Tensor, later_QQ: Tensor) -> Tensor:
-    scores_HQU = _scaled_product(q_HKQ.mT, k_HKU, q_HKQ.shape[1] ** -0.5)
-    scores_HQU[..., -len(later_QQ) :] += later_QQ
-    return scores_HQU.softmax(-1)
+def _weights(q_BHKQ: Tensor, k_BHKU: Tensor, later_QQ: Tensor) -> Tensor:
+    scores_BHQU = _scaled_product(q_BHKQ.mT, k_BHKU, q_BHKQ.shape[2] ** -0.5)
+    scores_BHQU[..., -len(later_QQ) :] += later_QQ
+    return scores_BHQU.softmax(-1)
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -122,7 +123,8 @@ def _copy(x: Tensor) -> Tensor:
 
 
 def _scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
-    return torch.baddbmm(left.new_empty(1, 1, 1), left, right, beta=0, alpha=scale)
+    product = torch.baddbmm(left.new_empty(1, 1, 1), left.flatten(0, 1), right.flatten(0, 1), beta=0, alpha=scale)
+    return product.unflatten(0, left.shape[:2])
 
 
 @blocked_attention.register_fake

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stacklm.config.model import Dense
+from stacklm.model.elementwise import rotate, squared_relu
 from stacklm.model.layers import Embedding, Head, Linear, RMSNorm
-from stacklm.model.positions import Positions, rotate, rotations
+from stacklm.model.positions import Positions, rotations
 
 
 class Attention(nn.Module):
@@ -52,7 +53,7 @@ class SquaredReLU(nn.Module):
         self.down = Linear(hidden, width, std=0)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        return self.down(F.relu(self.up(x_BTC)).square())
+        return self.down(squared_relu(self.up(x_BTC)))
 
 
 class SwiGLU(nn.Module):

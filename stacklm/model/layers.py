@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stacklm.model.elementwise import rms_norm
+
 EMBEDDING_STD = 0.02
 
 
@@ -32,7 +34,7 @@ class RMSNorm(nn.RMSNorm):
     """Root mean square normalisation (arXiv:1910.07467) in the number format of its input, whatever that of its gain."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+        return rms_norm(x, self.weight.to(x.dtype), self.eps)
 
 
 class Linear(nn.Module):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from stacklm.model.elementwise import rotate
+
 SLOWEST = 10_000.0
 """Wavelengths grow geometrically from 2 pi to this many times 2 pi positions."""
 
@@ -61,13 +63,6 @@ def rotations(positions_T: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Cosine and sine of the angle by which each of the `dim` / 2 planes turns at each position, [T, 1, K/2] both."""
     angles = _angles(positions_T, dim // 2)[:, None]
     return angles.cos(), angles.sin()
-
-
-def rotate(x_BTHK: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn the pairs (i, i + K/2), so that a product of two vectors depends on their distance (RoFormer, arXiv:2104.09864)."""
-    cos, sin = (part.to(x_BTHK.dtype) for part in rotation)
-    left, right = x_BTHK.chunk(2, dim=-1)
-    return torch.cat([left * cos - right * sin, left * sin + right * cos], dim=-1)
 
 
 def _angles(positions_T: Tensor, planes: int) -> Tensor:
