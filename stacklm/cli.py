@@ -287,7 +287,7 @@ def main() -> None:
         app()
     except (ParamsError, DataError) as error:
         _fail(str(error))
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, MemoryError) as error:
         if os.environ.get("STACKLM_TRACEBACK"):
             raise
         _fail(f"{error}\n(STACKLM_TRACEBACK=1 shows where)")

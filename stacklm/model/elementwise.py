@@ -24,7 +24,10 @@ def squared_relu(x: Tensor) -> Tensor:
 
 
 def rotate(x_BTHK: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn the pairs (i, i + K/2) by angles of which `rotation` has the cosine and the sine, [T, 1, K/2] both."""
+    """Turn the pairs (i, i + K/2) by angles of which `rotation` has the cosine and the sine, [T, 1, K/2] both.
+
+    So a product of two vectors depends on their distance (RoFormer, arXiv:2104.09864).
+    """
     return _Rotate.apply(x_BTHK, *(part.to(x_BTHK.dtype) for part in rotation))
 
 

@@ -14,7 +14,9 @@ import importlib.metadata
 import json
 import os
 import platform
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +84,7 @@ def _run(project: Project, stage: Stage, model: str | None, params: Params) -> N
             alike = [other for other in _earlier(work) if (other / ORIGIN).exists() and read_json(other / ORIGIN) == origin]
             state = {"work": work, "earlier": alike} if stage.resumable else {}
             started = time.time()
-            with _followed(project, stage, model, record, work):
+            with _followed(project, stage, model, record, work), _advised(project, stage, model):
                 stage.load()(**settings, **inputs, **outputs, **state)
             _remember(project, record, started)
             write_json(work / RECORD, record)
@@ -92,6 +94,24 @@ def _run(project: Project, stage: Stage, model: str | None, params: Params) -> N
         publish(work / RECORD, project.root / stage.record(model))
     if "report" in stage.writes:
         print(f"\n{where(project.root / stage.writes['report'])}")
+
+
+@contextlib.contextmanager
+def _advised(project: Project, stage: Stage, model: str | None) -> Iterator[None]:
+    """Where training finds no memory, say which settings would fit."""
+    try:
+        yield
+    except Exception as error:
+        if not stage.resumable:
+            raise
+        from stacklm.plan.advice import OutOfMemoryError, advice, is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        print(f"{stage.address(model)}: out of memory; looking for settings that fit", file=sys.stderr)
+        raise OutOfMemoryError(
+            f"{stage.address(model)} ran out of memory; its checkpoints are whole. {advice(project.params_file, model)}"
+        ) from None
 
 
 def make_record(project: Project, stage: Stage, model: str | None, params: Params) -> dict[str, Any]:
