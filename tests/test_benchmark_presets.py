@@ -6,13 +6,29 @@ import pytest
 import torch
 from conftest import ROOT
 
-from stacklm.config.model import Stack, Stacked
+from stacklm.config.model import Model, Stack, Stacked
+from stacklm.config.optimizer import Adafactor
+from stacklm.config.train import Train
 from stacklm.model.build import ModelConfig
+from stacklm.model.presets import PRESETS
+
+FOUND = runpy.run_path(str(ROOT / "benchmarks/presets.py"))
+SHIPPED = {path.stem.removesuffix("-8GB"): path for path in (ROOT / "docs" / "params").glob("*.yaml")}
 
 
-def test_a_model_is_built_and_trained_for_one_step():
-    measure = runpy.run_path(str(ROOT / "benchmarks/presets.py"))["measure"]
-    found = measure(ModelConfig(Stacked(16, 2, (Stack(4, 4, 16), Stack(4, 8, 32))), 1000, 8), torch.device("cpu"))
+def test_a_model_is_built_and_trained():
+    config = Train(steps=100, context=8, batch_size=2, micro_batch=1)
+    model = Model(Stacked(16, 2, (Stack(4, 4, 16), Stack(4, 8, 32))), Adafactor())
+    found = FOUND["measure"](config, model, 1000, torch.device("cpu"), steps=2)
     assert found["parameters"] == found["counted"]
     assert found["loss"] == pytest.approx(found["uniform"], rel=0.05)
     assert found["step_seconds"] > 0 and found["grad_norm"] > 0 and found["peak"] > 0
+
+
+def test_shipped_params_are_the_presets_made_lean():
+    assert set(SHIPPED) == set(PRESETS)
+    for name, path in SHIPPED.items():
+        train, model, vocab_size = FOUND["settings"](str(path), 1)
+        assert ModelConfig(model.architecture, vocab_size, train.context) == PRESETS[name]
+        assert train.tokens_per_step == 4096
+        assert isinstance(model.optimizer, Adafactor)

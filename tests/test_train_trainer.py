@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -229,3 +230,9 @@ def losses_of(folder: Path, model: str, **changes) -> list[float]:
     train(run)
     assert all(parameter.dtype == torch.float32 for parameter in run.model.parameters())
     return [row["train_loss"] for row in read_jsonl(run.work / "metrics.jsonl")[1:]]
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_model_has_the_same_losses(tmp_path: Path) -> None:
+    plain, compiled = (losses_of(tmp_path / str(compile), "stacked", compile=compile) for compile in (False, True))
+    assert compiled == pytest.approx(plain, rel=1e-4)
