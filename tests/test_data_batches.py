@@ -41,6 +41,23 @@ def test_every_target_is_seen_exactly_once_an_epoch(count, context, batch_size):
         assert sorted(targets) == list(range(1, windows * context + 1))
 
 
+@pytest.mark.parametrize("parts", [1, 2, 3, 6])
+def test_processes_share_every_batch_with_nothing_repeated_or_left_out(parts):
+    """Over two epochs, whose border lies inside a batch."""
+    whole = TrainBatches(stream_of(104), context=10, batch_size=6, seed=5)
+    shares = [TrainBatches(stream_of(104), 10, 6, seed=5, part=part, parts=parts) for part in range(parts)]
+    seen = Counter()
+    for step in range(20):
+        found = [share.batch(step) for share in shares]
+        assert {len(inputs) for inputs, _ in found} == {6 // parts}
+        assert all(
+            torch.equal(torch.cat(rows), wanted) for rows, wanted in zip(zip(*found, strict=True), whole.batch(step), strict=True)
+        )
+        assert all(share.indices(step) == whole.indices(step) for share in shares)
+        seen.update(torch.cat([targets for _, targets in found]).flatten().tolist())
+    assert seen == Counter(dict.fromkeys(range(1, 101), 12))
+
+
 def test_windows_do_not_overlap_and_none_is_favoured():
     batches = TrainBatches(stream_of(100), context=10, batch_size=4, seed=1)
     counts = Counter()

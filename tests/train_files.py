@@ -20,6 +20,7 @@ from stacklm.config.schema import plain
 from stacklm.config.train import Train
 from stacklm.files import write_json
 from stacklm.model.build import ModelConfig
+from stacklm.train.launch import PRELOADED, launch
 
 VOCAB = 16
 CYCLE = np.array([3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 0], dtype="<u2")
@@ -85,17 +86,39 @@ class Lab:
     def work(self, name: str) -> Path:
         return self.root / name / "work"
 
-    def run(self, name: str, model: str = "stacked", die: tuple | None = None, earlier: Sequence[str] = (), **changes: Any) -> int:
+    def run(
+        self,
+        name: str,
+        model: str | Model = "stacked",
+        die: tuple | None = None,
+        earlier: Sequence[str] = (),
+        **changes: Any,
+    ) -> int:
         """Train in a process of its own, which may go on from `earlier` runs, and return its exit code.
 
-        `die` = (signal, "module:attribute", n) sends the signal when the attribute is called for the n-th time.
+        `die` = (signal, "module:attribute", n) sends the signal when the attribute is called for the n-th time. Of several
+        processes it is the last that does so, the first time that it runs.
         """
         works = [self.work(other) for other in earlier]
-        arguments = (self.root / name, self.shards, MODELS[model], replace(TRAIN, **changes), die, works)
-        process = _processes().Process(target=_train, args=arguments)
+        arguments = (self.root / name, self.shards, MODELS.get(model, model), replace(TRAIN, **changes), die, works)
+        (self.root / name).mkdir(exist_ok=True)
+        if changes.get("processes", 1) > 1:
+            return self._run_team(name, arguments)
+        process = forkserver().Process(target=_train, args=arguments)
         process.start()
         process.join()
         return process.exitcode
+
+    def _run_team(self, name: str, arguments: tuple) -> int:
+        """As `pretrain` starts a team, but from this process: its own would have to import all that this one has."""
+        forkserver()
+        try:
+            launch(arguments[3].processes, _train, *arguments)
+        except Exception as error:
+            with (self.root / name / "log.txt").open("a") as log:
+                log.write(f"{type(error).__name__}: {error}")
+            return 1
+        return 0
 
     def log(self, name: str) -> str:
         """All that the runs of that name printed."""
@@ -107,23 +130,28 @@ class Lab:
         return {path.name: path.read_bytes() for path in sorted(trained.iterdir())}
 
 
-def _processes() -> Any:
+def forkserver() -> Any:
     """Where the system can fork: processes from a server that has imported torch already, so that each starts at once."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["stacklm.train.pretrain", "torch._dynamo"])  # every torch optimizer imports the latter
+    context.set_forkserver_preload([*PRELOADED, "stacklm.train.launch", "torch.distributed.fsdp"])
     return context
+
+
+def quiet(log: Path) -> None:
+    """From now on, append to a file all that this process prints."""
+    with log.open("a") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
 
 
 def _train(folder: Path, shards: Path, model: Model, config: Train, die: tuple | None, earlier: list[Path]) -> None:
     from stacklm.train.pretrain import pretrain
 
-    folder.mkdir(exist_ok=True)
-    with (folder / "log.txt").open("a") as log:
-        for stream in (1, 2):
-            os.dup2(log.fileno(), stream)
-    if die:
+    quiet(folder / "log.txt")
+    place = os.environ.get("RANK", "0"), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if die and place == (str(config.processes - 1), "0"):
         _die_at(*die)
     certificate = write_certificate(folder / "certificate.json", model, config.context)
     outputs = {"trained": folder / "trained", "timing": folder / "timing.jsonl", "work": folder / "work"}

@@ -14,7 +14,7 @@ from stacklm.config.evaluate import Evaluate
 from stacklm.config.model import Model
 from stacklm.config.schema import ParamsError, listed, nearest, read
 from stacklm.config.tokenizer import TokenizerConfig
-from stacklm.config.train import Train
+from stacklm.config.train import Train, check_team
 from stacklm.files import write_text
 
 PARAMS_FILE = "params.yaml"
@@ -37,6 +37,7 @@ class Params:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
                 raise ParamsError(f"models.{name}: a model's name is letters, digits, `_` and `-` (it names files and stages)")
         for name, model in self.models.items():
+            _check_team(name, model, self.train)
             if model.optimizer.in_backward:
                 _check_in_backward(f"models.{name}.optimizer.in_backward", self.train)
         # A byte-level token is at least one byte, so the text bounds the stream before it is read.
@@ -47,6 +48,13 @@ class Params:
                 f"train.context: {self.train.context} is longer than the smallest split of the data can be "
                 f"(data.source.max_bytes {most} * {share} = {int(most * share)} bytes)"
             )
+
+
+def _check_team(name: str, model: Model, train: Train) -> None:
+    try:
+        check_team(train, model.optimizer, train.processes)
+    except ParamsError as error:
+        raise ParamsError(f"train.{error} (models.{name})") from None
 
 
 def _check_in_backward(key: str, train: Train) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from stacklm.config.optimizer import AdamW, Optimizer
 from stacklm.config.schema import Count, Natural, ParamsError, Positive, Range, Share
 
 
@@ -22,7 +23,9 @@ class Train:
     `recompute`       stacks: of every stack or block only the input is kept, and the rest computed again.
     `layers_at_once`  parallel layers of a stack that run side by side, the others computed after them. 0: all.
     `compile`         the model is compiled by torch.compile: a slow start, and faster steps.
-    `threads`         fixed here and not taken from the machine, because sums over threads differ in the last bit.
+    `processes`       that train the model together, each on its part of every batch and, if there are any, its own GPU.
+    `parallel`        ddp: each has the whole model. fsdp: each keeps a part of weights and optimizer state; for large ones.
+    `threads`         of each process; fixed here and not taken from the machine, because sums over threads differ in the last bit.
 
     Gradients longer than `clip_norm` are shortened to it (null: none are). `precision` bf16 multiplies in bfloat16, with
     weights, sums and optimizer in float32. `non_finite`: at a loss or gradient that is no number, stop, or skip that batch.
@@ -47,6 +50,8 @@ class Train:
     recompute: Literal["nothing", "stacks"] = "nothing"
     layers_at_once: Natural = 0
     compile: bool = False
+    processes: Annotated[int, Range(1, 1024)] = 1
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     valid_every: Count = 50
     valid_tokens: Count = 32_768
     checkpoint_every: Count = 50
@@ -74,3 +79,13 @@ class Train:
     def last_step(self) -> int:
         """The step at which training ends."""
         return self.stop_step or self.steps
+
+
+def check_team(train: Train, optimizer: Optimizer, processes: int) -> None:
+    """Raise `ParamsError` unless so many processes can train a model with that optimizer together."""
+    if train.batch_size % processes:
+        raise ParamsError(f"processes: {processes} cannot share a batch of batch_size = {train.batch_size} windows equally")
+    if processes > 1 and optimizer.in_backward:
+        raise ParamsError(f"processes: {processes} need all gradients before they update; optimizer.in_backward must be false")
+    if processes > 1 and train.parallel == "fsdp" and not isinstance(optimizer, AdamW):
+        raise ParamsError(f"parallel: fsdp cuts matrices, which {optimizer.kind} needs whole; choose ddp, or the optimizer adamw")

@@ -16,24 +16,29 @@ class TrainBatches:
     """The stream as disjoint windows of T = `context` targets, every window once an epoch, each epoch in an order of its own.
 
     Window i predicts the tokens i*T to (i+1)*T - 1, each from the ones before it; the first token of all is predicted from
-    the end token. The up to T - 1 tokens after the last whole window are not trained on. Raises `DataError` if there is no
-    whole window.
+    the end token. The up to T - 1 tokens after the last whole window are not trained on. Of `parts` processes that share
+    the batches each makes the rows of its own `part`. Raises `DataError` if there is no whole window.
     """
 
-    def __init__(self, stream: TokenStream, context: int, batch_size: int, seed: int) -> None:
+    def __init__(self, stream: TokenStream, context: int, batch_size: int, seed: int, part: int = 0, parts: int = 1) -> None:
         self.windows = len(stream) // context
         if not self.windows:
             raise DataError(f"{len(stream):,} tokens to train on are fewer than train.context = {context}; give more text")
         self.stream, self.context, self.batch_size, self.seed = stream, context, batch_size, seed
+        self.rows = range(part * batch_size // parts, (part + 1) * batch_size // parts)
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and targets of a step, int64 [B, T] each. A batch may hold the end of one epoch and the start of the next."""
-        starts = [window * self.context for window in self.indices(step)]
+        """Inputs and targets of this part of a step's batch, int64 [B / parts, T] each.
+
+        A batch may hold the end of one epoch and the start of the next.
+        """
+        indices = self.indices(step)
+        starts = [indices[row] * self.context for row in self.rows]
         rows = torch.from_numpy(np.stack([_with_previous(self.stream, start, start + self.context) for start in starts]))
         return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
 
     def indices(self, step: int) -> list[int]:
-        """The windows of a step's batch, in its order."""
+        """The windows of a step's whole batch, in its order."""
         places = (divmod(step * self.batch_size + row, self.windows) for row in range(self.batch_size))
         return [int(_order(self.windows, self.seed, epoch)[i]) for epoch, i in places]
 

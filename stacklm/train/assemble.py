@@ -21,9 +21,10 @@ from stacklm.model.groups import in_groups
 from stacklm.model.recompute import recompute
 from stacklm.train.guard import Guard
 from stacklm.train.health import Health
-from stacklm.train.loss import Objective
 from stacklm.train.optimizer import InBackward, build_optimizer
+from stacklm.train.parallel import objective_of
 from stacklm.train.prefetch import Prefetch
+from stacklm.train.team import ALONE, Team
 from stacklm.train.trainer import Run, Stepper
 from stacklm.train.validate import Score
 
@@ -41,22 +42,27 @@ def assemble(
     identity: Mapping[str, Any],
     work: Path,
     device: torch.device,
+    team: Team = ALONE,
 ) -> Run:
     """A run with fresh weights, as the settings fix them: the model is drawn on the CPU, so it is the same for every device.
 
-    `validate` scores a model; `probe_BT` are the ids by which its health is seen.
+    `validate` scores a model; `probe_BT` are the ids by which its health is seen. Every process of a team starts with the same
+    model; what is random later, such as dropout, is not the same.
     """
     torch.manual_seed(config.seed)
     network = build(model.architecture, vocab_size, config.context)
     if device.type != "cpu":
         network.to(device)
     lean(network, config)
+    objective = objective_of(network, config, team)
+    if not team.leads:
+        torch.manual_seed(config.seed + team.rank * 2**32)
     optimizer = build_optimizer(network, model.optimizer)
     return Run(
         name=name,
         config=config,
         model=network,
-        objective=Objective(network),
+        objective=objective,
         optimizer=optimizer,
         stepper=stepper(network, optimizer, config, model.optimizer),
         batches=batches,
@@ -66,6 +72,7 @@ def assemble(
         identity=identity,
         work=work,
         device=device,
+        team=team,
         arithmetic=arithmetic(config, device),
     )
 

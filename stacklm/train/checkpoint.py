@@ -12,7 +12,6 @@ another number of processes, sharded or not. Of the random states a process take
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import math
@@ -21,6 +20,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,8 @@ class Checkpoints:
         state = {"progress": asdict(progress), "valid_loss": valid_loss, "processes": self.team.size, "identity": self.identity}
         tensors = {**_weights(model), **_optimizer_state(model, optimizer), **_random_states(model, self.team.rank)}
         aside = self.folder / ".writing"
-        with _room_for(tensors, progress.step, self.folder), _removed_on_error(aside):
+        tidy = _removed_on_error(aside) if self.team.leads else nullcontext()
+        with _room_for(tensors, progress.step, self.folder), tidy:
             self.team.together(lambda: _make_anew(aside) if self.team.leads else None)
             mine = _write(aside, tensors, self.team)
             hashes = self.team.together(lambda: {file.name: sha256(file) for file in mine})
@@ -102,6 +103,9 @@ class Checkpoints:
             return None
         state = read_json(folder / STATE)
         self._check_identity(folder, state["identity"], state["progress"]["step"])
+        if self.team.leads and state["processes"] != self.team.size:
+            numbers = f"{state['processes']} processes, going on with {self.team.size}"
+            print(f"checkpoint {folder.name} is of {numbers}: what follows differs by rounding", file=sys.stderr)
         self.team.together(lambda: _load(folder, model, optimizer, self.team.rank))
         return Progress(**state["progress"])
 
@@ -149,23 +153,24 @@ class Checkpoints:
             raise CheckpointError(f"{folder} is a checkpoint of another run: {changes}; remove {folder.parent} to start anew")
 
 
-@contextlib.contextmanager
+@contextmanager
 def _room_for(tensors: dict[str, torch.Tensor], step: int, folder: Path) -> Iterator[None]:
     """Turn the end of the disk into an error with the numbers."""
     try:
         yield
     except BaseException as error:
-        if not _is_full(error):
+        cause = _lack_of_room(error)
+        if cause is None:
             raise
         needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         raise DiskFullError(
             f"no room for the checkpoint of step {step}: it takes {needed:,} bytes, and the disk of {folder} has "
-            f"{shutil.disk_usage(folder).free:,} free ({error}). The checkpoints before it are whole: free some space, "
+            f"{shutil.disk_usage(folder).free:,} free ({cause}). The checkpoints before it are whole: free some space, "
             "or move the folder to a larger disk, and the same command goes on"
         ) from None
 
 
-@contextlib.contextmanager
+@contextmanager
 def _removed_on_error(aside: Path) -> Iterator[None]:
     try:
         yield
@@ -174,13 +179,14 @@ def _removed_on_error(aside: Path) -> Iterator[None]:
         raise
 
 
-def _is_full(error: BaseException) -> bool:
-    """Whether it says that there is no room, in any of the ways in which writers say so."""
+def _lack_of_room(error: BaseException) -> BaseException | None:
+    """What says that there is no room, in one of the ways in which writers say so; None for any other error."""
     if isinstance(error, OSError):
-        return error.errno in NO_ROOM
+        return error if error.errno in NO_ROOM else None
     if isinstance(error, SafetensorError):
-        return any(f"os error {number}" in str(error) for number in NO_ROOM)
-    return any(_is_full(failure) for failure, _ in getattr(error, "failures", {}).values())
+        return error if any(f"os error {number}" in str(error) for number in NO_ROOM) else None
+    failures = (failure for failure, _ in getattr(error, "failures", {}).values())  # of the processes of a team
+    return next(filter(None, map(_lack_of_room, failures)), None)
 
 
 def _make_anew(folder: Path) -> None:

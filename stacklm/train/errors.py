@@ -13,3 +13,7 @@ class CheckpointError(RuntimeError):
 
 class DiskFullError(OSError):
     """No room for a checkpoint. The ones before it are whole."""
+
+
+class NotCertifiedError(RuntimeError):
+    """A model that no audit has found to be causal."""

@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from stacklm.train.team import whole
+
 
 class Guard:
     """Takes optimizer steps, but none whose loss or gradient is not finite, and without waiting for the device.
@@ -28,7 +30,7 @@ class Guard:
 
     def step(self, loss: Tensor) -> Tensor:
         """Update the model, its gradients clipped, unless that would spoil it; the gradients' norm, a scalar as `loss` is."""
-        norm = self._clip()
+        norm = whole(self._clip())
         bad = ~(loss.isfinite() & norm.isfinite())
         if self.policy == "stop" and self._withheld is not None:
             bad = bad | self._withheld

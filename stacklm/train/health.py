@@ -26,6 +26,7 @@ from stacklm.model.dense import Block, SquaredReLU, SwiGLU
 from stacklm.model.packed import PackedFeedForward
 from stacklm.model.roles import roles
 from stacklm.model.stacked import Mix, ParallelStack
+from stacklm.train.team import whole
 
 SAMPLE = 2**16
 """Numbers of a parameter that are kept over a step, at most: 256 KiB, where a copy of a large model would take gigabytes."""
@@ -66,7 +67,7 @@ class Health:
 
     def before_backward(self) -> None:
         """Take a sample of the weights."""
-        self._before = {role: [sample(p).clone() for p in parameters] for role, parameters in self._parameters.items()}
+        self._before = {role: [sample(whole(p)).clone() for p in parameters] for role, parameters in self._parameters.items()}
 
     @torch.no_grad()
     def before_step(self) -> None:
@@ -76,14 +77,14 @@ class Health:
         for role, parameters in self._parameters.items():
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
             if gradients:
-                self._step[f"gradient/{role}"] = nn.utils.get_total_norm(gradients)
+                self._step[f"gradient/{role}"] = whole(nn.utils.get_total_norm(gradients))
 
     @torch.no_grad()
     def after_step(self) -> None:
         """Compare the sample with what it has become."""
         for role, parameters in self._parameters.items():
             weights = self._before.pop(role)
-            updates = [sample(parameter) - weight for parameter, weight in zip(parameters, weights, strict=True)]
+            updates = [sample(whole(parameter)) - weight for parameter, weight in zip(parameters, weights, strict=True)]
             sizes = [parameter.numel() for parameter in parameters]
             update, weight = estimated_norm(updates, sizes), estimated_norm(weights, sizes)
             self._step |= {f"update/{role}": update, f"relative_update/{role}": update / weight}

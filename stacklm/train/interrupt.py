@@ -16,10 +16,13 @@ class Interrupted(RuntimeError):
 class StopRequest:
     """Inside the block SIGINT and SIGTERM set `signal` to their name; a second one ends the process as it always did.
 
-    Only the main thread can receive signals: elsewhere the block changes nothing.
+    In a `patient` one it does not: a process of a team hears of one Ctrl-C twice, from the terminal and from who started
+    it, and is ended by the latter where it does not stop in time. Only the main thread can receive signals: elsewhere the
+    block changes nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patient: bool = False) -> None:
+        self.patient = patient
         self.signal: str | None = None
         self._previous: dict = {}
 
@@ -33,7 +36,8 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number).name
-        self._give_back()
+        if not self.patient:
+            self._give_back()
 
     def _give_back(self) -> None:
         while self._previous:

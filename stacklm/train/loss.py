@@ -7,6 +7,8 @@ backward pass brings (as in Liger Kernel, Hsu et al. 2024, arXiv:2410.10989). So
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,6 +30,17 @@ class Objective(nn.Module):
     def forward(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Minus the log-probability of all targets together, in nats: a scalar, float32 or wider."""
         return _SummedLoss.apply(self.model.features(inputs_BT).flatten(0, 1), targets_BT.flatten(), *_linear(self.model.head))
+
+    def no_sync(self) -> AbstractContextManager:
+        """To be entered for passes whose gradients are added up and not shared yet: alone, none ever are (see `parallel`)."""
+        return nullcontext()
+
+    def looked_into(self) -> AbstractContextManager:
+        """To be entered, after forward passes without a backward pass, to call modules of the model one by one."""
+        return nullcontext()
+
+    def gather(self) -> None:
+        """Give the model its whole weights, to be written; it trains no more."""
 
 
 @torch.no_grad()

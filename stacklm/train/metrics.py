@@ -49,6 +49,25 @@ class Log:
         sync(self.path)
 
 
+class NoLog:
+    """In place of a `Log`, for a process that writes none."""
+
+    def __init__(self, path: Path, last: int) -> None:
+        pass
+
+    def __enter__(self) -> NoLog:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def append(self, row: dict[str, Any]) -> None:
+        pass
+
+    def sync(self) -> None:
+        pass
+
+
 class Meter:
     """Seconds spent training, over all resumes, and what the process and the machine use."""
 

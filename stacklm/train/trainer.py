@@ -24,10 +24,11 @@ from stacklm.train.guard import Spikes
 from stacklm.train.health import Health
 from stacklm.train.interrupt import Interrupted, StopRequest
 from stacklm.train.loss import Objective
-from stacklm.train.metrics import Log, Meter
+from stacklm.train.metrics import Log, Meter, NoLog
 from stacklm.train.optimizer import set_lr
 from stacklm.train.prefetch import Prefetch
 from stacklm.train.schedule import lr_factor, plateau_end
+from stacklm.train.team import ALONE, Team
 from stacklm.train.validate import Score
 
 METRICS, TIMING, NON_FINITE = "metrics.jsonl", "timing.jsonl", "non_finite.jsonl"
@@ -64,6 +65,7 @@ class Run:
     identity: Mapping[str, Any]
     work: Path
     device: torch.device
+    team: Team = ALONE
     arithmetic: Callable[[], AbstractContextManager] = nullcontext
 
 
@@ -81,23 +83,27 @@ def train(run: Run) -> None:
 
     Writes `work/metrics.jsonl`, equal in equal runs, and `work/timing.jsonl`, which varies: a row for every step of a
     short run, for about 2,000 steps of a long one. Step 0 is the untrained model. The figures of a step are read while
-    the next one is under way. Raises `NonFiniteError` before an update that would spoil the model, and `Interrupted` after
-    SIGINT or SIGTERM, with a checkpoint of the step that was under way.
+    the next one is under way. All processes of a team call this; the first of them writes and shows progress. Raises
+    `NonFiniteError` before an update that would spoil the model, and `Interrupted` after SIGINT or SIGTERM to any process,
+    with a checkpoint of the step that was under way.
     """
-    config = run.config
+    config, team = run.config, run.team
     run.model.train()
-    checkpoints = Checkpoints(run.work / "checkpoints", run.identity, config.keep_checkpoints, partial(is_milestone, config=config))
+    milestone = partial(is_milestone, config=config)
+    checkpoints = Checkpoints(run.work / "checkpoints", run.identity, config.keep_checkpoints, milestone, team)
     done = checkpoints.restore(run.model, run.optimizer)
     first = done.step + 1 if done else 0
-    if done:
+    if done and team.leads:
         print(f"{run.name}: resuming after step {done.step:,} of {config.last_step:,}")
     meter = Meter(done.seconds if done else 0.0, run.device)
     reader = Reader(run)
+    log = Log if team.leads else NoLog
+    shown = {"desc": run.name, "unit": "step", "mininterval": 0.5, "disable": not team.leads}
     with (
-        Log(run.work / METRICS, first - 1) as metrics,
-        Log(run.work / TIMING, first - 1) as timing,
-        StopRequest() as stop,
-        tqdm(total=config.last_step, initial=max(first - 1, 0), desc=run.name, unit="step", mininterval=0.5) as bar,
+        log(run.work / METRICS, first - 1) as metrics,
+        log(run.work / TIMING, first - 1) as timing,
+        StopRequest(patient=team.size > 1) as stop,
+        tqdm(total=config.last_step, initial=max(first - 1, 0), **shown) as bar,
     ):
 
         def due(step: int, every: int) -> bool:
@@ -124,7 +130,9 @@ def train(run: Run) -> None:
             if not math.isfinite(score.loss):
                 raise NonFiniteError(f"step {step}: the validation loss is {score.loss}; the last checkpoint is from before")
             figures |= {"valid_loss": score.loss, "valid_bits_per_byte": score.bits_per_byte}
-            report(step, figures | run.health.read())
+            with run.objective.looked_into():
+                figures |= run.health.read()
+            report(step, figures)
             return score.loss
 
         def checkpoint(step: int, valid_loss: float | None) -> None:
@@ -141,11 +149,13 @@ def train(run: Run) -> None:
                     reader.waiting = begun
                 bar.update()
             valid_loss = evaluate(step) if due(step, config.valid_every) else None
-            if stop.signal or due(step, config.checkpoint_every) or is_milestone(step, config):
+            stopping = team.any(stop.signal is not None)
+            if stopping or due(step, config.checkpoint_every) or is_milestone(step, config):
                 settle()
                 checkpoint(step, valid_loss)
-            if stop.signal:
-                raise Interrupted(f"{stop.signal}: stopped after step {step} of {config.last_step}; the same command resumes there")
+            if stopping:
+                why = stop.signal or "another process was asked to stop"
+                raise Interrupted(f"{why}: stopped after step {step} of {config.last_step}; the same command resumes there")
 
 
 def is_milestone(step: int, config: Train) -> bool:
@@ -170,7 +180,7 @@ def update(run: Run, step: int, watch: bool = False) -> Update:
     if watch:
         run.health.before_backward()
     with run.arithmetic():
-        loss = accumulate(run.objective, inputs_BT, targets_BT, run.config.micro_batch)
+        loss = run.team.mean(accumulate(run.objective, inputs_BT, targets_BT, run.config.micro_batch))
     if watch:
         run.health.before_step()
     norm = run.stepper.step(loss)
@@ -179,14 +189,24 @@ def update(run: Run, step: int, watch: bool = False) -> Update:
     return Update(step, run.optimizer.param_groups[0]["lr"], loss, norm)
 
 
-def accumulate(objective: nn.Module, inputs_BT: Tensor, targets_BT: Tensor, micro_batch: int) -> Tensor:
-    """Set the gradients of the mean loss over all tokens of a batch, `micro_batch` rows at a time; return that loss."""
+def accumulate(objective: Objective, inputs_BT: Tensor, targets_BT: Tensor, micro_batch: int) -> Tensor:
+    """Set the gradients of the mean loss over all tokens of a batch, `micro_batch` rows at a time; return that loss.
+
+    In a team the batch is this process's share and the loss the mean over it; the gradients are those of the whole batch.
+    """
     objective.zero_grad()
     total = torch.zeros((), device=inputs_BT.device)
-    for inputs, targets in zip(inputs_BT.split(micro_batch), targets_BT.split(micro_batch), strict=True):
+    *earlier, last = zip(inputs_BT.split(micro_batch), targets_BT.split(micro_batch), strict=True)
+
+    def add(inputs: Tensor, targets: Tensor) -> None:
         loss = objective(inputs, targets) / targets_BT.numel()
         loss.backward()
-        total += loss.detach()
+        total.add_(loss.detach())
+
+    with objective.no_sync():
+        for part in earlier:
+            add(*part)
+    add(*last)
     return total
 
 
@@ -207,7 +227,7 @@ class Reader:
             self._not_finite(update, loss, norm)
             return update.step, {"lr": update.lr, "skipped": 1}
         self._skipped = 0
-        if said := self._spikes.note(loss):
+        if (said := self._spikes.note(loss)) and self._run.team.leads:
             tqdm.write(f"{self._run.name}: step {update.step:,}: {said}", file=sys.stderr)
         return update.step, {"train_loss": loss, "lr": update.lr, "grad_norm": norm}
 
@@ -216,12 +236,14 @@ class Reader:
         path, config = self._run.work / NON_FINITE, self._run.config
         windows = self._run.batches.indices(update.step - 1)
         note = {"step": update.step, "train_loss": str(loss), "lr": update.lr, "grad_norm": str(norm), "windows": windows}
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(note) + "\n")
+        if self._run.team.leads:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(note) + "\n")
         what = f"step {update.step}: the loss is {loss} and the gradient's norm {norm}"
         self._skipped += 1
         if config.non_finite == "skip" and self._skipped < MOST_SKIPPED:
-            tqdm.write(f"{self._run.name}: {what}; skipped, its windows are listed in {path}", file=sys.stderr)
+            if self._run.team.leads:
+                tqdm.write(f"{self._run.name}: {what}; skipped, its windows are listed in {path}", file=sys.stderr)
             return
         untouched = update.step - self._skipped
         raise NonFiniteError(
