@@ -1,0 +1,131 @@
+"""What the loss costs in time and memory, forward and backward: with all logits, in our chunks, and as torch has it.
+
+    python benchmarks/loss.py [--repeats 3] [--threads 2] [--json FILE]
+
+Each form works on the same features and head, in a process of its own for each repeat, and the forms take turns. Time is
+that of the process on the CPU, over all threads, because other work on the machine hardly disturbs it; memory is the most
+that the process held above its features and its head, so the gradients are in it (Linux only). Medians of the repeats.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import psutil
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stacklm.files import write_json
+from stacklm.model.layers import BiasedHead
+from stacklm.train.loss import Objective
+from stacklm.train.machine import prepare
+from stacklm.train.metrics import peak_memory
+
+SIZES = {"large": (4096, 512, 110_000), "small": (4096, 384, 2048)}
+"""Tokens, width of the features, vocabulary."""
+
+
+class Features(nn.Module):
+    """Features that are there already, and a head."""
+
+    def __init__(self, tokens: int, width: int, vocab_size: int) -> None:
+        super().__init__()
+        self.x_RC = nn.Parameter(torch.empty(tokens, width).normal_())
+        self.head = BiasedHead(width, vocab_size)
+
+    def features(self, ids_BT: Tensor) -> Tensor:
+        return self.x_RC[None]
+
+
+def plain(model: Features, targets_BT: Tensor) -> Tensor:
+    return F.cross_entropy(model.head(model.x_RC), targets_BT[0], reduction="sum")
+
+
+def ours(model: Features, targets_BT: Tensor) -> Tensor:
+    return Objective(model)(targets_BT, targets_BT)
+
+
+def torchs(model: Features, targets_BT: Tensor, **options: object) -> Tensor:
+    chosen = torch.nn.LinearCrossEntropyOptions(**options)
+    head, bias = model.head.weight, model.head.bias
+    return F.linear_cross_entropy(model.x_RC, head, targets_BT[0], linear_bias=bias, reduction="sum", options=chosen)
+
+
+FORMS: dict[str, Callable[[Features, Tensor], Tensor]] = {"plain": plain, "ours": ours}
+if hasattr(F, "linear_cross_entropy"):
+    FORMS["torch's, as it chooses"] = torchs
+    FORMS["torch's, 256 rows"] = partial(torchs, batch_chunk_size=256, chunking_method=None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        size, form = options.measure
+        print(json.dumps(measure(SIZES[size], FORMS[form], options.threads)))
+        return
+    rows = [row for size in SIZES for row in compare(size, options.repeats, options.threads)]
+    if options.json:
+        write_json(options.json, {"torch": torch.__version__, "threads": options.threads, "rows": rows})
+
+
+def compare(size: str, repeats: int, threads: int) -> list[dict]:
+    """All forms at one size; ratios are to the plain one."""
+    found: dict[str, list[dict]] = {form: [] for form in FORMS}
+    for _ in range(repeats):
+        for form, results in found.items():
+            command = [sys.executable, __file__, "--threads", str(threads), "--measure", size, form]
+            results.append(json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout))
+    rows = [
+        {"size": size, "form": form, **{name: median(result[name] for result in results) for name in results[0]}}
+        for form, results in found.items()
+    ]
+    print("{} tokens, {} wide, {} words".format(*(f"{number:,}" for number in SIZES[size])))
+    print(f"  {'form':<24}{'CPU time':>10}{'ratio':>8}{'memory':>12}{'ratio':>8}{'loss':>12}")
+    for row in rows:
+        ratios = (row[name] / rows[0][name] for name in ("seconds", "bytes"))
+        row["time_ratio"], row["memory_ratio"] = ratios
+        print(
+            f"  {row['form']:<24}{row['seconds']:>8.2f} s{row['time_ratio']:>8.2f}{row['bytes'] / 1e6:>9.0f} MB"
+            f"{row['memory_ratio']:>8.3f}{row['loss']:>12.6f}",
+            flush=True,
+        )
+    return rows
+
+
+def measure(size: tuple[int, int, int], form: Callable[[Features, Tensor], Tensor], threads: int) -> dict[str, float]:
+    """Seconds of a loss with its gradients after a first one, bytes above what was there, and the mean loss."""
+    prepare("cpu", threads)
+    torch.manual_seed(0)
+    step(Features(8, 8, 8), torch.zeros(1, 8, dtype=torch.long), form)  # what torch loads at its first step is no cost of a form
+    model = Features(*size)
+    targets_BT = torch.randint(size[2], (1, size[0]))
+    held = psutil.Process().memory_info().rss
+    step(model, targets_BT, form)
+    started = time.process_time()
+    loss = step(model, targets_BT, form)
+    return {"seconds": time.process_time() - started, "bytes": peak_memory() - held, "loss": loss}
+
+
+def step(model: Features, targets_BT: Tensor, form: Callable[[Features, Tensor], Tensor]) -> float:
+    model.zero_grad()
+    loss = form(model, targets_BT)
+    (loss / targets_BT.numel()).backward()
+    return loss.item() / targets_BT.numel()
+
+
+if __name__ == "__main__":
+    main()
