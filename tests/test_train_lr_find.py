@@ -105,7 +105,6 @@ def test_every_optimizer_can_be_tested(shards: Path, optimizer: Optimizer) -> No
     model = replace(MODELS["dense"], optimizer=optimizer)
     test = lr_find("dense", replace(TRAIN, clip_norm=None), model, shards, 1e-4, 10.0, 40)
     assert min(test.losses) < 0.9 * test.losses[0]
-    assert len(test.losses) < 40
 
 
 def test_smoothing_is_a_mean_over_neighbours_that_moves_no_valley() -> None:

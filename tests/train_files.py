@@ -9,6 +9,7 @@ import os
 import signal
 from collections.abc import Sequence
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -99,15 +100,24 @@ class Lab:
         `die` = (signal, "module:attribute", n) sends the signal when the attribute is called for the n-th time. Of several
         processes it is the last that does so, the first time that it runs.
         """
-        works = [self.work(other) for other in earlier]
-        arguments = (self.root / name, self.shards, MODELS.get(model, model), replace(TRAIN, **changes), die, works)
-        (self.root / name).mkdir(exist_ok=True)
         if changes.get("processes", 1) > 1:
-            return self._run_team(name, arguments)
-        process = forkserver().Process(target=_train, args=arguments)
-        process.start()
+            return self._run_team(name, self._arguments(name, model, die, earlier, changes))
+        process = self.start(name, model, die, earlier, **changes)
         process.join()
         return process.exitcode
+
+    def start(
+        self, name: str, model: str | Model = "stacked", die: tuple | None = None, earlier: Sequence[str] = (), **changes: Any
+    ) -> BaseProcess:
+        """As `run`, without waiting."""
+        process = forkserver().Process(target=_train, args=self._arguments(name, model, die, earlier, changes))
+        process.start()
+        return process
+
+    def _arguments(self, name: str, model: str | Model, die: tuple | None, earlier: Sequence[str], changes: dict) -> tuple:
+        (self.root / name).mkdir(exist_ok=True)
+        works = [self.work(other) for other in earlier]
+        return self.root / name, self.shards, MODELS.get(model, model), replace(TRAIN, **changes), die, works
 
     def _run_team(self, name: str, arguments: tuple) -> int:
         """As `pretrain` starts a team, but from this process: its own would have to import all that this one has."""

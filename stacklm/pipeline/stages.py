@@ -25,7 +25,7 @@ class Stage:
 
     `params` maps arguments of `function` to dotted keys of params.yaml; `reads` and `writes` map arguments to
     paths. `peeks` are paths that are read but never make the stage stale: figures that vary between equal
-    runs, such as times. A `resumable` function also gets `work`, a folder that outlives a kill.
+    runs, such as times. A `resumable` function also gets `work`, a folder that outlives a kill, and `earlier` ones.
     """
 
     name: str

@@ -1,0 +1,64 @@
+"""What may happen to a run on its way, all of it to one run: in the end its bytes are those of a run that nothing happened to."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+from train_files import Lab
+
+from stacklm.files import read_json, read_jsonl
+
+KILLS = 25
+SETTINGS = {"steps": 150, "warmup_steps": 20, "valid_every": 25, "checkpoint_every": 2, "keep_checkpoints": 3}
+
+
+def test_25_kills_at_random_moments_and_spoilt_files_change_nothing(tmp_path: Path) -> None:
+    lab = Lab(tmp_path)
+    assert lab.run("whole", **SETTINGS) == 0
+    moments = random.Random(25)
+    checkpoints = lab.work("hit") / "checkpoints"
+    spoilt = {8: truncate, 16: flip_a_bit}
+    for kill in range(KILLS):
+        process = lab.start("hit", **SETTINGS)
+        before = saved(checkpoints)
+        while saved(checkpoints) == before:  # at least one checkpoint further, so that all kills find work to do
+            assert process.is_alive(), lab.log("hit")[-2000:]
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.05))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, lab.log("hit")[-2000:]
+        assert_at_most_the_work_since_the_last_checkpoint_is_lost(lab.work("hit"))
+        if kill in spoilt:
+            spoilt[kill](sorted(checkpoints.glob("step-*"))[-1])
+    assert lab.run("hit", **SETTINGS) == 0
+    assert lab.result("hit") == lab.result("whole")
+    assert lab.log("hit").count("is damaged, going back to the one before") == len(spoilt)
+
+
+def saved(checkpoints: Path) -> list[str]:
+    return sorted(folder.name for folder in checkpoints.glob("step-*"))
+
+
+def assert_at_most_the_work_since_the_last_checkpoint_is_lost(work: Path) -> None:
+    newest = sorted((work / "checkpoints").glob("step-*"))[-1]
+    step = read_json(newest / "state.json")["progress"]["step"]
+    rows = [row["step"] for row in read_jsonl(work / "metrics.jsonl")]
+    assert rows[: step + 1] == list(range(step + 1))
+    assert rows[-1] <= step + SETTINGS["checkpoint_every"]
+
+
+def truncate(checkpoint: Path) -> None:
+    path = checkpoint / "tensors.safetensors"
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip_a_bit(checkpoint: Path) -> None:
+    path = checkpoint / "tensors.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
