@@ -81,11 +81,11 @@ def summary(states: dict[str, State]) -> str:
 
 
 def models_at_once(train: Train) -> int:
-    """How many models to train side by side: as many as have their threads, but one on an accelerator."""
+    """How many models to train side by side: as many as have a processor for each of their threads, but one on an accelerator."""
     accelerated = bool(shutil.which("nvidia-smi")) or platform.system() == "Darwin"
     if train.device in ("cuda", "mps") or (train.device == "auto" and accelerated):
         return 1
-    return max(1, (os.cpu_count() or 1) // train.threads)
+    return max(1, (os.cpu_count() or 1) // (train.threads * train.processes))
 
 
 def _in_words(state: State) -> str:
