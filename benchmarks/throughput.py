@@ -7,9 +7,9 @@ GELU, all logits at once, an optimizer as torch makes it by default. All see the
 as bytes, in the same batches at the same learning rates. They take turns: a round is some steps of each, and figures are medians
 over the rounds. `CPU` is the ratio of the times that the processors spent, which other work on the machine disturbs less than
 the clock's. `loss` is the mean over the last round, and `equal loss` how much sooner than the textbook's, by processor time (on a
-GPU by the clock), a model first had a round as good as the textbook's last one. Utilisation is the rate of a model's own operations
-(`stacklm.model.count`; for the textbook's, its matrices and causal attention) over that of a large matrix product, measured in
-every round.
+GPU by the clock), a model first had a round as good as the textbook's last one (0: not yet). Utilisation is the rate of a model's
+own operations (`stacklm.model.count`; for the textbook's, its matrices and causal attention) over that of a large matrix product,
+measured in every round.
 
 The loader is a `TrainBatches` over a memory-mapped file, in batches per second and as a multiple of what the fastest model takes.
 """
@@ -242,19 +242,20 @@ def compare(name: str, size: Size, runners: list[Runner], rounds: int, device: t
     print(f"{name}: {shape}; matrices {rate / 1e9:,.0f} GFLOP/s")
     print("  model       parameters  tokens/s  ratio   CPU  utilisation    loss  equal loss")
     rows: list[dict] = []
+    aim, untils = losses[runners[0].name][-1], []
     for runner in runners:
         wall, spent = (statistics.median(part) for part in zip(*clocks[runner.name][1:], strict=True))
+        reached = next((number for number, loss in enumerate(losses[runner.name], 1) if loss <= aim), math.inf)
         row = {"size": name, "model": runner.name, "parameters": runner.parameters, "wall": wall, "spent": spent}
-        first = rows[0] if rows else row | {"loss": losses[runner.name][-1]}
-        clock = "wall" if device.type == "cuda" else "spent"
-        reached = next((number for number, loss in enumerate(losses[runner.name], 1) if loss <= first["loss"]), math.inf)
+        first = rows[0] if rows else row
+        untils.append(reached * (wall if device.type == "cuda" else spent))
         row |= {
             "tokens_per_second": tokens / wall,
             "ratio": first["wall"] / wall,
             "cpu_ratio": first["spent"] / spent,
             "utilisation": runner.flops_per_token * tokens / wall / rate,
             "loss": losses[runner.name][-1],
-            "equal_loss": (rounds + 1) * first[clock] / (reached * row[clock]),
+            "equal_loss": untils[0] / untils[-1],
         }
         rows.append(row)
         print(
