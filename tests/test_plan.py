@@ -22,6 +22,7 @@ from stacklm.plan.levers import (
 from stacklm.plan.plan import plan
 from stacklm.plan.run import run
 from stacklm.plan.text import describe, size
+from stacklm.report.units import quantity
 
 
 @pytest.fixture
@@ -39,6 +40,16 @@ def test_the_plan_counts_as_the_model_does_and_spells_out_the_budget(file):
         assert f"{counts.total:,}" in text
     assert "4 x 16" in text or "64 tokens" in text
     assert "768 tokens" in text or "768" in text
+
+
+def test_the_disk_holds_every_checkpoint_that_is_kept(file):
+    params = preview(file, ["train.schedule=wsd", "train.milestone_every=4"])
+    found = plan(params, ["dense"], None)
+    assert "the last 2, the best, the one being written, 5 milestones" in describe(
+        found
+    )  # of steps 0, 4, 8, 12, and the plateau's end
+    one = found.models["dense"].checkpoint
+    assert f"{quantity(9 * one, 'B')} of checkpoints" in describe(found)
 
 
 def test_more_rows_at_once_take_more_memory(file):

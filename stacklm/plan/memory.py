@@ -30,6 +30,7 @@ from stacklm.plan.heap import Heap
 from stacklm.plan.products import Products
 from stacklm.train.assemble import assemble
 from stacklm.train.loss import token_losses
+from stacklm.train.machine import choose_products
 from stacklm.train.trainer import update
 
 COMPONENTS = (
@@ -54,8 +55,8 @@ class Memory:
     """Bytes at the moment of the highest peak, by component.
 
     `saved activations` were made by a forward pass and wait for the backward pass, `logits` are all that is as wide as the
-    vocabulary, `temporary` is what the backward pass and the optimizer work with, `kernels` are matrix products made for one
-    shape, `allocator` is what the C library keeps back.
+    vocabulary, `temporary` is what the backward pass and the optimizer work with, `kernels` are matrix products compiled for one
+    shape, where oneDNN multiplies, `allocator` is what the C library keeps back.
     """
 
     parts: dict[str, int]
@@ -86,7 +87,8 @@ def trace_training(model: Model, vocab_size: int, train: Train) -> Memory:
     """As `training_memory`, in this process, whose heap is less tidy than a fresh one's."""
     micro_batches = min(2, train.batch_size // train.micro_batch)  # a third leaves and finds what the second did
     train = replace(train, batch_size=micro_batches * train.micro_batch)
-    with FakeTensorMode(), Timeline(vocab_size) as timeline:
+    timeline = Timeline(vocab_size)
+    with FakeTensorMode(), timeline:
         run = assemble(
             "plan",
             replace(train, compile=False),
@@ -110,7 +112,8 @@ def trace_training(model: Model, vocab_size: int, train: Train) -> Memory:
 
 def trace_evaluation(model: Model, vocab_size: int, context: int, batch_size: int) -> Memory:
     """As `evaluation_memory`, in this process."""
-    with FakeTensorMode(), Timeline(vocab_size) as timeline, torch.no_grad():
+    timeline = Timeline(vocab_size)
+    with FakeTensorMode(), timeline, torch.no_grad():
         network = build(model.architecture, vocab_size, context).eval()
         read = [torch.empty_like(parameter) for parameter in network.parameters()]  # the trained weights take their places
         for parameter, weights in zip(network.parameters(), read, strict=True):
@@ -132,6 +135,7 @@ class Timeline(TorchDispatchMode):
         self._alive: Counter[str] = Counter()
         self._peak: dict[str, int] = {}
         self._products = Products()
+        self._compiles = choose_products()
         try:
             self._heap = Heap()
         except OSError:
@@ -157,7 +161,8 @@ class Timeline(TorchDispatchMode):
 
     def memory(self) -> Memory:
         """The highest peak so far."""
-        parts = dict.fromkeys(COMPONENTS, 0) | self._peak | {"kernels": self._products.bytes, "process": PROCESS}
+        kernels = self._products.bytes if self._compiles else 0
+        parts = dict.fromkeys(COMPONENTS, 0) | self._peak | {"kernels": kernels, "process": PROCESS}
         if self._heap:
             parts["allocator"] = max(0, self._heap.peak - sum(self._peak.values()))
         return Memory(parts)

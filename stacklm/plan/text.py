@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from stacklm.config.schema import ParamsError
+from stacklm.config.schema import ParamsError, listed
 from stacklm.config.train import Train
 from stacklm.plan.levers import Move
 from stacklm.plan.memory import COMPONENTS, Memory
 from stacklm.plan.plan import Corpus, ModelPlan, Plan
 from stacklm.report.units import count, quantity
 from stacklm.train.schedule import lr_factor
+from stacklm.train.trainer import is_milestone
 
 LEVELS = " ▁▂▃▄▅▆▇█"
 CURVE_WIDTH, CURVE_HEIGHT = 60, 4
@@ -69,13 +70,18 @@ def curve(train: Train) -> str:
 
 def disk(plan: Plan) -> str:
     """What will lie on the disk."""
-    keep = plan.params.train.keep_checkpoints
-    checkpoints = sum((keep + 1) * model.checkpoint for model in plan.models.values())
+    train = plan.params.train
+    kept = [f"the last {train.keep_checkpoints}", "the best", "the one being written"]
+    count = train.keep_checkpoints + 2
+    if milestones := sum(is_milestone(step, train) for step in range(train.last_step + 1)):
+        kept.append("1 milestone" if milestones == 1 else f"{milestones:,} milestones")
+        count += milestones
+    checkpoints = sum(count * model.checkpoint for model in plan.models.values())
     weights = sum(model.weights for model in plan.models.values())
     shards = "unknown before the text is read" if plan.shards is None else quantity(plan.shards, "B")
     about = "" if plan.corpus is None or plan.corpus.counted else "about "
     rows = [
-        ("Disk", f"{quantity(checkpoints, 'B')} of checkpoints while training (the last {keep} and the one being written)"),
+        ("Disk", f"{quantity(checkpoints, 'B')} of checkpoints while training ({listed(kept)})"),
         ("", f"{quantity(2 * weights, 'B')} of trained weights (in out/ and in DVC's cache)"),
         ("", f"{about}{shards} of shards"),
     ]
