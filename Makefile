@@ -10,7 +10,7 @@ repro: .venv/installed
 
 test: .venv/installed-test
 	$(RUN) ruff check .
-	$(RUN) python -m pytest -n auto
+	$(RUN) python -m pytest -n auto --dist worksteal
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -39,6 +39,12 @@ def outputs(checkout: Checkout) -> dict[str, str]:
     return {name: sha256(path) for name, path in names.items() if not name.startswith(VARYING)}
 
 
+def under_way(checkout: Checkout, pattern: str) -> list[Path]:
+    """What trainings that have not ended keep in their work folders; those that have leave a record."""
+    works = (work for work in checkout.project.state.glob("work/pretrain@*") if not (work / "record.json").exists())
+    return [path for work in works for path in work.glob(pattern)]
+
+
 def ran(checkout: Checkout) -> list[str]:
     """The stages that did real work so far, in order, without the one that looks at the inputs each time."""
     return [row["stage"] for row in history(checkout.project) if row["stage"] != "inputs"]
@@ -154,7 +160,7 @@ def test_kill_minus_nine_inside_pretraining_then_the_other_door_resumes(checkout
     before = ran(checkout)
     command = {"flow": ["python", "-m", "stacklm", "run-flow", "pretrain"], "dvc": ["dvc", "repro"]}[killed]
     child = checkout.start(*command)
-    wait_for(lambda: list(checkout.project.state.glob("work/pretrain@*/checkpoints/*")), 120)
+    wait_for(lambda: under_way(checkout, "checkpoints/*"), 120)
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
     wait_for(lambda: not processes_in(checkout), 30)
@@ -178,7 +184,7 @@ def test_a_kill_between_publishing_and_dvc_lock_costs_nothing(checkout):
 def test_both_doors_at_the_same_time(checkout):
     checkout.set("train.steps=400", "train.checkpoint_every=100", "train.valid_every=200")
     running = checkout.start("python", "-m", "stacklm", "run-flow", "pretrain")
-    wait_for(lambda: list(checkout.project.state.glob("work/pretrain@*/*")), 120)
+    wait_for(lambda: under_way(checkout, "*"), 120)
     refused = checkout.repro(check=False)
     assert f"process {running.pid}" in refused
     assert running.wait(timeout=240) == 0
@@ -191,7 +197,7 @@ def test_a_flow_waits_for_a_running_dvc_repro(checkout):
     checkout.set("train.steps=400", "train.checkpoint_every=100", "train.valid_every=200")
     before = len(ran(checkout))
     running = checkout.start("dvc", "repro")
-    wait_for(lambda: list(checkout.project.state.glob("work/pretrain@*/*")), 120)
+    wait_for(lambda: under_way(checkout, "*"), 120)
     printed = flow(checkout)
     assert "waiting for `dvc repro`" in printed
     assert running.wait(timeout=240) == 0

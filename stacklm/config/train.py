@@ -76,6 +76,16 @@ class Train:
         return self.batch_size * self.context
 
     @property
+    def batch_arithmetic(self) -> str:
+        """How a step comes to its tokens, in words."""
+        passes = -(-self.batch_size // (self.processes * self.micro_batch))
+        each = f", on each of {self.processes} processes" if self.processes > 1 else ""
+        return (
+            f"{self.batch_size} windows * {self.context:,} tokens = {self.tokens_per_step:,} tokens a step, "
+            f"in {passes} {'pass' if passes == 1 else 'passes'} of up to {self.micro_batch} windows{each}"
+        )
+
+    @property
     def last_step(self) -> int:
         """The step at which training ends."""
         return self.stop_step or self.steps

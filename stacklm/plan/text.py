@@ -37,11 +37,9 @@ def describe(plan: Plan) -> str:
 def run(plan: Plan) -> str:
     """Steps, tokens and the arithmetic of a batch."""
     train = plan.params.train
-    passes = train.batch_size // train.micro_batch
     rows = [
         ("Run", f"{train.steps:,} steps * {train.tokens_per_step:,} tokens = {plan.tokens:,} tokens{_epochs(plan)}"),
-        ("A step", f"{train.batch_size} windows * {train.context:,} tokens = {train.tokens_per_step:,} tokens"),
-        ("", f"in {passes} {'pass' if passes == 1 else 'passes'} of {train.micro_batch} windows, then one update"),
+        ("A step", f"{train.batch_arithmetic}, then one update"),
         ("Vocabulary", f"{plan.params.tokenizer.vocab_size:,}"),
     ]
     return aligned(rows)

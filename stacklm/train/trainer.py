@@ -93,8 +93,10 @@ def train(run: Run) -> None:
     checkpoints = Checkpoints(run.work / "checkpoints", run.identity, config.keep_checkpoints, milestone, team)
     done = checkpoints.restore(run.model, run.optimizer)
     first = done.step + 1 if done else 0
-    if done and team.leads:
-        print(f"{run.name}: resuming after step {done.step:,} of {config.last_step:,}")
+    if team.leads:
+        print(f"{run.name}: {config.batch_arithmetic}")
+        if done:
+            print(f"{run.name}: resuming after step {done.step:,} of {config.last_step:,}")
     meter = Meter(done.seconds if done else 0.0, run.device)
     reader = Reader(run)
     log = Log if team.leads else NoLog
