@@ -85,7 +85,8 @@ def test_what_is_updated_in_backward_is_not_told_to_take_more_passes(file):
 
 def test_layers_run_in_groups_where_that_saves_something(file):
     stacks = "[{layers: 8, features: 8, hidden: 16}]"
-    settings = [f"models.stacked.architecture={{kind: stacked, width: 64, heads: 2, stacks: {stacks}}}", "train.context=512"]
+    architecture = f"{{kind: stacked, width: 64, heads: 2, stacks: {stacks}}}"
+    settings = [f"models.stacked.architecture={architecture}", "train.context=512", "train.batch_size=32", "train.micro_batch=32"]
     levers = [lever for lever in LEVERS if lever.options is groups_of_layers]
     (move,) = fit(lambda more: preview(file, [*settings, *more]), ["stacked"], 1, levers)
     assert move.assignments == ["train.layers_at_once=1"]
