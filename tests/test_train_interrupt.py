@@ -24,6 +24,15 @@ def test_a_second_one_has_its_old_effect() -> None:
         signal.raise_signal(signal.SIGINT)
 
 
+def test_in_a_team_a_second_one_is_the_same_request() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with StopRequest(patient=True) as stop:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.signal == "SIGTERM"
+    assert signal.getsignal(signal.SIGINT) == before
+
+
 def test_handlers_come_back_without_any_signal() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with StopRequest():
