@@ -170,17 +170,18 @@ def sweep(project: Project) -> None:
             note = work / RECORD
             address, md5 = read_json(note)["stage"], hashlib.md5(note.read_bytes(), usedforsecurity=False).hexdigest()
             if recorded.get(f"out/records/{address}.json") == md5 or time.time() - note.stat().st_mtime > DAY:
-                _retire(work)
+                _retire(project, work)
 
 
-def _retire(work: Path) -> None:
+def _retire(project: Project, work: Path) -> None:
     """Remove finished work; of one with checkpoints these stay for a longer run to go on from, until the next one retires."""
     if not any((work / "checkpoints").glob("step-*")):
         remove(work)
         return
     for older in _earlier(work):
         if (older / RECORD).exists() and not (older / DONE).exists():
-            remove(older)
+            with contextlib.suppress(Busy), hold(_lock_of(project, older), wait=False):
+                remove(older)
     remove(work / "out")
     remove(work / DONE)
 

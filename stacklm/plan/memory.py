@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from stacklm.config.model import Model
@@ -87,8 +87,7 @@ def trace_training(model: Model, vocab_size: int, train: Train) -> Memory:
     """As `training_memory`, in this process, whose heap is less tidy than a fresh one's."""
     micro_batches = min(2, train.batch_size // train.micro_batch)  # a third leaves and finds what the second did
     train = replace(train, batch_size=micro_batches * train.micro_batch)
-    timeline = Timeline(vocab_size)
-    with FakeTensorMode(), timeline:
+    with FakeTensorMode(), Timeline(vocab_size) as timeline:
         run = assemble(
             "plan",
             replace(train, compile=False),
@@ -112,8 +111,7 @@ def trace_training(model: Model, vocab_size: int, train: Train) -> Memory:
 
 def trace_evaluation(model: Model, vocab_size: int, context: int, batch_size: int) -> Memory:
     """As `evaluation_memory`, in this process."""
-    timeline = Timeline(vocab_size)
-    with FakeTensorMode(), timeline, torch.no_grad():
+    with FakeTensorMode(), Timeline(vocab_size) as timeline, torch.no_grad():
         network = build(model.architecture, vocab_size, context).eval()
         read = [torch.empty_like(parameter) for parameter in network.parameters()]  # the trained weights take their places
         for parameter, weights in zip(network.parameters(), read, strict=True):
@@ -135,7 +133,8 @@ class Timeline(TorchDispatchMode):
         self._alive: Counter[str] = Counter()
         self._peak: dict[str, int] = {}
         self._products = Products()
-        self._compiles = choose_products()
+        with _disable_current_modes():  # real numbers tell, also where tensors have none
+            self._compiles = choose_products()
         try:
             self._heap = Heap()
         except OSError:

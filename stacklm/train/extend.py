@@ -36,7 +36,10 @@ def adopt(work: Path, earlier: Iterable[Path], identity: Mapping[str, Any], conf
     timing[-1]["goes_on_from"] = f"{other.name}, step {step}"
     for name, rows in {METRICS: metrics, TIMING: timing}.items():
         write_text(work / name, "".join(json.dumps(row) + "\n" for row in rows))
-    publish(folder, work / "checkpoints" / folder.name)
+    try:
+        publish(folder, work / "checkpoints" / folder.name)
+    except FileNotFoundError:  # whoever works there has removed it meanwhile
+        return
     print(f"an earlier run has come to step {step:,} on the same way ({other.name}): going on from its checkpoint")
 
 
