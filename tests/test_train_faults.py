@@ -13,7 +13,7 @@ from train_files import Lab
 from stacklm.files import read_json, read_jsonl
 
 KILLS = 25
-SETTINGS = {"steps": 150, "warmup_steps": 20, "valid_every": 25, "checkpoint_every": 2, "keep_checkpoints": 3}
+SETTINGS = {"steps": 300, "warmup_steps": 20, "valid_every": 25, "checkpoint_every": 2, "keep_checkpoints": 3}
 
 
 def test_25_kills_at_random_moments_and_spoilt_files_change_nothing(tmp_path: Path) -> None:
@@ -24,8 +24,8 @@ def test_25_kills_at_random_moments_and_spoilt_files_change_nothing(tmp_path: Pa
     spoilt = {8: truncate, 16: flip_a_bit}
     for kill in range(KILLS):
         process = lab.start("hit", **SETTINGS)
-        before = saved(checkpoints)
-        while saved(checkpoints) == before:  # at least one checkpoint further, so that all kills find work to do
+        before = newest(checkpoints)
+        while newest(checkpoints) <= before:  # one checkpoint further than ever, a spoilt one among them: all kills find work to do
             assert process.is_alive(), lab.log("hit")[-2000:]
             time.sleep(0.001)
         time.sleep(moments.uniform(0, 0.05))
@@ -34,19 +34,20 @@ def test_25_kills_at_random_moments_and_spoilt_files_change_nothing(tmp_path: Pa
         assert process.exitcode == -signal.SIGKILL, lab.log("hit")[-2000:]
         assert_at_most_the_work_since_the_last_checkpoint_is_lost(lab.work("hit"))
         if kill in spoilt:
-            spoilt[kill](sorted(checkpoints.glob("step-*"))[-1])
+            spoilt[kill](checkpoints / newest(checkpoints))
     assert lab.run("hit", **SETTINGS) == 0
     assert lab.result("hit") == lab.result("whole")
     assert lab.log("hit").count("is damaged, going back to the one before") == len(spoilt)
 
 
-def saved(checkpoints: Path) -> list[str]:
-    return sorted(folder.name for folder in checkpoints.glob("step-*"))
+def newest(checkpoints: Path) -> str:
+    """The name of the last checkpoint, which sorts as its step does; empty before the first."""
+    return max((folder.name for folder in checkpoints.glob("step-*")), default="")
 
 
 def assert_at_most_the_work_since_the_last_checkpoint_is_lost(work: Path) -> None:
-    newest = sorted((work / "checkpoints").glob("step-*"))[-1]
-    step = read_json(newest / "state.json")["progress"]["step"]
+    checkpoints = work / "checkpoints"
+    step = read_json(checkpoints / newest(checkpoints) / "state.json")["progress"]["step"]
     rows = [row["step"] for row in read_jsonl(work / "metrics.jsonl")]
     assert rows[: step + 1] == list(range(step + 1))
     assert rows[-1] <= step + SETTINGS["checkpoint_every"]
