@@ -83,6 +83,15 @@ def test_blocks_of_a_narrow_format_are_as_exact_as_its_rounding():
         assert relative_error(ours.double(), theirs) < 0.02
 
 
+def test_autocast_rounds_nothing_within():
+    parts, results = [part.detach().bfloat16().requires_grad_() for part in drawn(LONG, 8, 5)], []
+    for rounds in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=rounds):
+            found = blocked_attention(*parts)
+            results.append([found, *torch.autograd.grad(found, parts, found.detach())])
+    assert all(map(torch.equal, *results))
+
+
 @pytest.mark.parametrize("bias", [None, torch.randn(6)])
 def test_projections_are_linear_maps_with_time_innermost(bias):
     x, weight = torch.randn(2, 5, 4), torch.randn(6, 4)

@@ -79,6 +79,14 @@ def test_two_processes_train_as_one_does(lab: Lab, way: str) -> None:
     torch.testing.assert_close(trained.state_dict(), wanted.state_dict(), rtol=1e-3, atol=1e-3)
 
 
+def test_they_do_with_rounded_products_too(lab: Lab) -> None:
+    """Sharded gradients must have arrived when they are shared, those of weights that autocast rounded as well."""
+    for name, team in {"one": {}, **TEAMS}.items():
+        assert lab.run(f"rounded-{name}", STACKED, precision="bf16", **SHORT, **team) == 0
+    for way in TEAMS:
+        assert_close(lab.root / f"rounded-{way}" / "trained", lab.root / "rounded-one" / "trained")
+
+
 @pytest.mark.parametrize("way", TEAMS)
 def test_only_one_of_them_writes_and_speaks(lab: Lab, way: str) -> None:
     for folder in ("work", "work/checkpoints", "trained"):

@@ -68,9 +68,10 @@ def blocked_attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHD: Tensor) -> Tensor:
     """
     a_BTHD = torch.empty_like(v_BTHD)
     q_BHKT, k_BHKT, v_BHDT, a_BHDT = (part.permute(0, 2, 3, 1) for part in (q_BTHK, k_BTHK, v_BTHD, a_BTHD))
-    for queries, keys, later in _blocks(q_BHKT):
-        weights = _weights(_copy(q_BHKT[queries]), _copy(k_BHKT[keys]), later)
-        a_BHDT[queries] = _wide(v_BHDT[keys]) @ weights.mT  # few rows: several times faster than few columns
+    with torch.autocast("cpu", enabled=False):
+        for queries, keys, later in _blocks(q_BHKT):
+            weights = _weights(_copy(q_BHKT[queries]), _copy(k_BHKT[keys]), later)
+            a_BHDT[queries] = _wide(v_BHDT[keys]) @ weights.mT  # few rows: several times faster than few columns
     return a_BTHD
 
 
@@ -82,13 +83,14 @@ def blocked_attention_backward(grad_BTHD: Tensor, q_BTHK: Tensor, k_BTHK: Tensor
     grads = torch.empty_like(q_BTHK), *sums
     q_BHKT, k_BHKT, v_BHDT, grad_BHDT = (part.permute(0, 2, 3, 1) for part in (q_BTHK, k_BTHK, v_BTHD, grad_BTHD))
     dq_BHKT, dk_BHKT, dv_BHDT = (part.permute(0, 2, 3, 1) for part in grads)
-    for queries, keys, later in _blocks(q_BHKT):
-        q, k, grad = _copy(q_BHKT[queries]), _copy(k_BHKT[keys]), _copy(grad_BHDT[queries])
-        weights = _weights(q, k, later)
-        grad_scores = torch._softmax_backward_data(grad.mT @ _wide(v_BHDT[keys]), weights, -1, weights.dtype)
-        dq_BHKT[queries] = _scaled_product(k, grad_scores.mT, scale)
-        dk_BHKT[keys] += _scaled_product(q, grad_scores, scale)
-        dv_BHDT[keys] += grad @ weights
+    with torch.autocast("cpu", enabled=False):
+        for queries, keys, later in _blocks(q_BHKT):
+            q, k, grad = _copy(q_BHKT[queries]), _copy(k_BHKT[keys]), _copy(grad_BHDT[queries])
+            weights = _weights(q, k, later)
+            grad_scores = torch._softmax_backward_data(grad.mT @ _wide(v_BHDT[keys]), weights, -1, weights.dtype)
+            dq_BHKT[queries] = _scaled_product(k, grad_scores.mT, scale)
+            dk_BHKT[keys] += _scaled_product(q, grad_scores, scale)
+            dv_BHDT[keys] += grad @ weights
     return tuple(grad.to(q_BTHK.dtype) for grad in grads)
 
 

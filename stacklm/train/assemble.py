@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from stacklm.model.groups import in_groups
 from stacklm.model.recompute import recompute
 from stacklm.train.guard import Guard
 from stacklm.train.health import Health
+from stacklm.train.loss import Arithmetic
 from stacklm.train.optimizer import InBackward, build_optimizer
 from stacklm.train.parallel import objective_of
 from stacklm.train.prefetch import Prefetch
@@ -54,7 +55,7 @@ def assemble(
     if device.type != "cpu":
         network.to(device)
     lean(network, config)
-    objective = objective_of(network, config, team)
+    objective = objective_of(network, arithmetic(config, device), config, team)
     if not team.leads:
         torch.manual_seed(config.seed + team.rank * 2**32)
     optimizer = build_optimizer(network, model.optimizer)
@@ -73,7 +74,6 @@ def assemble(
         work=work,
         device=device,
         team=team,
-        arithmetic=arithmetic(config, device),
     )
 
 
@@ -94,8 +94,8 @@ def lean(network: nn.Module, config: Train) -> None:
         network.features = torch.compile(network.features, dynamic=False)
 
 
-def arithmetic(config: Train, device: torch.device) -> Callable[[], AbstractContextManager]:
-    """The context of losses: float32, or products in bfloat16 (torch.autocast) of weights that stay in float32."""
+def arithmetic(config: Train, device: torch.device) -> Arithmetic:
+    """The context of forward passes: float32, or products in bfloat16 (torch.autocast) of weights that stay in float32."""
     if config.precision == "fp32":
         return nullcontext
     return partial(torch.autocast, device.type, torch.bfloat16)

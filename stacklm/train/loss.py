@@ -7,6 +7,7 @@ backward pass brings (as in Liger Kernel, Hsu et al. 2024, arXiv:2410.10989). So
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -17,19 +18,27 @@ ROWS = 256
 """Rows of a chunk: more make products no faster, and with fewer the head's gradient is read and written more often."""
 
 
+Arithmetic = Callable[[], AbstractContextManager]
+"""What makes the context of forward passes: none for float32, or `torch.autocast`."""
+
+
 class Objective(nn.Module):
     """What training minimises: the sum of a model's losses over all targets.
 
     The model has `features`, ids [B, T] to [B, T, C], and a linear `head` with a `weight` [V, C] and perhaps a `bias` [V].
+    Every forward pass has an `arithmetic()` of its own. Autocast keeps the weights that it rounded until it ends; were a later
+    pass to use those again, their gradients would come last of all, after sharded weights have been done with.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, arithmetic: Arithmetic = nullcontext) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.arithmetic = model, arithmetic
 
     def forward(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Minus the log-probability of all targets together, in nats: a scalar, float32 or wider."""
-        return _SummedLoss.apply(self.model.features(inputs_BT).flatten(0, 1), targets_BT.flatten(), *_linear(self.model.head))
+        with self.arithmetic():
+            features_RC = self.model.features(inputs_BT).flatten(0, 1)
+            return _SummedLoss.apply(features_RC, targets_BT.flatten(), *_linear(self.model.head))
 
     def no_sync(self) -> AbstractContextManager:
         """To be entered for passes whose gradients are added up and not shared yet: alone, none ever are (see `parallel`)."""

@@ -137,8 +137,7 @@ def update(run: Run, i: int, factor: float) -> float:
     set_lr(run.optimizer, factor)
     inputs_BT, targets_BT = (tensor.to(run.device) for tensor in run.batches.batch(i))
     try:
-        with run.arithmetic():
-            loss = accumulate(run.objective, inputs_BT, targets_BT, run.config.micro_batch)
+        loss = accumulate(run.objective, inputs_BT, targets_BT, run.config.micro_batch)
         norm = run.stepper.step(loss)
     except NonFiniteError:  # within the backward pass
         return math.nan

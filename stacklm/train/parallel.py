@@ -16,17 +16,18 @@ from torch.nn.parallel import DistributedDataParallel
 from stacklm.config.train import Train
 from stacklm.model.dense import Block
 from stacklm.model.stacked import ParallelStack
-from stacklm.train.loss import Objective
+from stacklm.train.loss import Arithmetic, Objective
 from stacklm.train.team import Team
 
 
 class Replicated(Objective):
     """Every process has the whole model; gradients are averaged during the backward pass (Li et al. 2020, arXiv:2006.15704)."""
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
+    def __init__(self, model: nn.Module, arithmetic: Arithmetic) -> None:
+        super().__init__(model, arithmetic)
         with warnings.catch_warnings(action="ignore", category=FutureWarning):  # `broadcast_buffers` has another name to come
-            self.shared = DistributedDataParallel(Objective(model), broadcast_buffers=False, gradient_as_bucket_view=True)
+            inner = Objective(model, arithmetic)
+            self.shared = DistributedDataParallel(inner, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def forward(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
         return self.shared(inputs_BT, targets_BT)
@@ -43,10 +44,10 @@ class Sharded(Objective):
     after it.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, arithmetic: Arithmetic) -> None:
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-        super().__init__(model)
+        super().__init__(model, arithmetic)
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nothing here writes into one
         self.parts = [*(module for module in model.modules() if isinstance(module, (ParallelStack, Block))), model]
         for module in self.parts:
@@ -70,8 +71,8 @@ class Sharded(Objective):
             module.unshard()
 
 
-def objective_of(model: nn.Module, config: Train, team: Team) -> Objective:
+def objective_of(model: nn.Module, arithmetic: Arithmetic, config: Train, team: Team) -> Objective:
     """What a team minimises; all of its processes call it at the same time. Where weights are sharded, the model changes."""
     if team.size == 1:
-        return Objective(model)
-    return {"ddp": Replicated, "fsdp": Sharded}[config.parallel](model)
+        return Objective(model, arithmetic)
+    return {"ddp": Replicated, "fsdp": Sharded}[config.parallel](model, arithmetic)

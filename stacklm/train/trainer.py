@@ -6,7 +6,6 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -49,7 +48,6 @@ class Run:
     """What a run is made of.
 
     `name` stands on its progress bar, `identity` says which checkpoints are its own, `work` keeps all it needs to resume.
-    `arithmetic()` is the context in which losses are computed.
     """
 
     name: str
@@ -66,7 +64,6 @@ class Run:
     work: Path
     device: torch.device
     team: Team = ALONE
-    arithmetic: Callable[[], AbstractContextManager] = nullcontext
 
 
 class Update(NamedTuple):
@@ -181,8 +178,7 @@ def update(run: Run, step: int, watch: bool = False) -> Update:
     inputs_BT, targets_BT = (tensor.to(run.device, non_blocking=True) for tensor in run.batches.batch(step - 1))
     if watch:
         run.health.before_backward()
-    with run.arithmetic():
-        loss = run.team.mean(accumulate(run.objective, inputs_BT, targets_BT, run.config.micro_batch))
+    loss = run.team.mean(accumulate(run.objective, inputs_BT, targets_BT, run.config.micro_batch))
     if watch:
         run.health.before_step()
     norm = run.stepper.step(loss)
