@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from stacklm.config.tokenizer import TokenizerConfig
 from stacklm.config.train import Train, check_team
 from stacklm.data.batches import TrainBatches
 from stacklm.data.shards import Shards
-from stacklm.files import read_jsonl, write_json
+from stacklm.files import read_json, read_jsonl, write_json
+from stacklm.model.build import build
 from stacklm.model.store import load_model
 from stacklm.train.assemble import assemble
 from stacklm.train.errors import DiskFullError, NonFiniteError
@@ -33,7 +34,7 @@ from stacklm.train.launch import launch
 from stacklm.train.loss import Objective
 from stacklm.train.team import joined
 from stacklm.train.trainer import train
-from stacklm.train.validate import Score
+from stacklm.train.validate import Score, validate
 
 STEP = "stacklm.train.trainer:update"
 SHORT = {"steps": 12, "warmup_steps": 3, "checkpoint_every": 4, "micro_batch": 1}
@@ -85,6 +86,27 @@ def test_they_do_with_rounded_products_too(lab: Lab) -> None:
         assert lab.run(f"rounded-{name}", STACKED, precision="bf16", **SHORT, **team) == 0
     for way in TEAMS:
         assert_close(lab.root / f"rounded-{way}" / "trained", lab.root / "rounded-one" / "trained")
+
+
+def test_they_share_the_work_of_a_validation(lab: Lab, tmp_path: Path) -> None:
+    """Seven batches of one window, the last one of four tokens: the second process has to fill up."""
+    launch(2, judge, tmp_path, lab.shards)
+    alone(judge, tmp_path, lab.shards)
+    first, second, whole = (read_json(tmp_path / f"{name}.json") for name in ("0 of 2", "1 of 2", "0 of 1"))
+    assert [process["passes"] for process in (first, second, whole)] == [4, 4, 7]
+    assert first["score"] == second["score"] == pytest.approx(whole["score"], rel=1e-12)
+    assert whole["score"]["tokens"] == 100
+
+
+def judge(folder: Path, shards: Path) -> None:
+    """Score a fresh model, and note how often it was called."""
+    torch.manual_seed(1)
+    model, calls = build(STACKED.architecture, VOCAB, 16), []
+    model.stacks[0].register_forward_hook(lambda *_: calls.append(None))
+    data = Shards.open(shards)
+    with joined(torch.device("cpu")) as team:
+        found = validate(model, data.split("valid"), data.token_bytes, context=16, batch_size=1, tokens=100, team=team)
+        write_json(folder / f"{team.rank} of {team.size}.json", {"score": asdict(found), "passes": len(calls)})
 
 
 @pytest.mark.parametrize("way", TEAMS)

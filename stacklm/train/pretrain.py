@@ -78,7 +78,7 @@ def _run_of(
         data.vocab_size,
         batches=Prefetch(batches, device),
         validate=lambda network: validate(
-            network, valid_stream, data.token_bytes, config.context, config.micro_batch, config.valid_tokens
+            network, valid_stream, data.token_bytes, config.context, config.micro_batch, config.valid_tokens, team
         ),
         probe_BT=next(evaluation_batches(valid_stream, config.context, config.micro_batch))[0],
         identity=identity,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -13,8 +14,10 @@ from torch import nn
 from stacklm.data.batches import evaluation_batches
 from stacklm.data.shards import TokenStream
 from stacklm.train.loss import token_losses
+from stacklm.train.team import ALONE, Team
 
-Batches = Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Batches = Iterable[Batch]
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,22 @@ class Score:
         return self.text_nats / (math.log(2) * self.bytes)
 
 
-def validate(model: nn.Module, stream: TokenStream, token_bytes_V: np.ndarray, context: int, batch_size: int, tokens: int) -> Score:
-    """Score the first `tokens` of the stream, or all where it has fewer. The result does not depend on the batch size."""
-    return score(model, _first(evaluation_batches(stream, context, batch_size), tokens), token_bytes_V)
+def validate(
+    model: nn.Module,
+    stream: TokenStream,
+    token_bytes_V: np.ndarray,
+    context: int,
+    batch_size: int,
+    tokens: int,
+    team: Team = ALONE,
+) -> Score:
+    """Score the first `tokens` of the stream, or all where it has fewer; the processes of a team share the work.
+
+    But for rounding the result depends neither on the batch size nor on the team, and all of a team have the same.
+    """
+    batches = _shared(_first(evaluation_batches(stream, context, batch_size), tokens), team)
+    scores = team.together(lambda: score(model, batches, token_bytes_V))
+    return Score(*map(sum, zip(*map(astuple, scores), strict=True)))
 
 
 @torch.no_grad()
@@ -66,7 +82,19 @@ def score(model: nn.Module, batches: Batches, token_bytes_V: np.ndarray) -> Scor
     return Score(tokens, nats, text_nats, text_bytes)
 
 
-def _first(batches: Batches, tokens: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+def _shared(batches: Batches, team: Team) -> Iterator[Batch]:
+    """Every n-th batch, for this one of n processes.
+
+    Where they do not come out even some have the last one once more, with no place to be scored: processes whose weights
+    are sharded make all their passes together.
+    """
+    batches = iter(batches)
+    while taken := list(islice(batches, team.size)):
+        inputs_BT, targets_BT, mask_BT = taken[min(team.rank, len(taken) - 1)]
+        yield inputs_BT, targets_BT, mask_BT & (team.rank < len(taken))
+
+
+def _first(batches: Batches, tokens: int) -> Iterator[Batch]:
     """The same batches, with the mask false after that many places, in order."""
     left = tokens
     for inputs_BT, targets_BT, mask_BT in batches:
