@@ -110,6 +110,12 @@ def judge(folder: Path, shards: Path) -> None:
 
 
 @pytest.mark.parametrize("way", TEAMS)
+def test_they_do_with_compiled_code_too(lab: Lab, way: str) -> None:
+    assert lab.run(f"compiled-{way}", STACKED, compile=True, **SHORT, **TEAMS[way]) == 0
+    assert_close(lab.root / f"compiled-{way}" / "trained", lab.root / "one" / "trained")
+
+
+@pytest.mark.parametrize("way", TEAMS)
 def test_only_one_of_them_writes_and_speaks(lab: Lab, way: str) -> None:
     for folder in ("work", "work/checkpoints", "trained"):
         assert set(os.listdir(lab.root / way / folder)) == set(os.listdir(lab.root / "one" / folder))
