@@ -2,26 +2,29 @@
 
 Fused kernels want one head dim, so values of D features are padded to the K of the keys and all work behind the softmax
 is done K wide. On a CPU the blocks below do it D wide, and store no T x T map either: a block of queries meets all keys up
-to its own end, for as many heads as keep the scores in cache, and the backward pass computes the scores again (as
+to its own end, for as many heads at once as a thread takes, and the backward pass computes the scores again (as
 FlashAttention does, Dao et al. 2022, arXiv:2205.14135, with whole rows in place of a running softmax).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from stacklm.model.threads import each
+
 QUERIES = 128
 """Queries of a block at most: few waste little on keys behind the diagonal, many make good matrix products."""
 BLOCKS = 4
 """Blocks of a window at least."""
-SCORES = 2**18
-"""Scores of a block, 1 MB in float32: what stays in a core's cache."""
+SCORES = 2**20
+"""Scores of a block at most, 4 MB in float32: with less, threads spend their time between operations."""
 
 
 def causal_attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHD: Tensor) -> Tensor:
@@ -63,15 +66,18 @@ def fused_attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHD: Tensor) -> Tensor:
 def blocked_attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHD: Tensor) -> Tensor:
     """The same in blocks; an operation of its own, so that recomputation can keep its result and FLOPs are counted.
 
-    Blocks are copied before they are multiplied: oneDNN would copy them again for each product. The copies of a narrow format
-    are float32, so scores, softmax and sums are no less exact than in a fused kernel.
+    Of a narrow format float32 copies are multiplied, so scores, softmax and sums are no less exact than in a fused kernel.
     """
     a_BTHD = torch.empty_like(v_BTHD)
-    q_BHKT, k_BHKT, v_BHDT, a_BHDT = (part.permute(0, 2, 3, 1) for part in (q_BTHK, k_BTHK, v_BTHD, a_BTHD))
-    with torch.autocast("cpu", enabled=False):
-        for queries, keys, later in _blocks(q_BHKT):
-            weights = _weights(_copy(q_BHKT[queries]), _copy(k_BHKT[keys]), later)
-            a_BHDT[queries] = _wide(v_BHDT[keys]) @ weights.mT  # few rows: several times faster than few columns
+    *inputs, a_BHDT = (part.permute(0, 2, 3, 1) for part in (q_BTHK, k_BTHK, v_BTHD, a_BTHD))
+
+    def attend(piece: tuple[slice, slice]) -> None:
+        q, k, v = (_copy(part[piece]) for part in inputs)
+        for queries, keys, later in _blocks(q):
+            weights = _weights(q[queries], k[keys], later)
+            a_BHDT[piece][queries] = v[keys] @ weights.mT  # few rows: several times faster than few columns
+
+    _in_pieces(attend, q_BTHK)
     return a_BTHD
 
 
@@ -79,34 +85,48 @@ def blocked_attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHD: Tensor) -> Tensor:
 def blocked_attention_backward(grad_BTHD: Tensor, q_BTHK: Tensor, k_BTHK: Tensor, v_BTHD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v from that of the result; the scores are computed again."""
     scale = q_BTHK.shape[-1] ** -0.5
-    sums = (torch.zeros_like(part, dtype=_wide(part[:0]).dtype) for part in (k_BTHK, v_BTHD))
-    grads = torch.empty_like(q_BTHK), *sums
-    q_BHKT, k_BHKT, v_BHDT, grad_BHDT = (part.permute(0, 2, 3, 1) for part in (q_BTHK, k_BTHK, v_BTHD, grad_BTHD))
+    grads = tuple(torch.empty_like(part) for part in (q_BTHK, k_BTHK, v_BTHD))
+    inputs = [part.permute(0, 2, 3, 1) for part in (q_BTHK, k_BTHK, v_BTHD, grad_BTHD)]
     dq_BHKT, dk_BHKT, dv_BHDT = (part.permute(0, 2, 3, 1) for part in grads)
-    with torch.autocast("cpu", enabled=False):
-        for queries, keys, later in _blocks(q_BHKT):
-            q, k, grad = _copy(q_BHKT[queries]), _copy(k_BHKT[keys]), _copy(grad_BHDT[queries])
-            weights = _weights(q, k, later)
-            grad_scores = torch._softmax_backward_data(grad.mT @ _wide(v_BHDT[keys]), weights, -1, weights.dtype)
-            dq_BHKT[queries] = _scaled_product(k, grad_scores.mT, scale)
-            dk_BHKT[keys] += _scaled_product(q, grad_scores, scale)
-            dv_BHDT[keys] += grad @ weights
-    return tuple(grad.to(q_BTHK.dtype) for grad in grads)
+
+    def attend(piece: tuple[slice, slice]) -> None:
+        q, k, v, grad = (_copy(part[piece]) for part in inputs)
+        dk, dv = torch.zeros_like(k), torch.zeros_like(v)
+        for queries, keys, later in _blocks(q):
+            weights = _weights(q[queries], k[keys], later)
+            grad_scores = torch._softmax_backward_data(grad[queries].mT @ v[keys], weights, -1, weights.dtype)
+            dq_BHKT[piece][queries] = _scaled_product(k[keys], grad_scores.mT, scale)
+            dk[keys] += _scaled_product(q[queries], grad_scores, scale)
+            dv[keys] += grad[queries] @ weights
+        dk_BHKT[piece], dv_BHDT[piece] = dk, dv
+
+    _in_pieces(attend, q_BTHK)
+    return grads
+
+
+def _in_pieces(work: Callable[[tuple[slice, slice]], None], q_BTHK: Tensor) -> None:
+    """Do the work for some rows and heads after others, on all threads: as many at once as have `SCORES` scores in a block."""
+    batch, length, heads, _ = q_BTHK.shape
+    threads = torch.get_num_threads()
+    pairs = max(1, min(SCORES // (_block(length) * length), math.ceil(batch * heads / threads)))
+    rows, group = max(1, pairs // heads), min(heads, pairs)
+    some_rows, some_heads = ([slice(i, i + n) for i in range(0, of, n)] for of, n in ((batch, rows), (heads, group)))
+    each(work, list(itertools.product(some_rows, some_heads)))
 
 
 def _blocks(q_BHKT: Tensor) -> Iterator[tuple[tuple, tuple, Tensor]]:
     """Where a block's queries and its keys are, and minus infinity for those of the last keys that come after a query."""
-    batch, heads, _, length = q_BHKT.shape
-    size = min(QUERIES, math.ceil(length / BLOCKS))
-    later = _wide(q_BHKT.new_full((size, size), -math.inf)).triu_(1)
+    length = q_BHKT.shape[-1]
+    size = _block(length)
+    later = q_BHKT.new_full((size, size), -math.inf).triu_(1)
     for start in range(0, length, size):
         end = min(start + size, length)
-        group = min(heads, max(1, SCORES // (size * end)))
-        rows = max(1, SCORES // (size * end * heads))
-        for row in range(0, batch, rows):
-            for head in range(0, heads, group):
-                some = (slice(row, row + rows), slice(head, head + group), slice(None))
-                yield (*some, slice(start, end)), (*some, slice(0, end)), later[: end - start, : end - start]
+        yield (..., slice(start, end)), (..., slice(0, end)), later[: end - start, : end - start]
+
+
+def _block(length: int) -> int:
+    """The queries of a block."""
+    return min(QUERIES, math.ceil(length / BLOCKS))
 
 
 def _weights(q_BHKQ: Tensor, k_BHKU: Tensor, later_QQ: Tensor) -> Tensor:
@@ -115,13 +135,9 @@ def _weights(q_BHKQ: Tensor, k_BHKU: Tensor, later_QQ: Tensor) -> Tensor:
     return scores_BHQU.softmax(-1)
 
 
-def _wide(x: Tensor) -> Tensor:
-    """At least float32."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def _copy(x: Tensor) -> Tensor:
-    return _wide(x).contiguous()
+    """Contiguous, and at least float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
 
 
 def _scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ class Products:
             self._kernels.add(_signature(operation, args))
         elif operation.namespace == "stacklm" and (signature := _signature(operation, args)) not in self._seen:
             self._seen.add(signature)
-            with _disable_current_modes(), _Inside(self):
+            with _disable_current_modes(), _Inside(self), _one_thread():
                 OPDEFS[operation._schema.name]._init_fn(*(_without_data(arg) for arg in args))
 
 
@@ -51,6 +52,15 @@ class _Inside(TorchDispatchMode):
     def __torch_dispatch__(self, operation: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
         self._products.note(operation, args)
         return operation(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """A mode sees the operations of its own thread only."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def _signature(operation: Callable, args: tuple) -> tuple:
