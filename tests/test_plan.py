@@ -58,7 +58,8 @@ def test_more_rows_at_once_take_more_memory(file):
 
     tree = plain(params)
     tree["train"] |= {"batch_size": 256, "micro_batch": 256}
-    assert plan(parse(tree), ["dense"], None).peak > plan(params, ["dense"], None).peak + 5_000_000
+    more = plan(parse(tree), ["dense"], None).peak - plan(params, ["dense"], None).peak
+    assert more > 4_000_000  # tensors; what the C library keeps back besides varies by up to 1.5 MB
 
 
 def test_what_fits_is_said_and_what_does_not_names_settings_that_do(file, capsys):
