@@ -57,9 +57,8 @@ def test_more_rows_at_once_take_more_memory(file):
     from stacklm.config.schema import plain
 
     tree = plain(params)
-    tree["train"] |= {"batch_size": 256, "micro_batch": 256}
-    more = plan(parse(tree), ["dense"], None).peak - plan(params, ["dense"], None).peak
-    assert more > 4_000_000  # tensors; what the C library keeps back besides varies by up to 1.5 MB
+    tree["train"] |= {"batch_size": 512, "micro_batch": 512}  # 9 MB of tensors; what the C library keeps back varies
+    assert plan(parse(tree), ["dense"], None).peak > plan(params, ["dense"], None).peak + 5_000_000
 
 
 def test_what_fits_is_said_and_what_does_not_names_settings_that_do(file, capsys):

@@ -59,8 +59,10 @@ def _one_thread() -> Iterator[None]:
     """A mode sees the operations of its own thread only."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _signature(operation: Callable, args: tuple) -> tuple:

@@ -1,0 +1,79 @@
+"""Attention with narrow values on a CPU: by blocks, and by torch's fused kernel with the values padded.
+
+    python benchmarks/attention.py [--threads 1 2] [--repeats 5]
+
+Both have their inputs as they want them in memory: blocks with time innermost, the kernel with the head dim. They take turns;
+times are of a forward and a backward pass, medians by the clock, so nothing else should be running. `x` is how much sooner
+the blocks are done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from stacklm.model.attention import blocked_attention, fused_attention
+from stacklm.train.machine import prepare
+
+SHAPES = {
+    "laptop, first stack": (16, 128, 64, 32, 8),
+    "laptop, second stack": (16, 128, 64, 32, 16),
+    "laptop, long": (4, 512, 64, 32, 8),
+    "seed-2x64, first stack": (1, 512, 512, 64, 8),
+    "seed-4x8": (1, 512, 64, 128, 32),
+    "default": (16, 256, 32, 24, 8),
+}
+"""Rows, tokens, heads of all layers, key dim, features."""
+
+
+def time_innermost(rows: int, tokens: int, heads: int, dim: int) -> Tensor:
+    return torch.randn(heads, dim, rows, tokens).permute(2, 3, 0, 1).requires_grad_()
+
+
+def dim_innermost(rows: int, tokens: int, heads: int, dim: int) -> Tensor:
+    return torch.randn(rows, tokens, heads, dim, requires_grad=True)
+
+
+FORMS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+    "blocks": (blocked_attention, time_innermost),
+    "fused": (fused_attention, dim_innermost),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    print(f"{'':<24}{'threads':>8}{'blocks':>12}{'fused':>12}{'x':>7}")
+    for threads in options.threads:
+        prepare("cpu", threads)
+        for name, shape in SHAPES.items():
+            blocks, fused = (1000 * median for median in medians(shape, options.repeats))
+            print(f"{name:<24}{threads:>8}{blocks:>9.1f} ms{fused:>9.1f} ms{fused / blocks:>7.2f}", flush=True)
+
+
+def medians(shape: tuple[int, int, int, int, int], repeats: int) -> list[float]:
+    """Seconds of each form, in the order of `FORMS`."""
+    *sizes, key_dim, features = shape
+    steps = []
+    for attention, drawn in FORMS.values():
+        parts = [drawn(*sizes, dim) for dim in (key_dim, key_dim, features)]
+        steps.append(lambda attention=attention, parts=parts: attention(*parts).sum().backward())
+    turns = [[seconds(step) for step in steps] for _ in range(repeats + 1)]
+    return [statistics.median(times) for times in zip(*turns[1:], strict=True)]  # the first turn warms up
+
+
+def seconds(step: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
