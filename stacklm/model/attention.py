@@ -23,8 +23,8 @@ QUERIES = 128
 """Queries of a block at most: few waste little on keys behind the diagonal, many make good matrix products."""
 BLOCKS = 4
 """Blocks of a window at least."""
-SCORES = 2**20
-"""Scores of a block at most, 4 MB in float32: with less, threads spend their time between operations."""
+SCORES = 2**19
+"""Scores of a block at most, 2 MB in float32: with less, threads spend their time between operations, with more, memory."""
 
 
 def causal_attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHD: Tensor) -> Tensor:
