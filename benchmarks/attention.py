@@ -17,8 +17,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from stacklm.model.attention import blocked_attention, fused_attention
-from stacklm.train.machine import prepare
+from stacklm.model.kernels.attention import blocked_attention, fused_attention
+from stacklm.train.device import setup_device
 
 SHAPES = {
     "laptop, first stack": (16, 128, 64, 32, 8),
@@ -52,7 +52,7 @@ def main() -> None:
     options = parser.parse_args()
     print(f"{'':<24}{'threads':>8}{'blocks':>12}{'fused':>12}{'x':>7}")
     for threads in options.threads:
-        prepare("cpu", threads)
+        setup_device("cpu", threads)
         for name, shape in SHAPES.items():
             blocks, fused = (1000 * median for median in medians(shape, options.repeats))
             print(f"{name:<24}{threads:>8}{blocks:>9.1f} ms{fused:>9.1f} ms{fused / blocks:>7.2f}", flush=True)

@@ -25,9 +25,8 @@ from torch import nn
 
 from stacklm.config.model import Architecture, Dense, Stack, Stacked
 from stacklm.files import write_json
-from stacklm.model.build import build
-from stacklm.model.cache import INPUTS, KEYS_AND_VALUES, Decoder, Leaves
-from stacklm.model.presets import PRESETS
+from stacklm.model.build import PRESETS, build
+from stacklm.model.cache import INPUTS, KEYS_AND_VALUES, Decoder, Replacements
 
 VOCAB = 2048
 SIZES: dict[str, dict[str, Architecture]] = {
@@ -44,7 +43,7 @@ SIZES: dict[str, dict[str, Architecture]] = {
         "dense 14 layers, width 1024": Dense(1024, 8, 14, 4096),
     },
 }
-WAYS: dict[str, Leaves | None] = {"keys and values": KEYS_AND_VALUES, "stack inputs": INPUTS, "recompute": None}
+WAYS: dict[str, Replacements | None] = {"keys and values": KEYS_AND_VALUES, "stack inputs": INPUTS, "recompute": None}
 
 
 def main() -> None:
@@ -80,9 +79,9 @@ def measure(architectures: dict[str, Architecture], context: int, repeats: int, 
         torch.manual_seed(0)
         model = build(architecture, VOCAB, context).to(device).eval()
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        for way, leaves in WAYS.items():
-            with suppress(ValueError):  # where these leaves are not enough for this model
-                run, size = step(model, ids_1T, leaves)
+        for way, replacements in WAYS.items():
+            with suppress(ValueError):  # where these replacements are not enough for this model
+                run, size = step(model, ids_1T, replacements)
                 steps.append(run)
                 rows.append({"model": name, "parameters": parameters, "way": way, "context": context, "bytes_per_token": size})
     seconds = [[timed(run, device) for run in steps] for _ in range(repeats)]
@@ -90,11 +89,11 @@ def measure(architectures: dict[str, Architecture], context: int, repeats: int, 
     return [{**row, "milliseconds": median} for row, median in zip(rows, medians, strict=True)]
 
 
-def step(model: nn.Module, ids_1T: torch.Tensor, leaves: Leaves | None) -> tuple[Callable[[], object], int]:
+def step(model: nn.Module, ids_1T: torch.Tensor, replacements: Replacements | None) -> tuple[Callable[[], object], int]:
     """What makes the features of the last token, as often as asked, and the bytes it keeps of each token."""
-    if leaves is None:
+    if replacements is None:
         return torch.no_grad()(lambda: model.features(ids_1T)[:, -1]), 0
-    decoder = Decoder(model, ids_1T.shape[1], leaves)
+    decoder = Decoder(model, ids_1T.shape[1], replacements)
     decoder.features(ids_1T[:, :-1])
 
     def again() -> torch.Tensor:

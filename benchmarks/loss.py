@@ -25,9 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stacklm.files import write_json
-from stacklm.model.layers import BiasedHead
+from stacklm.model.layers import Head
+from stacklm.train.device import setup_device
 from stacklm.train.loss import Objective
-from stacklm.train.machine import prepare
 from stacklm.train.metrics import peak_memory
 
 SIZES = {"large": (4096, 512, 110_000), "small": (4096, 384, 2048)}
@@ -40,7 +40,7 @@ class Features(nn.Module):
     def __init__(self, tokens: int, width: int, vocab_size: int) -> None:
         super().__init__()
         self.x_RC = nn.Parameter(torch.empty(tokens, width).normal_())
-        self.head = BiasedHead(width, vocab_size)
+        self.head = Head(width, vocab_size, bias=True)
 
     def features(self, ids_BT: Tensor) -> Tensor:
         return self.x_RC[None]
@@ -108,7 +108,7 @@ def compare(size: str, repeats: int, threads: int) -> list[dict]:
 
 def measure(size: tuple[int, int, int], form: Callable[[Features, Tensor], Tensor], threads: int) -> dict[str, float]:
     """Seconds of a loss with its gradients after a first one, bytes above what was there, and the mean loss."""
-    prepare("cpu", threads)
+    setup_device("cpu", threads)
     torch.manual_seed(0)
     step(Features(8, 8, 8), torch.zeros(1, 8, dtype=torch.long), form)  # what torch loads at its first step is no cost of a form
     model = Features(*size)

@@ -19,16 +19,14 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from stacklm.config.model import Architecture, Stack, Stacked
 from stacklm.config.optimizer import Adafactor, AdamW, Muon, Optimizer
 from stacklm.files import write_json
-from stacklm.model.build import build
-from stacklm.model.presets import PRESETS
-from stacklm.plan.memory import Timeline
-from stacklm.train.loss import token_losses
-from stacklm.train.machine import prepare
+from stacklm.model.build import PRESETS, build
+from stacklm.plan.memory import tracing
+from stacklm.train.device import setup_device
+from stacklm.train.loss import Objective
 from stacklm.train.optimizer import InBackward, build_optimizer
 
 KINDS: dict[str, Optimizer] = {"adamw": AdamW(), "muon": Muon(), "adafactor": Adafactor()}
@@ -48,7 +46,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    device = prepare(options.device, options.threads)
+    device = setup_device(options.device, options.threads)
     architecture, vocab_size = SIZES[options.size]
     times = update_times(architecture, options.repeats, device)
     rows = []
@@ -95,7 +93,7 @@ def bytes_a_parameter(architecture: Architecture, vocab_size: int, settings: Opt
 
 def traced(architecture: Architecture, vocab_size: int, settings: Optimizer, in_backward: bool) -> tuple[float, float]:
     """Bytes a parameter of the state and at the highest peak of two steps."""
-    with FakeTensorMode(), Timeline(vocab_size) as timeline:
+    with tracing(vocab_size) as timeline:
         model = build(architecture, vocab_size, TOKENS)
         timeline.follow(model)
         optimizer = build_optimizer(model, settings)
@@ -111,7 +109,7 @@ def traced(architecture: Architecture, vocab_size: int, settings: Optimizer, in_
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, in_backward: bool) -> None:
     ids_BT = torch.zeros(1, TOKENS, dtype=torch.long)
     model.zero_grad()
-    token_losses(model, ids_BT, ids_BT).mean().backward()
+    Objective(model)(ids_BT, ids_BT).backward()
     if not in_backward:
         optimizer.step()
 

@@ -1,4 +1,4 @@
-"""A model built for real, and steps of training by the trainer's own `update`: seconds, loss and the most memory held.
+"""A model built for real, and steps of training by the trainer's own `train_step`: seconds, loss and the most memory held.
 
     python benchmarks/presets.py seed-2x64|seed-4x8|PARAMS_FILE [--steps 1] [--threads 2] [--device cpu] [--json FILE]
 
@@ -23,12 +23,11 @@ from stacklm.config.train import Train
 from stacklm.data.batches import TrainBatches
 from stacklm.data.shards import TokenStream
 from stacklm.files import write_json
+from stacklm.model.build import PRESETS
 from stacklm.model.count import count
-from stacklm.model.presets import PRESETS
-from stacklm.train.assemble import assemble
-from stacklm.train.machine import prepare
+from stacklm.train.device import setup_device
 from stacklm.train.metrics import peak_memory
-from stacklm.train.trainer import update
+from stacklm.train.trainer import Run, train_step
 
 
 def main() -> None:
@@ -40,7 +39,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    device = prepare(options.device, options.threads)
+    device = setup_device(options.device, options.threads)
     if options.memory:
         torch.cuda.set_per_process_memory_fraction(options.memory / torch.cuda.get_device_properties(device).total_memory)
     found = measure(*settings(options.what, options.threads), device, options.steps)
@@ -59,7 +58,7 @@ def settings(what: str, threads: int) -> tuple[Train, Model, int]:
     """How to train which model, and its vocabulary."""
     if what in PRESETS:
         config = PRESETS[what]
-        train = Train(steps=100, context=config.context, batch_size=1, micro_batch=1, threads=threads)
+        train = Train(max_steps=100, context_length=config.context_length, global_batch_size=1, micro_batch_size=1, threads=threads)
         return train, Model(config.architecture), config.vocab_size
     params = load(Path(what))
     return params.train, next(iter(params.models.values())), params.tokenizer.vocab_size
@@ -71,12 +70,12 @@ def measure(config: Train, model: Model, vocab_size: int, device: torch.device, 
     tokens = np.random.default_rng(0).integers(vocab_size, size=length, dtype=np.uint32)
     stream = TokenStream([tokens], end_id=0, documents=1, bytes=len(tokens), words=1)
     begin = time.perf_counter()
-    run = assemble(
+    run = Run(
         "presets",
         config,
         model,
         vocab_size,
-        batches=TrainBatches(stream, config.context, config.batch_size, seed=0),
+        batches=TrainBatches(stream, config.context_length, config.global_batch_size, seed=0),
         validate=lambda network: None,
         probe_BT=torch.zeros(1, 1, dtype=torch.long),
         identity={},
@@ -84,12 +83,12 @@ def measure(config: Train, model: Model, vocab_size: int, device: torch.device, 
         device=device,
     )
     start, cpu = time.perf_counter(), time.process_time()
-    taken = [update(run, step) for step in range(1, steps + 1)]
+    taken = [train_step(run, step) for step in range(1, steps + 1)]
     loss, norm = taken[0].loss.item(), taken[0].norm.item()
     end = time.perf_counter()
     return {
         "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
-        "counted": count(model.architecture, vocab_size, config.context).total,
+        "counted": count(model.architecture, vocab_size, config.context_length).total,
         "loss": loss,
         "uniform": math.log(vocab_size),
         "grad_norm": norm,

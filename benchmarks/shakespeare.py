@@ -17,30 +17,30 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stacklm.config.model import Architecture, Dense, FoldedAttention, Model, Stack, Stacked
+from stacklm.config.model import Architecture, Dense, FactoredAttention, Model, Stack, Stacked
 from stacklm.config.optimizer import AdamW
 from stacklm.config.train import Train
 from stacklm.data.batches import TrainBatches, evaluation_batches
 from stacklm.data.shards import TokenStream
 from stacklm.files import read_jsonl, write_json
 from stacklm.model.count import count
-from stacklm.train.assemble import assemble
-from stacklm.train.machine import prepare
-from stacklm.train.trainer import METRICS, train
+from stacklm.train.device import setup_device
+from stacklm.train.metrics import METRICS
+from stacklm.train.trainer import Run, train
 from stacklm.train.validate import validate
 
 CONTEXT, BATCH = 64, 12
 MODELS: dict[str, Architecture] = {
-    "dense": Dense(width=128, heads=4, layers=4, hidden=512),
+    "dense": Dense(d_model=128, n_heads=4, n_layers=4, d_ff=512),
     "stacked": Stacked(
-        width=128,
-        heads=4,
+        d_model=128,
+        n_heads=4,
         stacks=(Stack(2, 64, 384),) * 3,
-        attention=FoldedAttention(key_dim=32, rotary=True, qk_norm=True),
-        feed_forward="relu2",
-        join="residual",
-        reads="first",
-        convolution=4,
+        attention=FactoredAttention(qk_head_dim=32, rope=True, qk_norm=True),
+        ffn="relu2",
+        residual=True,
+        skip_connections="input",
+        conv_size=4,
     ),
 }
 
@@ -55,17 +55,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    device = prepare("cpu", options.threads)
+    device = setup_device("cpu", options.threads)
     vocab_size, train_stream, valid_stream = streams(options.file.read_text(encoding="utf-8"))
     config = Train(
-        steps=options.steps,
-        context=CONTEXT,
-        batch_size=BATCH,
-        micro_batch=BATCH,
+        max_steps=options.steps,
+        context_length=CONTEXT,
+        global_batch_size=BATCH,
+        micro_batch_size=BATCH,
         seed=options.seed,
         warmup_steps=max(1, options.steps // 20),
-        valid_every=options.steps,
-        valid_tokens=len(valid_stream),
+        eval_every=options.steps,
+        eval_tokens=len(valid_stream),
         checkpoint_every=options.steps,
     )
     rows = []
@@ -96,13 +96,13 @@ def trained(
     """Nats a character of all of the validation stream, after training at that peak learning rate."""
     sizes_V = np.array([0] + [1] * (vocab_size - 1))
     with tempfile.TemporaryDirectory() as work:
-        run = assemble(
+        run = Run(
             f"{architecture.kind} at {rate:g}",
             config,
             Model(architecture, AdamW(peak_lr=rate)),
             vocab_size,
             batches=TrainBatches(train_stream, CONTEXT, BATCH, config.seed),
-            validate=lambda network: validate(network, valid_stream, sizes_V, CONTEXT, 64, config.valid_tokens),
+            validate=lambda network: validate(network, valid_stream, sizes_V, CONTEXT, 64, config.eval_tokens),
             probe_BT=next(evaluation_batches(valid_stream, CONTEXT, BATCH))[0],
             identity={},
             work=Path(work),

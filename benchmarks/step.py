@@ -6,7 +6,7 @@
     plain loop  a Python loop over layers, each an ordinary module with torch's `scaled_dot_product_attention`
     packed      all layers at once, every map where the published form has it
     folded      all layers at once, maps multiplied together first: what stacklm trains with
-    in groups   the same, some layers at a time, of which little is kept (`stacklm.model.groups`)
+    checkpointed  the same with activation checkpointing: of each stack only the input is kept, and the rest computed again
 
 A step is a forward pass, the loss and a backward pass; the optimizer, which costs all forms the same, is left out. Every form
 has a process of its own, so that its peak of memory is its own: what the process held at most, less what it held after its
@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -38,16 +39,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula, sdpa_backward_flop_count, sdpa_flop_count
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from stacklm.config.model import Stack, Stacked
 from stacklm.files import read_json, write_json
-from stacklm.model.attention import causal_attention
-from stacklm.model.build import build
-from stacklm.model.groups import in_groups
-from stacklm.model.packed import PackedAttention
-from stacklm.model.presets import PRESETS
-from stacklm.model.reference import DecoderLayer, ReferenceDecoder, unpack
-from stacklm.train.machine import prepare
+from stacklm.model.build import PRESETS, build
+from stacklm.model.layers import Rotation
+from stacklm.model.stacked import PublishedAttention
+from stacklm.train.device import setup_device
 from stacklm.train.metrics import peak_memory
+from support.reference import DecoderLayer, ReferenceDecoder, unpack
 
 VOCAB = 512
 LOGITS, GRADIENTS = 1e-4, 1e-2
@@ -58,23 +58,22 @@ SIDE = 2048
 
 @dataclass(frozen=True)
 class Size:
-    """A model and its batch: `rows` windows of `context` tokens. In groups, `group` layers run at a time."""
+    """A model and its batch: `rows` windows of `context` tokens."""
 
     architecture: Stacked
     context: int
     rows: int
-    group: int
 
 
 LAPTOP = Stacked(128, 4, (Stack(16, 8, 512), Stack(16, 16, 1024)))
 WIDE, DEEP = (replace(PRESETS[name].architecture, dropout=0) for name in ("seed-2x64", "seed-4x8"))
 SIZES = {
-    "laptop": Size(LAPTOP, context=128, rows=16, group=4),
-    "laptop, long": Size(LAPTOP, context=512, rows=4, group=4),
-    "seed-2x64": Size(WIDE, context=512, rows=1, group=16),
-    "seed-2x64, long": Size(WIDE, context=2048, rows=1, group=16),
-    "seed-4x8": Size(DEEP, context=512, rows=1, group=2),
-    "tiny": Size(Stacked(16, 2, (Stack(4, 4, 16), Stack(4, 8, 32))), context=8, rows=2, group=2),
+    "laptop": Size(LAPTOP, context=128, rows=16),
+    "laptop, long": Size(LAPTOP, context=512, rows=4),
+    "seed-2x64": Size(WIDE, context=512, rows=1),
+    "seed-2x64, long": Size(WIDE, context=2048, rows=1),
+    "seed-4x8": Size(DEEP, context=512, rows=1),
+    "tiny": Size(Stacked(16, 2, (Stack(4, 4, 16), Stack(4, 8, 32))), context=8, rows=2),
 }
 
 
@@ -87,14 +86,11 @@ class PlainLayer(DecoderLayer):
         return self.output(a_BHTK.transpose(1, 2).flatten(2))
 
 
-class Unfolded(PackedAttention):
+class Unfolded(PublishedAttention):
     """N layers at once, with every map where the published form has it."""
 
-    def forward(self, x_BTC: Tensor) -> Tensor:
-        v_BTHK = self.value.shared(x_BTC).unflatten(3, (self.heads, -1)).flatten(2, 3)
-        a_BTHK = causal_attention(*self.queries_and_keys(x_BTC), v_BTHK)
-        a_BTNC = self.output(a_BTHK.unflatten(2, (-1, self.heads)).flatten(3))
-        return self.reduce(x_BTC[:, :, None] + a_BTNC)
+    def forward(self, x_BTC: Tensor, rotation: Rotation | None = None) -> Tensor:
+        return self.unfolded(x_BTC)
 
 
 def in_a_loop(layer: type[DecoderLayer], model: nn.Module, size: Size) -> nn.Module:
@@ -107,11 +103,11 @@ def in_a_loop(layer: type[DecoderLayer], model: nn.Module, size: Size) -> nn.Mod
 
 def packed(model: nn.Module, size: Size) -> nn.Module:
     for stack in model.stacks:
-        folded = stack.layers.attention
+        folded = stack.attention
         with torch.device("meta"):
             unfolded = Unfolded(folded.layers, folded.width, folded.heads, folded.features, depth=1)
         unfolded.load_state_dict(folded.state_dict(), assign=True)
-        stack.layers.attention = unfolded
+        stack.attention = unfolded
     return model
 
 
@@ -119,8 +115,8 @@ def folded(model: nn.Module, size: Size) -> nn.Module:
     return model
 
 
-def grouped(model: nn.Module, size: Size) -> nn.Module:
-    in_groups(model, size.group)
+def checkpointed(model: nn.Module, size: Size) -> nn.Module:
+    model.activation_checkpointing = True
     return model
 
 
@@ -129,7 +125,7 @@ FORMS: dict[str, Callable[[nn.Module, Size], nn.Module]] = {
     "plain loop": partial(in_a_loop, PlainLayer),
     "packed": packed,
     "folded": folded,
-    "in groups": grouped,
+    "checkpointed": checkpointed,
 }
 REFERENCE = "plain loop"
 MAPS = 3e9
@@ -161,7 +157,7 @@ class Bench:
     """One form in this process."""
 
     def __init__(self, form: str, size: Size, threads: int, device: str) -> None:
-        self.device = prepare(device, threads)
+        self.device = setup_device(device, threads)
         Step("folded", SIZES["tiny"], self.device).run()
         self.before = psutil.Process().memory_info().rss
         self.step = Step(form, size, self.device)
@@ -184,7 +180,7 @@ class Rate:
     """The machine's rate, in a process of its own."""
 
     def __init__(self, threads: int, device: str) -> None:
-        self.device = prepare(device, threads)
+        self.device = setup_device(device, threads)
         self.left, self.right = torch.randn(2, SIDE, SIDE, device=self.device)
         self.time()
 
@@ -225,7 +221,8 @@ class Step:
         )
 
     def gradients(self) -> dict[str, Tensor]:
-        found = {name: parameter.grad for name, parameter in self.model.named_parameters()}
+        named = self.model.named_parameters()
+        found = {name: parameter.grad for name, parameter in named if not name.endswith("key.bias")}  # which is not trained
         return found if isinstance(self.model, ReferenceDecoder) else unpack(found)
 
 
@@ -248,7 +245,7 @@ class Worker:
 
     def __init__(self, kind: type, *arguments: object) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["stacklm.model.reference", "torch._dynamo"])  # what takes long to import
+        context.set_forkserver_preload(["reference", "torch._dynamo"])  # what takes long to import
         self.pool = ProcessPoolExecutor(1, context, initializer=_make, initargs=(kind, *arguments))
 
     def ask(self, method: str) -> object:
@@ -311,7 +308,7 @@ def table(name: str, threads: int, device: str, rows: list[dict]) -> str:
 
 def measure(size: Size, threads: int, device: str, repeats: int, seconds: float) -> list[dict]:
     """The figures of all forms of that size, a row each."""
-    maps = 4 * size.rows * size.context**2 * size.architecture.heads * sum(stack.layers for stack in size.architecture.stacks)
+    maps = 4 * size.rows * size.context**2 * size.architecture.n_heads * sum(stack.layers for stack in size.architecture.stacks)
     forms = [form for form in FORMS if form != "published" or maps <= MAPS]
     workers = {form: Worker(Bench, form, size, threads, device) for form in forms}
     rate = Worker(Rate, threads, device)

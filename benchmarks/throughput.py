@@ -2,7 +2,7 @@
 
     python benchmarks/throughput.py [--sizes small medium] [--device cpu] [--threads 2] [--rounds 5] [--json FILE]
 
-Ours are trained by the trainer's own `update`, the textbook's model by a textbook's loop (below): learned positions, LayerNorm,
+Ours are trained by the trainer's own `train_step`, the textbook's model by a textbook's loop (below): learned positions, LayerNorm,
 GELU, all logits at once, an optimizer as torch makes it by default. All see the same tokens, the sources of Python's own library
 as bytes, in the same batches at the same learning rates. They take turns: a round is some steps of each, and figures are medians
 over the rounds. `CPU` is the ratio of the times that the processors spent, which other work on the machine disturbs less than
@@ -32,18 +32,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stacklm.config.model import Architecture, Dense, FoldedAttention, Model, Stack, Stacked
+from stacklm.config.model import Architecture, Dense, FactoredAttention, Model, Stack, Stacked
 from stacklm.config.optimizer import AdamW
 from stacklm.config.train import Train
 from stacklm.data.batches import TrainBatches
 from stacklm.data.shards import TokenStream
 from stacklm.files import write_json
-from stacklm.model.presets import PRESETS
-from stacklm.train.assemble import assemble
-from stacklm.train.machine import prepare
-from stacklm.train.prefetch import Prefetch
-from stacklm.train.schedule import lr_factor
-from stacklm.train.trainer import update
+from stacklm.model.build import PRESETS
+from stacklm.train.device import setup_device
+from stacklm.train.optimizer import lr_factor
+from stacklm.train.trainer import Prefetch, Run, train_step
 
 END, BYTES = 256, 2**22
 """The end token, after the 256 bytes, and how much text is enough."""
@@ -64,7 +62,7 @@ class Size:
     lr: float = 1e-3
 
 
-MODERN = {"attention": FoldedAttention(rotary=True, qk_norm=True), "feed_forward": "relu2", "join": "residual"}
+MODERN = {"attention": FactoredAttention(rope=True, qk_norm=True), "ffn": "relu2", "residual": True}
 SIZES = {
     "small": Size(
         layers=4,
@@ -90,7 +88,7 @@ SIZES = {
         heads=12,
         context=1024,
         batch=16,
-        ours={"dense": Dense(768, 12, 12, 3072, tied=True), "stacked": PRESETS["seed-2x64"].architecture},
+        ours={"dense": Dense(768, 12, 12, 3072, tie_embeddings=True), "stacked": PRESETS["seed-2x64"].architecture},
         steps=10,
         vocab_size=50_304,
     ),
@@ -163,7 +161,7 @@ def textbook(size: Size, config: Train, batches: TrainBatches, device: torch.dev
             loss = F.cross_entropy(model(inputs_BT).flatten(0, 1), targets_BT.flatten())
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
         optimizer.step()
         return loss.detach()
 
@@ -171,19 +169,19 @@ def textbook(size: Size, config: Train, batches: TrainBatches, device: torch.dev
 
 
 def ours(name: str, size: Size, config: Train, batches: TrainBatches, device: torch.device) -> Runner:
-    run = assemble(
+    run = Run(
         name,
         config,
         Model(size.ours[name], AdamW(peak_lr=size.lr)),
         size.vocab_size,
-        batches=Prefetch(batches, device),
+        batches=Prefetch(batches.stream, batches.context, batches.batch_size, batches.seed, device=device),
         validate=lambda network: None,
         probe_BT=batches.batch(0)[0][:1],
         identity={},
         work=Path(),
         device=device,
     )
-    return Runner(name, numbers(run.model), run.flops_per_token, lambda step: update(run, step).loss)
+    return Runner(name, numbers(run.model), run.flops_per_token, lambda step: train_step(run, step).loss)
 
 
 def numbers(model: nn.Module) -> int:
@@ -199,17 +197,17 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="ours by torch.compile")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    device = prepare(options.device, options.threads)
+    device = setup_device(options.device, options.threads)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         stream = library(Path(folder) / "tokens.bin")
         for name in options.sizes:
             size = SIZES[name]
             config = Train(
-                steps=10 * size.steps * options.rounds,
-                context=size.context,
-                batch_size=size.batch,
-                micro_batch=size.batch,
+                max_steps=10 * size.steps * options.rounds,
+                context_length=size.context,
+                global_batch_size=size.batch,
+                micro_batch_size=size.batch,
                 warmup_steps=size.steps,
                 precision="bf16" if device.type == "cuda" else "fp32",
                 compile=options.compile,

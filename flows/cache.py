@@ -26,7 +26,7 @@ class VerifiedByDVC(CachePolicy):
     project: Project
     pipeline: Pipeline
 
-    def compute_key(self, task_ctx: TaskRunContext, inputs: dict[str, Any], **_: Any) -> str | None:
+    def compute_key(self, task_ctx: TaskRunContext, inputs: dict[str, Any], *_: Any, **__: Any) -> str | None:
         name, _, model = inputs["address"].partition("@")
         receipt = self.pipeline.receipt(stage(name), model or None)
         if receipt is None:

@@ -5,15 +5,14 @@ date, and is cached where DVC finds that it is. Everything a run needs (the lock
 taken care of here, so that a Prefect worker may run these flows as well as the command line:
 
     prefect work-pool create local --type process
-    prefect deploy flows/pretrain.py:pretrain --name local --pool local
+    prefect deploy --all
 """
 
 from __future__ import annotations
 
-import os
-import platform
-import shutil
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from prefect import Flow, State, flow, task
 from prefect.futures import PrefectFuture, as_completed
@@ -21,82 +20,123 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.cache import VerifiedByDVC
-from flows.views import Progress, show_comparison
-from flows.watch import claim_run, stop_children_on_error
-from stacklm.config.params import load
-from stacklm.config.train import Train
+from flows.output import forward, training_shown
+from flows.views import Progress, link_trainings, name_run, show_comparison
+from flows.watch import claim_run, stoppable
+from stacklm.config.params import Params, load
+from stacklm.config.schema import ParamsError, listed, nearest
+from stacklm.console import table
 from stacklm.pipeline.dvc import reproduce
 from stacklm.pipeline.freshness import Pipeline
-from stacklm.pipeline.locks import hold_project
-from stacklm.pipeline.project import Project
-from stacklm.pipeline.stages import STAGES, Stage, instances, stage, upstream
+from stacklm.pipeline.locks import check_settings, hold_project
+from stacklm.pipeline.project import Project, trainings_at_once
+from stacklm.pipeline.stages import STAGES, Stage, inputs_of, instances, stage, upstream
+
+NAMES = tuple(item.name for item in STAGES)
 
 
 @task(task_run_name="{address}")
 def bring_up_to_date(address: str) -> State:
     """Let DVC skip, restore or run one stage. What it makes lies on the disk; nothing is handed on in memory."""
     begin = time.monotonic()
-    reproduce(Project.find(), address)
-    return Completed(message=f"done in {time.monotonic() - begin:.0f} s")
+    project = Project.find()
+    check_settings(project)
+    with training_shown(project, address):
+        outcome = reproduce(project, address, show=forward)
+    check_settings(project)
+    return Completed(message=f"ran in {time.monotonic() - begin:.0f} s" if outcome == "ran" else outcome)
 
 
-def run_stages(name: str, wanted: list[Stage]) -> State:
-    """Bring the wanted stages up to date, for every model, and say how each one went.
+def run_stages(name: str, wanted: list[Stage], models: Sequence[str] | None = None) -> State:
+    """Bring the wanted stages up to date, for the named models or all, and say how each one went.
 
-    A stage that fails stops those behind it, and no others. Returns the state for the flow run to end in.
+    A stage that needs every model, such as `compare`, is left out where only some are named. A stage that fails stops
+    those behind it, and no others. Returns the state for the flow run to end in.
     """
     project = Project.find()
     with hold_project(project, f"flow {name}", wait=True):
         claim_run(project)
-        params = load(project.params_file)
+        try:
+            params = load(project.params_file)
+            chosen = selection(wanted, params, models)
+        except ParamsError as error:
+            return Failed(message=str(error))
+        name_run(name, chosen)
         cached = bring_up_to_date.with_options(
             cache_policy=VerifiedByDVC(project=project, pipeline=Pipeline(project)),
             result_storage=project.state / "prefect" / "results",
         )
         futures: dict[tuple[str, str | None], PrefectFuture] = {}
-        with ThreadPoolTaskRunner(max_workers=models_at_once(params.train)) as runner, stop_children_on_error():
-            for item, model in instances(params.models):
-                if item in wanted:
-                    needs = [f for (n, m), f in futures.items() if n in upstream(item) and (m is None or model in (None, m))]
-                    one = cached.with_options(name=item.name)
-                    futures[item.name, model] = runner.submit(one, {"address": item.address(model)}, wait_for=needs)
+        runner = ThreadPoolTaskRunner(max_workers=trainings_at_once(params.train))
+        with stoppable(runner):
+            for item, model in chosen:
+                needs = [futures[i.name, m] for i, m in inputs_of(item, model, params.models)]
+                one = cached.with_options(name=item.name, tags={item.name, *([model] if model else [])})
+                futures[item.name, model] = runner.submit(one, {"address": item.address(model)}, wait_for=needs)
             progress = Progress(len(futures))
             for future in as_completed(list(futures.values())):
                 future.wait()  # without it `state` asks the server, which may not know yet
                 progress.advance()
         states = {stage(n).address(m): future.state for (n, m), future in futures.items()}
-        failed = [address for address, state in states.items() if state.is_failed() or state.is_crashed()]
-        print(summary(states))
+        failed = [address for address, state in states.items() if _failed(state)]
+        link_trainings(project, [model for name, model in futures if name == "pretrain" and model])
+        print(summary(states, params.models))
+        for item in wanted:
+            if item.name not in {name for name, _ in futures}:
+                print(f"{item.name}: left out, since it needs every model")
         if failed:
-            return Failed(message="\n".join(str(states[address].result(raise_on_failure=False)) for address in failed))
-        if stage("compare") in wanted:
+            errors = [str(states[address].result(raise_on_failure=False)) for address in failed]
+            return Failed(message="\n".join(dict.fromkeys(errors)))
+        try:
+            check_settings(project)  # a stage that DVC found up to date may have been so under other settings
+        except ParamsError as error:
+            return Failed(message=str(error))
+        if ("compare", None) in futures:
             show_comparison(project)
         return Completed(message=f"{len(states)} stages up to date")
 
 
-def summary(states: dict[str, State]) -> str:
-    """One line per stage: cached, done in so many seconds, failed, or not run."""
-    width = max(map(len, states))
-    return "\n".join(f"{address:<{width}}  {_in_words(state)}" for address, state in states.items())
+def selection(wanted: list[Stage], params: Params, models: Sequence[str] | None) -> list[tuple[Stage, str | None]]:
+    """The wanted stages for the named models or all, without those that read what a model left out would have made.
+
+    Raises `ParamsError` for a model that is not in params.yaml.
+    """
+    for name in models or ():
+        if name not in params.models:
+            raise ParamsError(f"no model {name!r}; the models are {listed(params.models)}{nearest(name, params.models)}")
+    names = list(params.models) if models is None else models
+    picked = [(item, model) for item, model in instances(params.models) if item in wanted and model in (None, *names)]
+    addresses = {item.address(model) for item, model in picked}
+    return [(i, m) for i, m in picked if {j.address(n) for j, n in inputs_of(i, m, params.models)} <= addresses]
 
 
-def models_at_once(train: Train) -> int:
-    """How many models to train side by side: as many as have a processor for each of their threads, but one on an accelerator."""
-    accelerated = bool(shutil.which("nvidia-smi")) or platform.system() == "Darwin"
-    if train.device in ("cuda", "mps") or (train.device == "auto" and accelerated):
-        return 1
-    return max(1, (os.cpu_count() or 1) // (train.threads * train.processes))
+def summary(states: dict[str, State], models: Mapping[str, Any]) -> str:
+    """One line per stage: up to date, restored, ran in how many seconds, failed, or not run and because of which failure."""
+    failed = {address for address, state in states.items() if _failed(state)}
+    lines = {address: _in_words(state) for address, state in states.items()}
+    for item, model in instances(models):
+        if (address := item.address(model)) in states and states[address].is_pending():
+            lines[address] = f"not run: {', '.join(sorted(_all_upstream(item, model, models) & failed))} failed"
+    return table(["", ""], lines.items(), left=2)
 
 
 def _in_words(state: State) -> str:
     if state.name == "Cached":
-        return "cached"
-    if state.is_completed():
-        return state.message
-    return "not run: what it needs failed" if state.is_pending() else "failed"
+        return "up to date"
+    return state.message or "done" if state.is_completed() else "failed"
 
 
-def _with_upstream(name: str) -> list[Stage]:
+def _failed(state: State) -> bool:
+    return state.is_failed() or state.is_crashed()
+
+
+def _all_upstream(item: Stage, model: str | None, models: Mapping[str, Any]) -> set[str]:
+    """The addresses of everything that a stage instance needs, directly or not."""
+    direct = list(inputs_of(item, model, models))
+    return {i.address(m) for i, m in direct}.union(*(_all_upstream(i, m, models) for i, m in direct))
+
+
+def with_upstream(name: str) -> list[Stage]:
     """A stage and everything it needs, in order."""
     names = {name}
     for item in reversed(STAGES):
@@ -105,15 +145,26 @@ def _with_upstream(name: str) -> list[Stage]:
     return [item for item in STAGES if item.name in names]
 
 
-def _flow(name: str, wanted: list[Stage]) -> Flow:
+def _flow(name: str) -> Flow:
+    wanted = with_upstream(name)
+
     @flow(name=name, description="Brings up to date: " + ", ".join(item.name for item in wanted))
-    def run() -> State:
-        return run_stages(name, wanted)
+    def run(models: list[str] | None = None) -> State:
+        return run_stages(name, wanted, models)
 
     return run
 
 
-FLOWS = {item.name: _flow(item.name, _with_upstream(item.name)) for item in STAGES} | {"pretrain": _flow("pretrain", list(STAGES))}
+@flow(name="pretrain", description="Brings up to date: " + ", ".join(item.name for item in STAGES))
+def pretrain(
+    stage: Literal[*NAMES] = NAMES[-1],  # pyright: ignore[reportInvalidTypeForm] (Prefect reads the names at run time)
+    models: list[str] | None = None,
+) -> State:
+    """Everything; or, by the parameters, the stages up to `stage` and the named `models` only. Values are in params.yaml."""
+    return run_stages("pretrain", with_upstream(stage), models)
 
-pretrain, download, tokenizer, shards = FLOWS["pretrain"], FLOWS["download"], FLOWS["tokenizer"], FLOWS["shards"]
+
+FLOWS = {"pretrain": pretrain} | {item.name: _flow(item.name) for item in STAGES if item.name != "pretrain"}
+
+download, tokenizer, shards = FLOWS["download"], FLOWS["tokenizer"], FLOWS["shards"]
 audit, evaluate, compare = FLOWS["audit"], FLOWS["evaluate"], FLOWS["compare"]

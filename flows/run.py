@@ -2,38 +2,69 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from flows.server import ServerError, connect
 from stacklm.pipeline.project import Project
 
 
-def run(name: str) -> int:
+def run(name: str, models: list[str] | None = None, experiment: str | None = None) -> int:
     """Run the flow of that name in the project around the current directory; the exit code.
 
-    Prints how each stage went; a failure goes to standard error, in the words of the stage that failed.
+    It is for the named `models` or all; the flow `lab` is for one `experiment`. Prints how each stage or trial went; a
+    failure goes to standard error, in the words of the stage that failed. Raises `ParamsError` for an experiment that cannot run.
     """
-    server = None
+    project, server = Project.find(), None
+    if name == "lab":
+        from stacklm.pipeline.lab import Files
+
+        Files(project, experiment or "").check()  # before a server is started
+    elif experiment:
+        return _fail(f"the flow {name} has no experiment {experiment!r}; only the flow lab has one", code=2)
     try:
-        server = connect(Project.find().state / "prefect")
+        server = connect(project.state / "prefect")
         from flows.pretrain import FLOWS
 
-        if name not in FLOWS:
-            return _fail(f"no flow {name!r}; the flows are {', '.join(sorted(FLOWS))}", code=2)
+        if name != "lab" and name not in FLOWS:
+            return _fail(f"no flow {name!r}; the flows are {', '.join(sorted([*FLOWS, 'lab']))}", code=2)
         if server:
             server.wait()
-        state = FLOWS[name](return_state=True)
+            server.watch(_server_died)
+        if name == "lab":
+            from flows.lab import lab  # with torch and scipy, which no other flow needs
+
+            state = lab(experiment=experiment, return_state=True)
+        else:
+            state = FLOWS[name](models=models or None, return_state=True)
     except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on from the last checkpoint", code=130)
+        return _fail("interrupted; the same command resumes from the last checkpoint", code=130)
     except ServerError as error:
         return _fail(str(error))
     except RuntimeError as error:
         if server:
             raise
         return _fail(f"{error} (the server that you named by PREFECT_API_URL or your Prefect profile)")
-    return 0 if state.is_completed() else _fail(state.message)
+    except Exception as error:
+        if server or not isinstance(error, _connection_errors()):
+            raise
+        return _fail(f"the Prefect server at {os.environ.get('PREFECT_API_URL', 'your profile')} no longer answers ({error})")
+    return 0 if state.is_completed() else _fail(str(state.message))
+
+
+def _server_died() -> None:
+    """End at once: all that Prefect would still do is to wait for its server. The stages see that this process is gone."""
+    _fail("Prefect's server died; the same command resumes from the last checkpoint")
+    sys.stdout.flush()
+    os._exit(1)
+
+
+def _connection_errors() -> type[Exception]:
+    import httpx
+
+    return httpx.TransportError
 
 
 def _fail(message: str, code: int = 1) -> int:
-    print(f"stacklm: {message}", file=sys.stderr)
+    print(f"stacklm: {message}", file=sys.stderr, flush=True)
     return code

@@ -14,7 +14,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 HOST = "127.0.0.1"
@@ -47,12 +49,14 @@ class Server:
             start_new_session=True,
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
+        assert self._process.stdin and self._process.stdout
+        self._input = self._process.stdin
         atexit.register(self.stop)
         self.pid = self._process.pid
         self._port = int(self._process.stdout.readline() or 0)
         self.url = f"http://{HOST}:{self._port}/api"
 
-    def wait(self, seconds: float = 120) -> None:
+    def wait(self, seconds: float = 600) -> None:
         """Return once the server answers. Raises `ServerError` if it ends before that or takes longer than `seconds`."""
         try:  # the port has been open since the start: the question waits in its queue
             connection = http.client.HTTPConnection(HOST, self._port, timeout=seconds)
@@ -64,9 +68,19 @@ class Server:
             end = self._log.read().decode(errors="replace").splitlines()[-15:]
             raise ServerError("\n".join(["Prefect's server did not start; the end of its log:", *(end or [str(error)])])) from None
 
+    def watch(self, died: Callable[[], None]) -> None:
+        """Call `died`, in a thread, as soon as the server ends without being stopped."""
+
+        def wait() -> None:
+            self._process.wait()
+            if not self._input.closed:
+                died()
+
+        threading.Thread(target=wait, daemon=True, name="server watch").start()
+
     def stop(self) -> None:
         """Let the server write what it still holds and end."""
-        self._process.stdin.close()
+        self._input.close()
         try:
             self._process.wait(timeout=15)
         except subprocess.TimeoutExpired:
@@ -109,7 +123,6 @@ def _serve(home: Path) -> None:
     """The child's side: open a port, say its number, and serve until standard input ends."""
     import signal
     import socket
-    import threading
     import time
 
     def stop_with_parent() -> None:
@@ -127,7 +140,9 @@ def _serve(home: Path) -> None:
     os.environ |= {"PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
 
     import asyncio
+    import gc
 
+    gc.disable()  # what the imports make stays: looking for garbage among it is a tenth of the start
     import uvicorn
     from filelock import FileLock
     from prefect.server.api.server import create_app
@@ -135,7 +150,10 @@ def _serve(home: Path) -> None:
 
     with FileLock(home / "database.lock"):  # two flows at once may be the first ones here
         asyncio.run(provide_database_interface().create_db())
-    uvicorn.Server(uvicorn.Config(create_app(), log_level="warning", timeout_graceful_shutdown=3)).run(sockets=[listener])
+    app = create_app()
+    gc.freeze()
+    gc.enable()
+    uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)).run(sockets=[listener])
 
 
 if __name__ == "__main__":

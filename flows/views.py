@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Sequence
+from typing import Any
 
-from prefect.artifacts import create_markdown_artifact, create_progress_artifact, create_table_artifact, update_progress_artifact
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.client.orchestration import get_client
+from prefect.runtime import flow_run
 
 from stacklm.files import read_json
 from stacklm.pipeline.project import Project
-from stacklm.pipeline.stages import stage
+from stacklm.pipeline.stages import Stage, stage
+from stacklm.pipeline.tracking.run import FLOW_RUN, FLOW_RUN_ID, Pretraining
 
 
 class Progress:
@@ -16,11 +28,30 @@ class Progress:
 
     def __init__(self, total: int) -> None:
         self._total, self._done = total, 0
-        self._artifact = create_progress_artifact(progress=0, key="stages", description=f"0 of {total} stages")
+        # In a task or flow that is not async, Prefect's own functions are not coroutines.
+        self._artifact: Any = create_progress_artifact(progress=0, key="stages", description=f"0 of {total} stages")
 
     def advance(self) -> None:
         self._done += 1
         update_progress_artifact(self._artifact, 100 * self._done / self._total, f"{self._done} of {self._total} stages")
+
+
+def name_run(name: str, chosen: Sequence[tuple[Stage, str | None]]) -> None:
+    """Let name and tags of this flow run say what it runs, and tell its stages which run they belong to."""
+    models = list(dict.fromkeys(model for _, model in chosen if model))
+    number = flow_run.name  # Prefect's own, such as `amber-fox`
+    title = f"{' '.join([name, *models])} · {number}"
+    get_client(sync_client=True).update_flow_run(flow_run.id, name=title, tags=sorted({"stacklm", name, *models}))
+    os.environ.update({FLOW_RUN: title, FLOW_RUN_ID: str(flow_run.id)})
+
+
+def link_trainings(project: Project, models: Sequence[str]) -> None:
+    """A link to each model's run in MLflow, as far as MLflow was reached."""
+    for run in Pretraining.finished(project):
+        page = run.page() if run.model in models else None
+        if page:
+            key = re.sub(r"[^a-z0-9]+", "-", f"mlflow-{run.model}".lower())
+            create_link_artifact(page, link_text=f"{run.model} in MLflow", key=key, description="`stacklm ui` serves local pages.")
 
 
 def show_comparison(project: Project) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import platform
-from collections.abc import Iterator
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
 
 import psutil
-from prefect import runtime
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
@@ -18,9 +20,13 @@ from prefect.client.schemas.filters import (
     TaskRunFilterState,
     TaskRunFilterStateType,
 )
-from prefect.states import Crashed, StateType
+from prefect.client.schemas.objects import StateType
+from prefect.runtime import flow_run
+from prefect.states import Crashed
+from prefect.task_runners import TaskRunner
 
 from stacklm.pipeline.project import Project
+from stacklm.pipeline.watchdog import REPRO
 
 PLACE = "stacklm.project"
 
@@ -46,26 +52,65 @@ def claim_run(project: Project) -> None:
             client.set_task_run_state(run.id, crashed, force=True)
         for flow_run_id in stale:
             client.set_flow_run_state(flow_run_id, crashed, force=True)
-    client.update_flow_run_labels(runtime.flow_run.id, {PLACE: place})
+    client.update_flow_run_labels(flow_run.id, {PLACE: place})
 
 
 @contextlib.contextmanager
-def stop_children_on_error(grace: float = 5) -> Iterator[None]:
-    """End the `dvc repro` children when the body is interrupted, since the threads that wait for them cannot be.
+def stoppable(runner: TaskRunner, children: Callable[[], list[psutil.Process]] | None = None, grace: float = 5) -> Iterator[None]:
+    """Run tasks in the body; an error or Ctrl-C ends their `children`, since the threads that wait for them cannot be ended.
 
-    In a terminal, Ctrl-C has reached the children as well: they have `grace` seconds to end by themselves.
+    By default those are the `dvc repro` children of this process.
+
+    In a terminal, Ctrl-C has reached the children as well: they have `grace` seconds to end by themselves. Should some
+    code swallow the `KeyboardInterrupt` (Python only prints one that is raised in a destructor), it is raised again at
+    the end of the body.
     """
+    children = children or dvc_children
+    stopping, ended = threading.Event(), threading.Event()
+
+    def stop() -> None:
+        psutil.wait_procs(children(), timeout=grace)
+        while not ended.is_set():  # a task may have been about to start its child
+            for child in children():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.terminate()
+            ended.wait(0.2)
+
+    def begin_to_stop() -> None:
+        if not stopping.is_set():
+            stopping.set()
+            threading.Thread(target=stop, daemon=True, name="stop children").start()
+
+    interrupted = False
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+        begin_to_stop()
+        signal.default_int_handler(number, frame)
+
+    # Nothing is changed where SIGINT is ignored, as for a job in the background, or where a worker has a handler of its own.
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, on_interrupt)
     try:
-        yield
-    except BaseException:
-        for child in psutil.wait_procs(_dvc_children(), timeout=grace)[1]:
-            child.terminate()
-        raise
+        with runner:
+            try:
+                yield
+            except BaseException:
+                begin_to_stop()
+                raise
+    finally:
+        ended.set()
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    if interrupted:
+        raise KeyboardInterrupt
 
 
-def _dvc_children() -> list[psutil.Process]:
+def dvc_children() -> list[psutil.Process]:
     found = []
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):  # it may just have ended
-            found += [child] if "dvc" in child.cmdline() else []
+            found += [child] if child.is_running() and REPRO in child.cmdline() else []
     return found

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+
+from stacklm.cli_lab import app as lab_app
+
+if TYPE_CHECKING:
+    from stacklm.config.model import Stacked
+    from stacklm.config.params import Params
+    from stacklm.pipeline.project import Project
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -17,9 +26,13 @@ app = typer.Typer(
     help="The laboratory for stacked-parallel decoder language models: from raw text to an honest comparison.",
 )
 
+app.add_typer(lab_app, name="lab")
+
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a value of params.yaml first, such as train.steps=200; repeatable."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a value of params.yaml first, such as train.max_steps=200; repeatable."
+    ),
 ]
 
 
@@ -27,11 +40,11 @@ class Cache(StrEnum):
     """What a decoder keeps of a token."""
 
     kv = "kv"
-    x = "x"
+    inputs = "inputs"
 
 
 class Axis(StrEnum):
-    """What members of a family have in common."""
+    """The budget that the trades between stacks and parallel layers hold equal."""
 
     parameters = "parameters"
     flops = "flops"
@@ -40,36 +53,66 @@ class Axis(StrEnum):
 @app.command("run-flow")
 def run_flow(
     name: Annotated[str, typer.Argument(help="pretrain (everything); or download, tokenizer, shards, audit, evaluate, compare.")],
+    experiment: Annotated[str | None, typer.Argument(help="Of the flow lab: the name of a file in experiments/.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Only this model, without the comparison; repeatable.")] = None,
     set_: Set = None,
 ) -> None:
-    """Run the pipeline as a Prefect flow: models side by side, cached tasks, seen in Prefect's UI."""
+    """Run the pipeline, or an experiment, as a Prefect flow: side by side, cached tasks, seen in Prefect's UI."""
     from flows.run import run
+    from stacklm.pipeline.project import check_tools
 
-    _project(set_)
-    raise typer.Exit(run(name))
+    check_tools(_project(set_))
+    raise typer.Exit(run(name, model, experiment))
 
 
 @app.command()
-def status(set_: Set = None) -> None:
-    """Say which stages are stale, and why."""
+def status(
+    set_: Set = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing; the exit code is 1 where a stage is stale.")] = False,
+) -> None:
+    """Say which stages are stale, why, and whether they will run or be restored from the cache."""
+    from stacklm.console import table
     from stacklm.pipeline.freshness import Pipeline
+    from stacklm.pipeline.project import check_tools
 
-    reasons = Pipeline(_project(set_)).explain()
-    width = max(map(len, reasons))
-    for address, why in reasons.items():
-        print(f"{address:<{width}}  {'stale: ' + '; '.join(why) if why else 'up to date'}")
-    stale = sum(map(bool, reasons.values()))
+    project = _project(set_)
+    check_tools(project)
+    outlooks = Pipeline(project).explain()
+    stale = sum(bool(outlook.reasons) for outlook in outlooks.values())
+    if quiet:
+        raise typer.Exit(1 if stale else 0)
+    words = {
+        name: f"{outlook.verdict}{': ' if outlook.reasons else ''}{'; '.join(outlook.reasons)}"
+        for name, outlook in outlooks.items()
+    }
+    print(table(["", ""], words.items(), left=2))
     if stale:
-        print(f"\n{stale} of {len(reasons)} stages to run: `dvc repro` or `stacklm run-flow pretrain`")
+        print(f"\n{stale} of {len(outlooks)} stages are stale: `dvc repro` or `stacklm run-flow pretrain`")
     else:
         print("\nEverything is up to date.")
+
+
+@app.command()
+def accept(
+    stages: Annotated[list[str], typer.Argument(help="Stages of one model or all, such as pretrain@dense or pretrain.")],
+    reason: Annotated[str, typer.Option(help="Why the change alters no result. It is kept in the stage's record.")],
+) -> None:
+    """Keep a stage's outputs after a change of its code that is known to alter no result, and put that on record."""
+    from stacklm.pipeline.accept import accept
+    from stacklm.pipeline.code import shortened
+    from stacklm.pipeline.project import check_tools
+
+    project = _project()
+    check_tools(project)
+    for address, changed in accept(project, stages, reason):
+        print(f"{address}: up to date; accepted by hand: {shortened(changed)} changed")
 
 
 @app.command()
 def report() -> None:
     """Show again what the last comparison found, and where its page is."""
     from stacklm.files import read_json
-    from stacklm.report.summary import summary
+    from stacklm.report.tables import summary
 
     paths = _paths(_project(), "compare")
     if not paths["comparison"].exists():
@@ -78,7 +121,9 @@ def report() -> None:
 
 
 @app.command()
-def ui(port: Annotated[int, typer.Option(help="The port on this machine (127.0.0.1).")] = 5000) -> None:
+def ui(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port on this machine (127.0.0.1).")] = 5000,
+) -> None:
     """Browse the experiments: MLflow's pages, in one light process, on this machine only."""
     from stacklm.pipeline.tracking.sync import sync_all
     from stacklm.pipeline.tracking.ui import ui
@@ -91,24 +136,28 @@ def ui(port: Annotated[int, typer.Option(help="The port on this machine (127.0.0
 @app.command()
 def sync() -> None:
     """Bring MLflow up to date with the published results, after it was down or moved."""
+    from stacklm.pipeline.tracking.store import shown_uri
     from stacklm.pipeline.tracking.sync import sync_all
-    from stacklm.pipeline.tracking.tracker import tracking_uri
 
     project = _project()
     if not sync_all(project):
         raise typer.Exit(1)
-    print(f"up to date: {tracking_uri(project)}")
+    print(f"up to date: {shown_uri(project)}")
 
 
 @app.command()
-def params(set_: Set = None) -> None:
-    """Check params.yaml and print it in full, every default filled in."""
-    from ruamel.yaml import YAML
-
+def params(
+    set_: Set = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print a JSON Schema of params.yaml, for editors.")] = False,
+) -> None:
+    """Check params.yaml and print it in full, defaults filled in, with type, default and description of every key."""
+    from stacklm.config.describe import explained, json_schema
     from stacklm.config.params import load
-    from stacklm.config.schema import plain
 
-    YAML().dump(plain(load(_project(set_).params_file)), sys.stdout)
+    if schema:
+        print(json.dumps(json_schema(), indent=2))
+    else:
+        print(explained(load(_project(set_).params_file)), end="")
 
 
 @app.command()
@@ -124,14 +173,13 @@ def plan(
     """Say what training would take before it runs: parameters, operations, batches, learning rate, disk and memory."""
     from stacklm.config.params import preview
     from stacklm.plan.plan import assignments_of
-    from stacklm.plan.run import run
-    from stacklm.plan.text import size
+    from stacklm.plan.text import print_plan, size
 
     project = _project()
     assignments = [*(assignments_of(preset) if preset else []), *(set_ or [])]
     names = [preset] if preset else _chosen(preview(project.params_file, assignments), model)
     manifest = _paths(project, "shards")["shards"] / "manifest.json"
-    fits = run(project.params_file, assignments, names, manifest, size(memory) if memory else None, write)
+    fits = print_plan(project.params_file, assignments, names, manifest, size(memory) if memory else None, write)
     raise typer.Exit(0 if fits else 1)
 
 
@@ -160,7 +208,7 @@ def lr_find(
         entry = params.models[name]
         test = lr_find(f"lr-find {name}", params.train, entry, shards, low, high, steps)
         record(test, params.train, entry, folder, name)
-        print(describe(test, params.train, entry, name) + f"\nplot and data: {folder / name}.png, .json\n", flush=True)
+        print(describe(test, params.train, entry, name) + f"\nplot and data: {folder / name}.svg, .json\n", flush=True)
         if not test.caveat:
             rates = peak_lrs(entry.optimizer, test.suggestion)
             changes += [f"models.{name}.optimizer.{key}={lr}" for key, lr in rates.items()]
@@ -185,7 +233,7 @@ def audit(
     model: Annotated[str | None, typer.Option(help="One model of params.yaml.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the certificates; by default .stacklm/audits.")] = None,
 ) -> None:
-    """Prove that models see no token that they are to predict, and write certificates. The exit code is 1 where that fails."""
+    """Test that models see no token that they are to predict, and write certificates. The exit code is 1 where that fails."""
     from stacklm.audit.audit import audit_folder, audit_model, show
     from stacklm.config.params import load
     from stacklm.model.build import ModelConfig
@@ -197,55 +245,55 @@ def audit(
         params = load(project.params_file)
         passed = []
         for name in _chosen(params, model):
-            config = ModelConfig(params.models[name].architecture, params.tokenizer.vocab_size, params.train.context)
-            found = audit_model(config, _paths(project, "pretrain", name)["trained"])
+            config = ModelConfig(params.models[name].architecture, params.tokenizer.vocab_size, params.train.context_length)
+            found = audit_model(config, params.train, _paths(project, "pretrain", name)["trained"])
             passed.append(show(found, f"audit {name}", (out or project.state / "audits") / f"{name}.json"))
     raise typer.Exit(0 if all(passed) else 1)
 
 
 @app.command()
-def family(
+def variants(
     model: Annotated[str | None, typer.Option(help="A stacked model of params.yaml; by default the first.")] = None,
     preset: Annotated[str | None, typer.Option(help="A published model instead: seed-2x64 or seed-4x8.")] = None,
-    axis: Annotated[Axis, typer.Option(help="What the grid of depth against parallel layers holds equal.")] = "parameters",
+    axis: Annotated[Axis, typer.Option(help="What the grid of depth against parallel layers holds equal.")] = Axis.parameters,
 ) -> None:
     """List the variants of a stacked model and the trades of depth for parallel layers, with what each has and costs."""
-    from stacklm.report.family import family
+    from stacklm.report.variants import variants_table
 
-    config = _stacked(model, preset)
-    print(family(config.architecture, config.vocab_size, config.context, axis.value))
+    print(variants_table(*_stacked(model, preset), axis.value))
 
 
 @app.command()
 def generate(
-    prompt: Annotated[str | None, typer.Argument(help="The text to go on from; left out, it is read from standard input.")] = None,
+    prompt: Annotated[str | None, typer.Argument(help="The text to continue; without it, standard input is read.")] = None,
     model: Annotated[str | None, typer.Option(help="A trained model; by default the first of params.yaml.")] = None,
-    tokens: Annotated[
-        int | None, typer.Option(help="At most so many; these defaults are `evaluate.sample` of params.yaml.")
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens at most. All options default to `evaluate.sample` of params.yaml."),
     ] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token each time.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Draw from the so many likeliest tokens; 0: from all.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Draw from the fewest likeliest whose probabilities reach it.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the draws.")] = None,
-    cache: Annotated[Cache, typer.Option(help="Keep keys and values, or the inputs of stacks alone.")] = "kv",
+    temperature: Annotated[float | None, typer.Option(help="0: always the most likely token.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample from the k most likely tokens; 0: from all.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample from the most likely tokens whose probabilities add up to p.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the sampling.")] = None,
+    cache: Annotated[Cache, typer.Option(help="Keep keys and values, or the inputs of stacks alone.")] = Cache.kv,
 ) -> None:
-    """Let a trained model go on from a prompt, character by character, up to the end of the document."""
+    """Continue a prompt with a trained model, up to the end of the document or `--max-new-tokens`."""
     from dataclasses import replace
 
     from stacklm.config.params import load
     from stacklm.config.schema import plain, read
-    from stacklm.evaluate.text import continue_text
+    from stacklm.evaluate.generate import continue_text
 
     project = _project()
     params = load(project.params_file)
-    given = {"tokens": tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    given = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     sample = plain(params.evaluate.sample) | {name: value for name, value in given.items() if value is not None}
     config = replace(params.evaluate, sample=read(type(params.evaluate.sample), sample, "generate"))
     name = _chosen(params, model)[0]
     paths = _paths(project, "pretrain", name) | _paths(project, "tokenizer")
     if not paths["trained"].exists():
         _fail(f"{name} is not trained yet: `dvc repro pretrain@{name}` or `stacklm run-flow pretrain` does it")
-    text = sys.stdin.buffer.read() if prompt is None else prompt
+    text = sys.stdin.buffer.read() if prompt is None else os.fsencode(prompt)  # an argument may hold any bytes
     for piece in continue_text(config, paths["trained"], paths["tokenizer"], text, cache.value):
         print(piece, end="", flush=True)
     print()
@@ -258,7 +306,7 @@ def stage(
 ) -> None:
     """Run one stage, without asking whether it is needed. DVC calls this; you want `dvc repro`."""
     from stacklm.pipeline import stages
-    from stacklm.pipeline.leaf import run_stage
+    from stacklm.pipeline.runner import run_stage
 
     try:
         wanted = stages.stage(name)
@@ -269,7 +317,7 @@ def stage(
 
 @app.command("dvc-yaml")
 def dvc_yaml() -> None:
-    """Write dvc.yaml anew from the table of stages (after a change of what a stage reads, writes or imports)."""
+    """Regenerate dvc.yaml from the table of stages (after a change of what a stage reads, writes or imports)."""
     from stacklm.files import write_text
     from stacklm.pipeline.dvc import dvc_yaml
 
@@ -279,10 +327,13 @@ def dvc_yaml() -> None:
 
 
 def main() -> None:
-    """The entry point: an error that the user can mend is one clear message, not a traceback."""
+    """The entry point: a user error is one clear message, not a traceback."""
     from stacklm.config.schema import ParamsError
     from stacklm.data import DataError
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what the console's encoding lacks is shown as an escape
     try:
         app()
     except (ParamsError, DataError) as error:
@@ -293,7 +344,7 @@ def main() -> None:
         _fail(f"{error}\n(STACKLM_TRACEBACK=1 shows where)")
 
 
-def _project(assignments: list[str] | None = None):
+def _project(assignments: list[str] | None = None) -> Project:
     """The project around the current directory, with checked settings, changed as asked for."""
     from stacklm.config.params import load, set_values
     from stacklm.pipeline.project import Project
@@ -307,7 +358,7 @@ def _project(assignments: list[str] | None = None):
     return project
 
 
-def _chosen(params, name: str | None) -> list[str]:
+def _chosen(params: Params, name: str | None) -> list[str]:
     """The model of that name, or all in their order."""
     from stacklm.config.schema import ParamsError, listed, nearest
 
@@ -318,32 +369,34 @@ def _chosen(params, name: str | None) -> list[str]:
     return [name]
 
 
-def _stacked(model: str | None, preset: str | None):
-    """The stacked model of that name in params.yaml, by default the first; or the preset of that name."""
+def _stacked(model: str | None, preset: str | None) -> tuple[Stacked, int, int]:
+    """Architecture, vocabulary and context of a stacked model of params.yaml, by default the first, or of a preset."""
     from stacklm.config.model import Stacked
     from stacklm.config.params import load
     from stacklm.config.schema import listed
-    from stacklm.model.build import ModelConfig
-    from stacklm.model.presets import PRESETS
+    from stacklm.model.build import PRESETS
 
     if preset:
         if preset not in PRESETS:
             _fail(f"no preset {preset!r}; choose one of {listed(PRESETS)}")
-        return PRESETS[preset]
-    params = load(_project().params_file)
-    for name in _chosen(params, model):
-        if isinstance(params.models[name].architecture, Stacked):
-            return ModelConfig(params.models[name].architecture, params.tokenizer.vocab_size, params.train.context)
-    _fail(f"{model or 'params.yaml'} is no stacked model; a family is made around one, such as --preset seed-2x64")
+        found = [(PRESETS[preset].architecture, PRESETS[preset].vocab_size, PRESETS[preset].context_length)]
+    else:
+        params = load(_project().params_file)
+        sizes = params.tokenizer.vocab_size, params.train.context_length
+        found = [(params.models[name].architecture, *sizes) for name in _chosen(params, model)]
+    for architecture, vocab_size, context in found:
+        if isinstance(architecture, Stacked):
+            return architecture, vocab_size, context
+    _fail(f"{model or 'params.yaml'} is not a stacked model; choose one, such as --preset seed-2x64")
 
 
-def _paths(project, name: str, model: str | None = None) -> dict:
+def _paths(project: Project, name: str, model: str | None = None) -> dict[str, Path]:
     """Where a stage's outputs are."""
     from stacklm.pipeline.stages import stage
 
     return stage(name).paths(stage(name).writes, project.root, model)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     print(f"stacklm: {message}", file=sys.stderr)
     raise SystemExit(2)

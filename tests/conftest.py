@@ -1,11 +1,10 @@
-"""What several test files need: a small project of its own, and commands run in it as a user would."""
+"""Fixtures and hooks for all tests."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,124 +12,27 @@ import pytest
 from filelock import FileLock
 
 from flows.server import Server
-from stacklm.pipeline.project import Project
+from support.checkout import Checkout, make_checkout
 
-ROOT = Path(__file__).resolve().parent.parent
+# A job that a shell starts in the background has SIGINT ignored, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
-TINY_PARAMS = """\
-data:
-  source: {kind: stdlib, max_bytes: 400_000}
-  valid_fraction: 0.2
-  test_fraction: 0.2
-tokenizer: {vocab_size: 300}
-train:
-  steps: 12
-  context: 16
-  batch_size: 4
-  micro_batch: 4
-  warmup_steps: 2
-  valid_every: 6
-  valid_tokens: 256
-  checkpoint_every: 4
-  threads: 1
-models:
-  stacked:
-    architecture: {kind: stacked, width: 16, heads: 2, stacks: [{layers: 4, features: 4, hidden: 16}]}
-  dense:
-    architecture: {kind: dense, width: 16, heads: 2, layers: 1, hidden: 16}
-evaluate:
-  threads: 1
-  batch_size: 64
-  sample: {prompt: "def ", tokens: 8}
-"""
+KERNEL_SETTINGS = ["ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR"]
 
 
-class Checkout:
-    """A copy of this project with tiny settings, under git, in which commands run as in a user's shell."""
-
-    def __init__(self, root: Path, **extra: str) -> None:
-        self.root = root
-        self.extra = extra
-        self.project = Project(root, root / ".stacklm")
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """Isolated from the user's own git, DVC, Prefect and MLflow."""
-        own = {
-            name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_", "DVC_", "STACKLM_"))
-        }
-        return {
-            **own,
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), own["PATH"]]),
-            "DVC_NO_ANALYTICS": "1",
-            "PREFECT_PROFILES_PATH": os.devnull,
-            "DVC_SITE_CACHE_DIR": str(self.root / ".dvc" / "site"),
-            "GIT_CONFIG_GLOBAL": os.devnull,
-            "OMP_NUM_THREADS": "1",
-            **self.extra,
-        }
-
-    def start(self, *command: str, **environment: str) -> subprocess.Popen:
-        """Start a command; its output goes to `self.log`."""
-        with (self.root / "log.txt").open("a") as log:
-            return subprocess.Popen(
-                command,
-                cwd=self.root,
-                env={**self.environment, **environment},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-            )
-
-    def run(self, *command: str, check: bool = True, timeout: float = 240, **environment: str) -> str:
-        """Run a command to its end and return all it printed."""
-        done = subprocess.run(
-            command,
-            cwd=self.root,
-            env={**self.environment, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            timeout=timeout,
-        )
-        if check:
-            assert done.returncode == 0, done.stdout
-        return done.stdout
-
-    def repro(self, *arguments: str, **keywords) -> str:
-        return self.run("dvc", "repro", *arguments, **keywords)
-
-    def stacklm(self, *arguments: str, **keywords) -> str:
-        """The command line with the code of this copy."""
-        return self.run(sys.executable, "-m", "stacklm", *arguments, **keywords)
-
-    def set(self, *assignments: str) -> None:
-        self.stacklm("params", *(word for assignment in assignments for word in ("--set", assignment)))
-
-    def commit(self, message: str) -> None:
-        self.run("git", "add", "-A")
-        self.run("git", "-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "-q", "-m", message)
-
-    def copy(self, target: Path) -> Checkout:
-        shutil.copytree(self.root, target, symlinks=True)
-        return Checkout(target, **self.extra)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long ones come first, those that need the finished project before all: one process makes it while the other has
+    something else to do, and the short ones fill up the end."""
+    items.sort(key=lambda item: ("finished" not in getattr(item, "fixturenames", ()), "e2e" not in item.path.parts))
 
 
-def make_checkout(root: Path) -> Checkout:
-    files = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    for file in files:
-        if file.split("/")[0] in {"stacklm", "flows", ".dvc", ".dvcignore", ".gitignore", "dvc.yaml"} and (ROOT / file).is_file():
-            (root / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / file, root / file)
-    (root / "params.yaml").write_text(TINY_PARAMS)
-    checkout = Checkout(root)
-    checkout.run("git", "init", "-q")
-    (root / ".git" / "info" / "exclude").write_text("log.txt\n")
-    checkout.commit("start")
-    return checkout
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which kernels the numbers came from: another processor has others."""
+    import torch
+
+    facts = [torch.backends.cpu.get_cpu_capability(), f"{torch.get_num_threads()} threads", f"torch {torch.__version__}"]
+    facts += [f"{name}={os.environ[name]}" for name in KERNEL_SETTINGS if name in os.environ]
+    terminalreporter.write_line(f"kernels: {', '.join(facts)}")
 
 
 @pytest.fixture(scope="session")
@@ -170,6 +72,6 @@ def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prefect_server(prefect_home: Path) -> Iterator[Server]:
     """One Prefect server for all tests of a process: starting one takes seconds."""
     server = Server(prefect_home)
-    server.wait()
+    server.wait(seconds=600)  # on a machine that is busy with other tests
     yield server
     server.stop()

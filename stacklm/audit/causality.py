@@ -1,34 +1,55 @@
-"""What a model's outputs and gradients depend on. The checks look only at what goes in and comes out: they hold for any model."""
+"""What a model's outputs and gradients depend on. The checks look only at what goes in and comes out: they hold for any model.
+
+Dimension letters: R rows, U positions of a whole sequence, T positions of a short one, S of either, W features, V vocabulary.
+"""
 
 from __future__ import annotations
 
-from contextlib import suppress
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stacklm.audit.certificate import Fault, claims
-from stacklm.audit.probe import MODES, ROWS, Probe
-from stacklm.model.cache import INPUTS, KEYS_AND_VALUES, Decoder, Leaves
+from stacklm.audit import Fault
+from stacklm.audit.probe import LONGEST, MODES, ROWS, Probe
+from stacklm.model.cache import INPUTS, KEYS_AND_VALUES, Decoder, Replacements
 
-CUTS = 16
-"""Places at which a whole context is cut: kernels work in blocks, and most leaks of theirs are within one."""
-TOLERANCE = 1e-4
-"""Of the largest logit: for equal sums that are added in another order, far above rounding and far below a token's effect."""
+TOLERANCE = 2**10 * torch.finfo(torch.float32).eps
+"""Of the largest logit or feature: a thousand roundings, for equal sums that are added in another order."""
+BLOCK = 16
+"""Kernels work in blocks of a multiple of this: next to one, a shorter sequence takes another path through them."""
 
 
-@claims("all logits are finite numbers")
 def finite(probe: Probe) -> str:
+    """all features and logits are finite numbers"""
+    rows, length = probe.whole_RU.shape
     for mode in MODES:
-        wrong_T = ~probe.logits(probe.ids_T[None], mode)[0].isfinite().all(dim=-1)
-        if wrong_T.any():
-            raise Fault(f"not finite: in {mode} mode logits at positions {_listed(probe.position_T[wrong_T].tolist())}")
-    return f"{probe.length} positions, in both modes"
+        x_RUW = probe.base(length, mode)
+        with torch.no_grad():
+            logits_UV = probe.model.head(x_RUW[0].float())
+        wrong_U = ~(x_RUW.isfinite().all(dim=-1).all(dim=0) & logits_UV.isfinite().all(dim=-1))
+        if wrong_U.any():
+            raise Fault(f"not finite: in {mode} mode logits at positions {_places(wrong_U)}")
+    return f"{rows} sequences of {length} tokens, in both modes"
 
 
-@claims("no logit changes, to the last bit, with any token after its position")
+def repeats(probe: Probe) -> str:
+    """the same input gives the same features, to the last bit, whatever was computed in between"""
+    rows, length = len(probe.whole_RU), probe.some
+    for mode in MODES:
+        base_RSW = probe.base(length, mode)
+        probe.features(probe.other_RU[:, :length], mode)
+        differs_S = (probe.features(probe.whole_RU[:, :length], mode) != base_RSW).any(dim=-1).any(dim=0)
+        if differs_S.any():
+            raise Fault(f"state between calls: in {mode} mode the same input has other features at positions {_places(differs_S)}")
+    return f"{rows} sequences of {length} tokens, in both modes"
+
+
 def pairs(probe: Probe) -> str:
+    """no logit changes, to the last bit, with any token after its position"""
     leaks = {mode: sees_TT.triu(1) for mode, sees_TT in probe.sees.items() if sees_TT.triu(1).any()}
     for mode, leaks_TT in leaks.items():
         only = f"in {mode} mode only" if len(leaks) < len(MODES) else "in both modes"
@@ -36,20 +57,20 @@ def pairs(probe: Probe) -> str:
     return f"{probe.length * (probe.length - 1) // 2} pairs of {probe.length} positions, in both modes"
 
 
-@claims("the logits at every position change when all tokens before it do")
 def past(probe: Probe) -> str:
+    """the logits at every position change when all tokens before it do"""
     earlier_TT = probe.position_T < probe.position_T[:, None]
-    for mode in MODES:
+    for mode in probe.distinct:
         blind_T = ~probe.changed(earlier_TT, mode).diagonal()[1:]
         if blind_T.any():
-            found = (probe.position_T[1:][blind_T]).tolist()
+            found = probe.position_T[1:][blind_T].tolist()
             raise Fault(f"blind to the past: in {mode} mode the logits at positions {_listed(found)} ignore all tokens before them")
     seen, pairs_ = (int(sees_TT.tril(-1).sum()) for sees_TT in (probe.sees["evaluation"], torch.ones_like(earlier_TT)))
     return f"{seen} of {pairs_} pairs of a position and one before it, token by token"
 
 
-@claims("the loss at every position has gradients of exactly zero for later inputs and others for some earlier one")
 def gradients(probe: Probe) -> str:
+    """the loss at every position has gradients of exactly zero for later inputs and others for some earlier one"""
     reaches_TT = torch.cat([_reach(probe, rows) for rows in probe.position_T.split(ROWS)])
     if reaches_TT.triu(1).any():
         raise Fault(f"{pattern(reaches_TT.triu(1), reaches_TT)}, in the gradients of the losses")
@@ -59,40 +80,41 @@ def gradients(probe: Probe) -> str:
     return f"{int(reaches_TT.tril(-1).sum())} of {probe.length * (probe.length - 1) // 2} earlier inputs reached, no later one"
 
 
-@claims("over the whole context, features before a cut do not change with the tokens after it, nor do their gradients reach them")
 def context(probe: Probe) -> str:
-    length = len(probe.whole)
-    cuts = sorted({max(1, length * (2 * i + 1) // (2 * CUTS)) for i in range(CUTS)})
-    place = torch.arange(length, device=probe.device)
-    for mode in MODES:
-        base = probe.features(probe.whole[None], mode)
-        for cut in cuts:
-            after = torch.where(place < cut, probe.whole, probe.other_whole)
-            if not torch.equal(probe.features(after[None], mode)[:, :cut], base[:, :cut]):
-                raise Fault(
-                    f"a leak in a window of {length}: in {mode} mode features before position {cut} change with later tokens"
-                )
-    for cut in cuts:
-        reached_1T = probe.gradients(probe.whole[None], lambda x_1TW, cut=cut: x_1TW[:, :cut].square().sum())
-        if reached_1T[:, cut:].any():
-            raise Fault(f"a leak in a window of {length}: gradients of features before position {cut} reach later tokens")
-    return f"{len(cuts)} cuts of {length} tokens, in both modes"
+    """over the whole context, features before a cut do not change with the tokens after it, nor do their gradients reach them"""
+    rows, length = probe.whole_RU.shape
+    where = f"a leak in a sequence of {length}:"
+    after_RU = cuts_R = torch.empty(0)
+    for cuts_R in _cuts(rows, length, probe.device):
+        after_RU = torch.arange(length, device=probe.device) >= cuts_R[:, None]
+        for mode in probe.modes:
+            differs_RU = probe.differing(after_RU, ~after_RU, mode)
+            if differs_RU.any():
+                row, position = differs_RU.nonzero()[0].tolist()
+                raise Fault(f"{where} in {mode} mode features at position {position} change with the tokens from {cuts_R[row]} on")
+    reached_RU = probe.reached(after_RU, ~after_RU)  # for the last cuts alone, those at block borders
+    if reached_RU.any():
+        row, position = reached_RU.nonzero()[0].tolist()
+        raise Fault(f"{where} gradients of features before position {cuts_R[row]} reach the token at {position}")
+    return f"{length - 1} cuts of {length} tokens, at every position, {rows} at once"
 
 
-@claims("the logits of a window cut short are those of the whole window")
 def prefix(probe: Probe) -> str:
-    whole_TV = probe.logits(probe.ids_T[None], "evaluation")[0]
+    """the features of a sequence cut short are those of the whole sequence"""
+    length = probe.whole_RU.shape[1]
+    whole_UW = probe.base(length, "evaluation")[0]
+    shorter = [n for n in range(1, length) if n < LONGEST or n % BLOCK in (0, 1, BLOCK - 1) or n == length - 1]
     worst = 0.0
-    for length in range(1, probe.length):
-        off = _off(probe.logits(probe.ids_T[None, :length], "evaluation")[0], whole_TV)
+    for n in shorter:
+        off = _off(probe.features(probe.whole_RU[:1, :n], "evaluation")[0], whole_UW)
         if not off <= TOLERANCE:
-            raise Fault(f"depends on the length: in a window cut to {length} tokens, logits are off by {off:.0e} of the largest")
+            raise Fault(f"depends on the length: in a sequence cut to {n} tokens, features are off by {off:.0e} of the largest")
         worst = max(worst, off)
-    return f"every length below {probe.length}, to {worst:.0e} of the largest logit"
+    return f"{len(shorter)} lengths below {length}, to {worst:.0e} of the largest feature"
 
 
-@claims("decoding token by token from a cache gives the logits of the whole window")
 def cached(probe: Probe) -> str:
+    """decoding token by token from a cache gives the logits of the whole sequence"""
     whole_TV = probe.logits(probe.ids_T[None], "evaluation")[0]
     worst = {"keys and values": _decoded(probe, whole_TV, KEYS_AND_VALUES, "keys and values")}
     with suppress(ValueError):  # where stack inputs are not enough, the decoder says so
@@ -100,28 +122,60 @@ def cached(probe: Probe) -> str:
     return " and ".join(f"{kind} to {difference:.0e}" for kind, difference in worst.items()) + " of the largest logit"
 
 
-@claims("the logits of a window do not change, to the last bit, with the other windows of its batch")
 def rows(probe: Probe) -> str:
-    base_RT = probe.ids_T.repeat(ROWS, 1)
-    for mode in MODES:
-        whole = probe.logits(base_RT, mode)
-        for row in range(ROWS):
-            others_RT = torch.where(torch.arange(ROWS, device=probe.device)[:, None] == row, base_RT, probe.other_T)
-            if not torch.equal(probe.logits(others_RT, mode)[row], whole[row]):
-                raise Fault(f"batch rows mix: in {mode} mode row {row} of {ROWS} changes with the other rows")
-    return f"each of {ROWS} rows, in both modes"
+    """the features of a sequence do not change, to the last bit, with other sequences of its batch, nor do gradients reach them"""
+    count, length = len(probe.whole_RU), probe.some
+    row_R = torch.arange(count, device=probe.device)
+    others_RS = torch.empty(0)
+    for bit in range((count - 1).bit_length()):  # the numbers of two different rows differ in some bit
+        for value in (0, 1):
+            others_RS = ((row_R >> bit & 1) == value)[:, None].expand(count, length)
+            for mode in probe.modes:
+                differs_RS = probe.differing(others_RS, ~others_RS, mode)
+                if differs_RS.any():
+                    row = differs_RS.nonzero()[0, 0]
+                    raise Fault(f"batch rows mix: in {mode} mode row {row} of {count} changes with the other rows")
+    reached_RS = probe.reached(others_RS, ~others_RS)
+    if reached_RS.any():
+        raise Fault(f"batch rows mix: row {reached_RS.nonzero()[0, 0]} of {count} has gradients from the other rows")
+    return f"{count} rows of {length} tokens, each beside every other"
 
 
-@claims("training and evaluation mode give the same logits, to the last bit, where dropout is off")
 def modes(probe: Probe) -> str:
-    first, second = (probe.logits(probe.ids_T[None], mode)[0] for mode in MODES)
-    if not torch.equal(first, second):
-        found = probe.position_T[(first != second).any(dim=-1)].tolist()
-        raise Fault(f"training and evaluation mode differ at positions {_listed(found)}, as where a mask is missing in one")
-    return f"{probe.length} positions"
+    """training and evaluation mode give the same features, to the last bit, where dropout is off"""
+    count, length = probe.whole_RU.shape
+    training_RUW, evaluation_RUW = (probe.base(length, mode) for mode in MODES)
+    differs_U = (training_RUW != evaluation_RUW).any(dim=-1).any(dim=0)
+    if differs_U.any():
+        raise Fault(f"training and evaluation mode differ at positions {_places(differs_U)}, as where a mask is missing in one")
+    return f"{count} sequences of {length} tokens"
 
 
-CHECKS = (finite, pairs, past, gradients, context, prefix, cached, rows, modes)
+def threads(probe: Probe, count: int) -> str:
+    """the features on as many threads as training has are those on one"""
+    length = probe.whole_RU.shape[1]
+    one_RUW = probe.base(length, "training")
+    with on_threads(count):
+        off = _off(probe.features(probe.whole_RU, "training").flatten(0, 1), one_RUW.flatten(0, 1))
+    if not off <= TOLERANCE:
+        raise Fault(f"depends on the threads: on {count} threads, features are off by {off:.0e} of the largest")
+    return f"{count} threads, to {off:.0e} of the largest feature"
+
+
+CHECKS = (finite, repeats, pairs, past, gradients, context, prefix, cached, rows, modes)
+AS_TRAINED = (finite, repeats, context, rows)
+"""Checks that run batches of one shape, if the probe has one: any other would be compiled again."""
+
+
+@contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    """Torch's operations are divided among that many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def pattern(leaks_TT: Tensor, sees_TT: Tensor) -> str:
@@ -138,6 +192,17 @@ def pattern(leaks_TT: Tensor, sees_TT: Tensor) -> str:
     return f"a leak: the positions {_listed(t.unique().tolist())} see tokens after them"
 
 
+def _cuts(rows: int, length: int, device: torch.device) -> Iterator[Tensor]:
+    """Batches of one cut per row, [R], spread over the context; those of the last batch are at block borders.
+
+    The rows take other places in every batch, so that each row has cuts all over the context.
+    """
+    batches = math.ceil((length - 1) / rows)
+    row_R = torch.arange(rows, device=device)
+    for first in range(1, batches + 1):
+        yield (first + batches * ((row_R + first * math.ceil(rows / batches)) % rows)).clamp(max=length - 1)
+
+
 def _reach(probe: Probe, rows: Tensor) -> Tensor:
     """Which inputs the losses at some positions have a gradient for, bool [R, T]; each loss has a row of the batch to itself."""
 
@@ -148,8 +213,8 @@ def _reach(probe: Probe, rows: Tensor) -> Tensor:
     return probe.gradients(probe.ids_T.repeat(len(rows), 1), loss)
 
 
-def _decoded(probe: Probe, whole_TV: Tensor, leaves: Leaves, kind: str) -> float:
-    decoder = Decoder(probe.model.eval(), probe.length, leaves)
+def _decoded(probe: Probe, whole_TV: Tensor, replacements: Replacements, kind: str) -> float:
+    decoder = Decoder(probe.model.eval(), probe.length, replacements)
     with torch.no_grad():
         logits_TV = torch.cat([decoder.head(decoder.features(token)[0]) for token in probe.ids_T[None].split(1, dim=1)])
     off = _off(logits_TV, whole_TV)
@@ -158,9 +223,13 @@ def _decoded(probe: Probe, whole_TV: Tensor, leaves: Leaves, kind: str) -> float
     return off
 
 
-def _off(part_TV: Tensor, whole_TV: Tensor) -> float:
-    """By how much the logits of a window's beginning differ from those of the whole window, as a share of the largest."""
-    return ((part_TV - whole_TV[: len(part_TV)]).abs().max() / whole_TV.abs().max()).item()
+def _off(part_TW: Tensor, whole_TW: Tensor) -> float:
+    """By how much logits or features of a sequence's beginning are off from those of the whole, as a share of the largest."""
+    return ((part_TW - whole_TW[: len(part_TW)]).abs().max() / whole_TW.abs().max()).item()
+
+
+def _places(found_T: Tensor) -> str:
+    return _listed(found_T.nonzero().flatten().tolist())
 
 
 def _listed(positions: list[int]) -> str:

@@ -1,145 +1,209 @@
-"""A model in a state in which it can be looked at: what changes in its outputs when tokens change."""
+"""A model in a state in which it can be tested: what changes in its outputs when tokens change.
+
+Dimension letters: R rows, U positions of a whole sequence, T positions of a short one, S of either, B batch, C width of the
+embedding, W features, V vocabulary.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from stacklm.model.layers import Embedding, LanguageModel
+from stacklm.train.loss import Arithmetic
+
 LONGEST = 32
-"""Tokens of the window in which every pair of positions is looked at."""
+"""Tokens of the short sequence, in which every pair of positions is tested."""
 ROWS = 8
-"""Windows that are run at once: few, because a large vocabulary makes large logits."""
+"""Short sequences that are run at once: few, because a large vocabulary makes large logits."""
+TOKENS = 2048
+"""Tokens of the batches of whole sequences; never fewer than two sequences."""
 MODES = {"training": True, "evaluation": False}
 
 
 class Call(NamedTuple):
-    """A module at work: what went in and came out at the positions before a cut."""
+    """One call of a module: its inputs and outputs at the positions before a cut."""
 
     name: str
     inputs: list[Tensor]
     outputs: list[Tensor]
 
 
-class Probe:
-    """A model that is taken over, tokens for its whole context, another one for each of their places, and a window of T of them.
+class Marked(nn.Module):
+    """An embedding with a `mark` of zeros [B, T, C] added to its output, if there is one: gradients of the mark are the output's.
 
-    Its dropout is turned off. Parameters that are wholly zero, as output projections are at the start, would hide what lies
-    before them: they get random values. Tokens are changed rather than made NaN, because a correct softmax multiplies
-    masked values by zero, and 0 * NaN is NaN. Raises `ValueError` where there is no second position or token to see.
+    A module and not a hook, because compiled code does not see hooks.
     """
 
-    def __init__(self, model: nn.Module, vocab_size: int, context: int) -> None:
+    def __init__(self, embedding: nn.Module) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.mark: Tensor | None = None
+
+    def forward(self, ids_BT: Tensor) -> Tensor:
+        x_BTC = self.embedding(ids_BT)
+        return x_BTC if self.mark is None else x_BTC + self.mark
+
+
+class Probe:
+    """A model that is taken over, with two batches of R sequences of the whole context that differ in every token.
+
+    A short sequence of T tokens is the beginning of the first. Training mode computes as training does: with gradients, and
+    inside a context `arithmetic()`; evaluation mode as validation does, without either. Cuts and rows are tried in `modes`:
+    one is enough where the check `modes` finds both equal. With `rows` all batches of sequences have the one shape of that
+    many sequences of the whole context, for code that is compiled for it.
+
+    Dropout is turned off. Parameters that are all zero, as output projections are at the start, would hide what lies before
+    them: they get random values. Tokens are changed rather than made NaN, because a correct softmax multiplies masked values
+    by zero, and 0 * NaN is NaN. Raises `ValueError` where there is no second position or token to see.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        vocab_size: int,
+        context: int,
+        arithmetic: Arithmetic = nullcontext,
+        modes: tuple[str, ...] = ("evaluation",),
+        rows: int = 0,
+    ) -> None:
         self.length = min(context, LONGEST)
         if self.length < 2 or vocab_size < 2:
             raise ValueError(f"an audit needs at least 2 positions and 2 tokens, not {self.length} and {vocab_size}")
         generator = torch.Generator().manual_seed(0)
+        self.model, self.arithmetic, self.modes = model, arithmetic, modes
         self.device = next(model.parameters()).device
-        self.model = model
-        self._prepare(generator)
-        ids = torch.randint(vocab_size, (context,), generator=generator)
-        other = (ids + torch.randint(1, vocab_size, (context,), generator=generator)) % vocab_size
-        self.whole, self.other_whole = ids.to(self.device), other.to(self.device)
-        self.ids_T, self.other_T = self.whole[: self.length], self.other_whole[: self.length]
-        self.position_T = torch.arange(self.length, device=self.device)
-
-    def _prepare(self, generator: torch.Generator) -> None:
-        for module in self.model.modules():
+        for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
         with torch.no_grad():
-            for parameter in self.model.parameters():
+            for parameter in model.parameters():
                 if not parameter.any():
                     parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
+        self._marked = Marked(model.embedding)
+        model.embedding = cast(Embedding, self._marked)
+        shape = rows or max(2, min(2 * ROWS, TOKENS // context)), context
+        ids = torch.randint(vocab_size, shape, generator=generator)
+        other = (ids + torch.randint(1, vocab_size, shape, generator=generator)) % vocab_size
+        self.whole_RU, self.other_RU = ids.to(self.device), other.to(self.device)
+        self.some = context if rows else self.length
+        self._base: dict[tuple[int, str], Tensor] = {}
+        self.ids_T, self.other_T = self.whole_RU[0, : self.length], self.other_RU[0, : self.length]
+        self.position_T = torch.arange(self.length, device=self.device)
 
-    @torch.no_grad()
     def features(self, ids_BT: Tensor, mode: str) -> Tensor:
-        """Features [B, T, W] of windows."""
-        return self.model.train(MODES[mode]).features(ids_BT)
+        """Features [B, T, W] of sequences."""
+        if mode == "training":
+            return self._trained(ids_BT)[0].detach()
+        with torch.no_grad():
+            return self.model.eval().features(ids_BT)
 
     @torch.no_grad()
-    def logits(self, ids_RT: Tensor, mode: str) -> Tensor:
-        """Logits [R, T, V] of windows, all at once."""
-        return self.model.train(MODES[mode])(ids_RT)
+    def logits(self, ids_BT: Tensor, mode: str) -> Tensor:
+        """Logits [B, T, V] of sequences, all at once."""
+        with self.arithmetic() if MODES[mode] else nullcontext():
+            return self.model.train(MODES[mode])(ids_BT)
 
     def gradients(self, ids_BT: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:
         """Where a number made of the features, in training mode, has gradients for the embedded inputs, bool [B, T]."""
-        inputs: list[Tensor] = []
-
-        def leaf(module: nn.Module, arguments: object, x_BTC: Tensor) -> Tensor:
-            inputs.append(x_BTC.detach().requires_grad_())
-            return inputs[-1]
-
-        hook = self.model.embedding.register_forward_hook(leaf)
-        try:
-            value = objective(self.model.train().features(ids_BT))
-        finally:
-            hook.remove()
-        (gradient_BTC,) = torch.autograd.grad(value, inputs)
+        features_BTW, mark_BTC = self._trained(ids_BT)
+        (gradient_BTC,) = torch.autograd.grad(objective(features_BTW), mark_BTC)
         return (gradient_BTC != 0).any(dim=-1)
 
+    def _trained(self, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
+        weight = next(self._marked.parameters())
+        mark_BTC = weight.new_zeros(*ids_BT.shape, weight.shape[-1]).requires_grad_()
+        self._marked.mark = mark_BTC
+        try:
+            with self.arithmetic():
+                return self.model.train().features(ids_BT), mark_BTC
+        finally:
+            self._marked.mark = None
+
+    @cached_property
+    def distinct(self) -> tuple[str, ...]:
+        """The modes, or the first alone where both give the same features of the whole sequences: what one sees the other does."""
+        training, evaluation = (self.base(self.whole_RU.shape[1], mode) for mode in MODES)
+        return tuple(MODES)[: 1 if torch.equal(training, evaluation) else 2]
+
+    def base(self, length: int, mode: str) -> Tensor:
+        """The features [R, S, W] of the first S tokens of the whole sequences."""
+        if (length, mode) not in self._base:
+            self._base[length, mode] = self.features(self.whole_RU[:, :length], mode)
+        return self._base[length, mode]
+
+    def differing(self, changed_RS: Tensor, kept_RS: Tensor, mode: str) -> Tensor:
+        """Where features at positions to be kept differ to the bit when some tokens of the sequences are others, bool [R, S]."""
+        length = changed_RS.shape[1]
+        ids_RS = torch.where(changed_RS, self.other_RU[:, :length], self.whole_RU[:, :length])
+        return (self.features(ids_RS, mode) != self.base(length, mode)).any(dim=-1) & kept_RS
+
+    def reached(self, changed_RS: Tensor, kept_RS: Tensor) -> Tensor:
+        """Which of some tokens of the sequences have gradients from the features at positions to be kept, bool [R, S]."""
+        ids_RS = self.whole_RU[:, : changed_RS.shape[1]]
+        return self.gradients(ids_RS, lambda x_RSW: x_RSW[kept_RS].float().square().sum()) & changed_RS
+
     def changed(self, places_RT: Tensor, mode: str) -> Tensor:
-        """Where logits differ to the bit from those of the window when its tokens at the given places are others, bool [R, T].
+        """Where logits differ to the bit from those of the sequence when its tokens at the given places are others, bool [R, T].
 
         Both run in batches of the same shape and in the same row, so that equal numbers are added in the same order.
         """
         variants_RT = torch.where(places_RT, self.other_T, self.ids_T)
-        rows = len(variants_RT)
-        filled_RT = torch.cat([variants_RT, self.ids_T.expand(-rows % ROWS, -1)])
+        count = len(variants_RT)
+        filled_RT = torch.cat([variants_RT, self.ids_T.expand(-count % ROWS, -1)])
         base = self.logits(self.ids_T.repeat(ROWS, 1), mode)
-        return torch.cat([(self.logits(batch, mode) != base).any(dim=-1) for batch in filled_RT.split(ROWS)])[:rows]
+        return torch.cat([(self.logits(batch, mode) != base).any(dim=-1) for batch in filled_RT.split(ROWS)])[:count]
 
     @cached_property
     def sees(self) -> dict[str, Tensor]:
         """By mode, bool [T, T]: whether the logits at position t change with the token at u.
 
-        A change that only all later tokens together make is put down to the next one.
+        A change that only all later tokens together make is attributed to the next one.
         """
         one_TT = torch.eye(self.length, dtype=torch.bool, device=self.device)
         later_TT = self.position_T > self.position_T[:, None]
         found = {}
-        for mode in MODES:
+        for mode in self.distinct:
             by_one, by_later = self.changed(torch.cat([one_TT, later_TT]), mode).split(self.length)
             found[mode] = by_one.T.clone()
             found[mode].diagonal(1).logical_or_(by_later.diagonal()[:-1])
-        return found
+        return {mode: found.get(mode, found[self.distinct[0]]) for mode in MODES}
 
     def entry(self, mode: str) -> str:
         """The innermost module that lets later tokens in: what goes into it does not depend on them and what comes out does."""
         cut = self.length // 2
-        with self._recorded(cut) as calls:
-            self.logits(self.ids_T[None], mode)
-        with self._recorded(cut) as calls_with_others:
-            self.logits(torch.where(self.position_T < cut, self.ids_T, self.other_T)[None], mode)
-        for one, other in zip(calls, calls_with_others, strict=True):
-            if _equal(one.inputs, other.inputs) and not _equal(one.outputs, other.outputs):
-                kind = type(self.model.get_submodule(one.name)).__name__
-                return f"`{one.name}` ({kind})" if one.name else kind
+        cut_T = torch.where(self.position_T < cut, self.ids_T, self.other_T)
+        one, other = (self._calls(ids_T, cut, mode) for ids_T in (self.ids_T, cut_T))
+        for call, changed in zip(one, other, strict=True):
+            if _equal(call.inputs, changed.inputs) and not _equal(call.outputs, changed.outputs):
+                kind = type(self.model.get_submodule(call.name)).__name__
+                return f"`{call.name}` ({kind})" if call.name else kind
         return "not to be told"
 
-    @contextmanager
-    def _recorded(self, cut: int) -> Iterator[list[Call]]:
+    def _calls(self, ids_T: Tensor, cut: int, mode: str) -> list[Call]:
         """The calls of all modules, in the order in which they end."""
         calls: list[Call] = []
 
-        def early(values: object) -> list[Tensor]:
+        def early(values: Any) -> list[Tensor]:
             if isinstance(values, Tensor):
                 return [values[:, :cut].clone()] if values.shape[:2] == (1, self.length) else []
             return [tensor for value in values for tensor in early(value)] if isinstance(values, (tuple, list)) else []
 
-        def recorder(name: str):
+        def recorder(name: str) -> Callable[[nn.Module, Any, Any], None]:
             return lambda module, inputs, outputs: calls.append(Call(name, early(inputs), early(outputs)))
 
         hooks = [module.register_forward_hook(recorder(name)) for name, module in self.model.named_modules()]
         try:
-            yield calls
+            self.logits(ids_T[None], mode)
         finally:
             for hook in hooks:
                 hook.remove()
+        return calls
 
 
 def _equal(some: list[Tensor], others: list[Tensor]) -> bool:

@@ -11,31 +11,36 @@ from stacklm.config.schema import Count, Natural, ParamsError, Share
 
 @dataclass(frozen=True)
 class StdlibSource:
-    """The source text of the running interpreter's standard library: real text on every machine."""
+    """The source text of the running interpreter's standard library, without tests and generated tables.
+
+    Files are cut at definitions into documents of at most 3 kB.
+    """
 
     kind: Literal["stdlib"] = "stdlib"
     max_bytes: Count = 8_000_000
+    """Files are taken by name as long as they fit into that many bytes."""
 
 
 @dataclass(frozen=True)
 class FilesSource:
     """Local files: .txt, .md, .jsonl, .parquet, each also as .gz or .zst.
 
-    `paths` are paths or globs (`**` allowed), relative to the project's root unless absolute.
-    A .txt or .md file is cut at blank lines into documents of about `document_bytes` (0: one document a
-    file, which takes about 120 bytes of memory for each of its bytes); a .jsonl line or a .parquet row is one
-    document, its text in `text_column`.
+    With `document_bytes: 0` a file takes about 120 bytes of memory for each of its bytes.
     """
 
     paths: tuple[str, ...]
+    """Paths or globs (`*`, `?`, `[...]`, `**`, `{a,b}`, `~`), relative to the project's root unless absolute."""
     kind: Literal["files"] = "files"
     text_column: str = "text"
+    """Where a .jsonl line or a .parquet row has its text; each of them is one document."""
     document_bytes: Natural = 16_384
+    """A .txt or .md file is cut at blank lines into documents of about that many bytes; 0: one document per file."""
     max_bytes: Count | None = None
+    """Bytes of text to read at most; null: everything."""
 
     def __post_init__(self) -> None:
-        if not self.paths:
-            raise ParamsError("paths: [] is not allowed; name at least one path or glob")
+        if not all(self.paths) or not self.paths:
+            raise ParamsError(f"paths: {list(self.paths)} is not allowed; name at least one path or glob, and none that is empty")
 
 
 @dataclass(frozen=True)
@@ -43,12 +48,18 @@ class HuggingFaceSource:
     """A data set of the Hugging Face hub, at a pinned revision (a commit, not a branch)."""
 
     name: str
+    """The data set's name on the hub, such as `wikimedia/wikipedia`."""
     revision: str
+    """The commit of the data set, 40 hexadecimal digits."""
     kind: Literal["huggingface"] = "huggingface"
     config: str | None = None
+    """The data set's configuration, where it has several."""
     split: str = "train"
+    """The data set's split."""
     text_column: str = "text"
+    """The column of the text."""
     max_bytes: Count = 100_000_000
+    """Bytes of text to read at most."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[0-9a-f]{40}", self.revision):
@@ -59,11 +70,14 @@ class HuggingFaceSource:
 
 @dataclass(frozen=True)
 class Data:
-    """`valid_fraction` and `test_fraction` are shares of the documents, chosen by a hash of their content."""
+    """Where the text comes from and how it is split. Near-duplicates are in one split."""
 
     source: StdlibSource | FilesSource | HuggingFaceSource
+    """Where the text comes from."""
     valid_fraction: Share = 0.05
+    """Share of the documents for validation, chosen by a hash of their content."""
     test_fraction: Share = 0.05
+    """Share of the documents for the test set, chosen by a hash of their content."""
 
     def __post_init__(self) -> None:
         if self.valid_fraction + self.test_fraction >= 1:

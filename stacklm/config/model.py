@@ -10,19 +10,29 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from stacklm.config.optimizer import DEFAULT_OPTIMIZER, Optimizer
-from stacklm.config.schema import Count, Natural, ParamsError, Range
+from stacklm.config.schema import Natural, ParamsError, Range, Size
+
+DEEPEST = 1024
+"""Stacks or blocks in series, each built one by one."""
+WIDEST = 2**22
+"""Features that a stack may give, and that the queries of its heads may have together."""
+Heads = Annotated[int, Range(1, 2**12)]
 
 
 @dataclass(frozen=True)
 class Stack:
-    """N = `layers` parallel decoder layers that emit d = `features` each, and the `hidden` units of what follows them.
+    """N = `layers` parallel decoder layers that emit d = `features` each."""
 
-    Those are the mix's where the layers have small feed-forwards of their own, and else those of the one feed-forward.
-    """
+    layers: Annotated[int, Range(1, 2**16)]
+    """N, the parallel layers of the stack."""
+    features: Size
+    """d, the features that each layer gives."""
+    d_ff: Size
+    """Hidden width of the mix that follows; of the one feed-forward network unless ffn is per_layer."""
 
-    layers: Count
-    features: Count
-    hidden: Count
+    def __post_init__(self) -> None:
+        if self.width > WIDEST:
+            raise ParamsError(f"layers {self.layers} * features {self.features} = {self.width}; a stack gives at most {WIDEST}")
 
     @property
     def width(self) -> int:
@@ -32,119 +42,136 @@ class Stack:
 
 @dataclass(frozen=True)
 class PublishedAttention:
-    """Queries, keys and values of width / heads a head, an output projection, a reduction to d features; with biases."""
+    """Queries, keys and values of d_model / n_heads per head, an output projection, a reduction to d features; with biases."""
 
     kind: Literal["published"] = "published"
 
 
 @dataclass(frozen=True)
-class FoldedAttention:
-    """Each head maps x to d features by a matrix of its own, which stands for value, output and reduction; no biases.
+class FactoredAttention:
+    """Each head maps x to d features by a matrix of its own, which stands for value, output and reduction; no biases."""
 
-    `key_dim` is that of queries and keys (default: width / heads). With `rotary`, positions turn queries and keys and are
-    not added to the embedding. `keys_values: stack` gives a stack one set of keys and values, which all its layers read.
-    """
-
-    kind: Literal["folded"] = "folded"
-    key_dim: Count | None = None
-    rotary: bool = False
+    kind: Literal["factored"] = "factored"
+    qk_head_dim: Size | None = None
+    """Dim of a head's queries and keys; null: d_model / n_heads."""
+    rope: bool = False
+    """Rotary positions turn queries and keys, and none are added to the embedding."""
     qk_norm: bool = False
-    keys_values: Literal["layer", "stack"] = "layer"
+    """Normalize queries and keys."""
+    kv_sharing: Literal["none", "stack"] = "none"
+    """stack: all layers of a stack share keys and values."""
 
 
 @dataclass(frozen=True)
 class Stacked:
-    """The stacked-parallel decoder; every setting below `stacks` is by default as published. See docs/family.md.
+    """The stacked-parallel decoder; every setting below `stacks` is by default as published. See docs/variants.md."""
 
-    Every stack but the last gives `width` features. What may vary:
-
-    `attention`     published, or folded: leaner, with more settings.
-    `feed_forward`  micro: a small one in every layer, then a mix of two maps. relu2, swiglu: the mix is one map, and one
-                    feed-forward with a residual follows it.
-    `join`          replace: a stack's output is the next one's input. residual: it is added to the stack's own input.
-    `reads`         what a stack reads: previous: the output of the one before. first: that and x_0. all: those of all before.
-    `convolution`   tokens that the short convolution at a stack's input spans. 1: none, 2: a token shift.
-    `head`          wide: over the width of the last stack. tied: back to `width`, then the embedding's own rows.
-    `stack_every`   one more stack in the middle for each further so many tokens of context. 0: never.
-    """
-
-    width: Count
-    heads: Count
+    d_model: Size
+    """Features of the embedding, and of every stack but the last."""
+    n_heads: Heads
+    """Attention heads of each layer."""
     stacks: tuple[Stack, ...]
+    """The stacks in series."""
     kind: Literal["stacked"] = "stacked"
-    attention: PublishedAttention | FoldedAttention = PublishedAttention()
-    feed_forward: Literal["micro", "relu2", "swiglu"] = "micro"
-    join: Literal["replace", "residual"] = "replace"
-    reads: Literal["previous", "first", "all"] = "previous"
-    convolution: Annotated[int, Range(1, 16)] = 1
-    head: Literal["wide", "tied"] = "wide"
-    stack_every: Natural = 0
+    attention: PublishedAttention | FactoredAttention = PublishedAttention()
+    """published, or factored: leaner, with more settings."""
+    ffn: Literal["per_layer", "relu2", "swiglu"] = "per_layer"
+    """per_layer: a small one in every layer, then a mix of two maps. Else the mix is one map, and one such network follows it."""
+    residual: bool = False
+    """Whether a stack's output is added to its input or takes its place."""
+    skip_connections: Literal["none", "input", "dense"] = "none"
+    """What a stack reads besides the output of the one before. input: x_0; dense: all those before."""
+    conv_size: Annotated[int, Range(1, 16)] = 1
+    """Tokens that the short convolution at a stack's input spans. 1: none, 2: a token shift."""
+    tie_embeddings: bool = False
+    """The head maps back to d_model and shares the embedding's rows; else it is as wide as the last stack."""
+    tokens_per_extra_stack: Natural = 0
+    """One more stack in the middle per that many tokens of context beyond the first; 0: never."""
     dropout: Annotated[float, Range(0, 0.99)] = 0.0
+    """Share of activations that are dropped in training."""
 
     def __post_init__(self) -> None:
-        _check_heads(self.width, self.heads)
+        _check_heads(self.d_model, self.n_heads)
         if not self.stacks:
             raise ParamsError("stacks: [] is not allowed; name at least one stack")
         for i, stack in enumerate(self.stacks[:-1]):
-            if stack.width != self.width:
+            if stack.width != self.d_model:
                 raise ParamsError(
                     f"stacks[{i}]: features {stack.features} * layers {stack.layers} = {stack.width}, but every stack "
-                    f"except the last must give width = {self.width}"
+                    f"except the last must give d_model = {self.d_model}"
+                )
+        for i, stack in enumerate(self.stacks):
+            if (queries := stack.layers * self.n_heads * self.qk_head_dim) > WIDEST:
+                raise ParamsError(
+                    f"stacks[{i}]: layers {stack.layers} * n_heads {self.n_heads} * qk_head_dim {self.qk_head_dim} = {queries}, "
+                    f"above {WIDEST}"
                 )
         last = self.stacks[-1].width
-        if self.join == "residual" and last < self.width:
-            raise ParamsError(f"join: residual adds width {self.width} to the last stack's {last}; it must give at least as much")
-        if self.stack_every and len(self.stacks) == 1 and last != self.width:
+        if self.residual and last < self.d_model:
+            raise ParamsError(f"residual: adds d_model {self.d_model} to the last stack's {last}; it must give at least as much")
+        if self.tokens_per_extra_stack and len(self.stacks) == 1 and last != self.d_model:
             raise ParamsError(
-                f"stack_every: {self.stack_every} repeats the only stack, so it must give width = {self.width}, not {last}"
+                f"tokens_per_extra_stack: {self.tokens_per_extra_stack} repeats the only stack, "
+                f"so it must give d_model = {self.d_model}, not {last}"
             )
-        if self.reads != "previous" and len(self.stacks) == 1 and not self.stack_every:
-            raise ParamsError(f"reads: {self.reads} needs at least 2 stacks; before the only one there is nothing but x_0")
-        if self.rotary and self.key_dim % 2:
-            raise ParamsError(f"attention: rotary positions turn pairs, so the key dim must be even, not {self.key_dim}")
+        if self.skip_connections != "none" and len(self.stacks) == 1 and not self.tokens_per_extra_stack:
+            raise ParamsError(
+                f"skip_connections: {self.skip_connections} needs at least 2 stacks; before the only one there is nothing but x_0"
+            )
+        if self.rope and self.qk_head_dim % 2:
+            raise ParamsError(f"attention: rope turns pairs, so qk_head_dim must be even, not {self.qk_head_dim}")
 
     @property
-    def key_dim(self) -> int:
+    def qk_head_dim(self) -> int:
         """K, the dim of a head's queries and keys."""
-        chosen = self.attention.key_dim if isinstance(self.attention, FoldedAttention) else None
-        return chosen or self.width // self.heads
+        chosen = self.attention.qk_head_dim if isinstance(self.attention, FactoredAttention) else None
+        return chosen or self.d_model // self.n_heads
 
     @property
-    def rotary(self) -> bool:
+    def rope(self) -> bool:
         """Whether positions turn queries and keys."""
-        return isinstance(self.attention, FoldedAttention) and self.attention.rotary
+        return isinstance(self.attention, FactoredAttention) and self.attention.rope
 
     def stacks_for(self, context: int) -> tuple[Stack, ...]:
-        """The stacks of a model for that many tokens, those of `stack_every` among them."""
-        further = (context - 1) // self.stack_every if self.stack_every else 0
+        """The stacks of a model for that many tokens, those of `tokens_per_extra_stack` among them."""
+        further = self._further(context)
         middle = (len(self.stacks) - 1) // 2
         return (*self.stacks[:middle], *(self.stacks[middle],) * (1 + further), *self.stacks[middle + 1 :])
 
     def depth(self, context: int) -> int:
-        """S, the number of steps that can not run side by side."""
-        return len(self.stacks_for(context))
+        """S, the number of steps that cannot run in parallel."""
+        return len(self.stacks) + self._further(context)
+
+    def _further(self, context: int) -> int:
+        return (context - 1) // self.tokens_per_extra_stack if self.tokens_per_extra_stack else 0
 
 
 @dataclass(frozen=True)
 class Dense:
-    """A modern decoder: rotary positions, QK-norm, RMSNorm, no biases. `hidden` is the feed-forward's width."""
+    """A modern decoder: rotary positions, QK-norm, RMSNorm, no biases."""
 
-    width: Count
-    heads: Count
-    layers: Count
-    hidden: Count
+    d_model: Size
+    """Features of the residual stream."""
+    n_heads: Heads
+    """Attention heads of each layer."""
+    n_layers: Annotated[int, Range(1, DEEPEST)]
+    """Decoder layers in series."""
+    d_ff: Size
+    """Hidden width of the feed-forward network."""
     kind: Literal["dense"] = "dense"
-    activation: Literal["relu2", "swiglu"] = "relu2"
-    tied: bool = False
+    ffn: Literal["relu2", "swiglu"] = "relu2"
+    """The feed-forward network's activation."""
+    tie_embeddings: bool = False
+    """The head shares the embedding's rows."""
 
     def __post_init__(self) -> None:
-        _check_heads(self.width, self.heads)
-        if (self.width // self.heads) % 2:
-            raise ParamsError(f"width {self.width} / heads {self.heads} is odd; rotary positions need an even head dim")
+        _check_heads(self.d_model, self.n_heads)
+        if (self.d_model // self.n_heads) % 2:
+            raise ParamsError(f"d_model {self.d_model} / n_heads {self.n_heads} is odd; rotary positions need an even head dim")
 
     def depth(self, context: int) -> int:
-        """L, the number of steps that can not run side by side."""
-        return self.layers
+        """L, the number of steps that cannot run in parallel."""
+        return self.n_layers
 
 
 Architecture = Stacked | Dense
@@ -155,9 +182,11 @@ class Model:
     """One entry of the comparison."""
 
     architecture: Architecture
+    """What computes the logits."""
     optimizer: Optimizer = DEFAULT_OPTIMIZER
+    """How its weights follow their gradients, with the settings tuned for this architecture."""
 
 
 def _check_heads(width: int, heads: int) -> None:
     if width % heads:
-        raise ParamsError(f"heads: {heads} does not divide width {width}")
+        raise ParamsError(f"n_heads: {heads} does not divide d_model {width}")

@@ -5,19 +5,31 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stacklm.config.data import Data
 from stacklm.config.evaluate import Evaluate
+from stacklm.config.model import DEEPEST as DEEPEST_MODEL
 from stacklm.config.model import Model
-from stacklm.config.schema import ParamsError, listed, nearest, read
+from stacklm.config.schema import ParamsError, read, shown
 from stacklm.config.tokenizer import TokenizerConfig
 from stacklm.config.train import Train, check_team
 from stacklm.files import write_text
 
 PARAMS_FILE = "params.yaml"
+LARGEST_FILE = 2**20
+"""Bytes of a params file."""
+DEEPEST = 32
+"""Nested mappings and lists of a params file."""
+LONGEST_NAME = 64
+"""Characters of a model's name, which stands in names of files beside prefixes, hashes and suffixes."""
+NAME_PATTERN = "[A-Za-z][A-Za-z0-9_-]*"
+OTHERWISE_READ = frozenset(["y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan", "inf"])
+"""Words that a YAML 1.1 or 1.2 parser does not read as texts."""
+DEVICES = frozenset(["con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))])
+"""Names that no file of Windows can have."""
 
 
 @dataclass(frozen=True)
@@ -25,54 +37,86 @@ class Params:
     """Every setting of a project."""
 
     data: Data
+    """Where the text comes from and how it is split."""
     tokenizer: TokenizerConfig
+    """The vocabulary."""
     train: Train
+    """The budget and schedule that all models share, and what a run may take of the machine."""
     models: dict[str, Model]
-    evaluate: Evaluate = field(default_factory=Evaluate)
+    """What is compared, one named entry each."""
+    evaluate: Evaluate
+    """How a trained model is judged and sampled."""
 
     def __post_init__(self) -> None:
         if not self.models:
             raise ParamsError("models: {} is not allowed; name at least one model")
-        for name in self.models:
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-                raise ParamsError(f"models.{name}: a model's name is letters, digits, `_` and `-` (it names files and stages)")
+        _check_names(self.models)
         for name, model in self.models.items():
+            _check_depth(name, model, self.train.context_length)
             _check_team(name, model, self.train)
-            if model.optimizer.in_backward:
-                _check_in_backward(f"models.{name}.optimizer.in_backward", self.train)
+            if model.optimizer.optimizer_in_backward:
+                _check_in_backward(f"models.{name}.optimizer.optimizer_in_backward", self.train)
         # A byte-level token is at least one byte, so the text bounds the stream before it is read.
         most = getattr(self.data.source, "max_bytes", None)
         share = min(self.data.valid_fraction, self.data.test_fraction)
-        if most is not None and self.train.context > most * share:
+        if most is not None and self.train.context_length > most * share:
             raise ParamsError(
-                f"train.context: {self.train.context} is longer than the smallest split of the data can be "
+                f"train.context_length: {self.train.context_length} is longer than the smallest split of the data can be "
                 f"(data.source.max_bytes {most} * {share} = {int(most * share)} bytes)"
             )
 
 
+def _check_names(names: Iterable[str]) -> None:
+    """Names of models are parts of file names, of stages and of keys that DVC looks up."""
+    folded: dict[str, str] = {}
+    for name in names:
+        key = f"models.{name[: 2 * LONGEST_NAME]}"
+        if not re.fullmatch(NAME_PATTERN, name):
+            raise ParamsError(f"{key}: a model's name begins with a letter; after it come letters, digits, `_` and `-`")
+        if len(name) > LONGEST_NAME:
+            raise ParamsError(f"{key}: a model's name has at most {LONGEST_NAME} characters, not {len(name)}")
+        if name.lower() in OTHERWISE_READ | DEVICES:
+            raise ParamsError(f"{key}: reserved, by YAML or as a file name; choose another name")
+        if folded.setdefault(name.lower(), name) != name:
+            raise ParamsError(f"{key}: equals {folded[name.lower()]} but for case, which not every file system tells apart")
+
+
+def _check_depth(name: str, model: Model, context: int) -> None:
+    depth = model.architecture.depth(context)
+    if depth > DEEPEST_MODEL:
+        raise ParamsError(
+            f"models.{name}.architecture: {depth} stacks in series at train.context_length {context}, above {DEEPEST_MODEL}"
+        )
+
+
 def _check_team(name: str, model: Model, train: Train) -> None:
     try:
-        check_team(train, model.optimizer, train.processes)
+        check_team(train, model.optimizer, train.nproc)
     except ParamsError as error:
         raise ParamsError(f"train.{error} (models.{name})") from None
 
 
 def _check_in_backward(key: str, train: Train) -> None:
-    if train.micro_batch != train.batch_size:
+    if train.micro_batch_size != train.global_batch_size:
         raise ParamsError(
-            f"{key}: true keeps no gradients, so none can be accumulated: train.micro_batch = {train.micro_batch} must be "
-            f"train.batch_size = {train.batch_size}"
+            f"{key}: true keeps no gradients, so none can be accumulated: "
+            f"train.micro_batch_size = {train.micro_batch_size} must be train.global_batch_size = {train.global_batch_size}"
         )
-    if train.clip_norm is not None:
+    if train.max_grad_norm is not None:
         raise ParamsError(
-            f"{key}: true updates before all gradients are there, so they cannot be clipped by their norm: train.clip_norm = "
-            f"{train.clip_norm:g} must be null"
+            f"{key}: true updates before all gradients are there, so they cannot be clipped by their norm: train.max_grad_norm = "
+            f"{train.max_grad_norm:g} must be null"
         )
 
 
 def load(path: Path) -> Params:
     """Read and check a params file. Raises `ParamsError` with the place of the first thing wrong."""
-    return parse(_load_yaml(path), path.name)
+    return parse(load_plain(path), path.name)
+
+
+def load_plain(path: Path) -> Any:
+    """The mappings, lists and scalars of a YAML file, unchecked. Raises `ParamsError` with the place of what is not plain data."""
+    return _load_yaml(_read_text(path), path.name)
 
 
 def parse(tree: Any, name: str = PARAMS_FILE) -> Params:
@@ -110,58 +154,106 @@ def preview(path: Path, assignments: Iterable[str]) -> Params:
 def _with_values(path: Path, assignments: Iterable[str]) -> tuple[Params, str]:
     from ruamel.yaml import YAML
 
-    yaml = YAML()  # the round-trip kind: comments survive
+    text = _read_text(path)
+    tree = _load_yaml(text, path.name)
+    if not isinstance(tree, dict):
+        parse(tree, path.name)  # raises the error that it has without assignments
+    yaml = YAML(pure=True)  # the round-trip kind: comments survive
     yaml.width = 4096
-    tree = yaml.load(path.read_text(encoding="utf-8"))
+    tree = yaml.load(text)
     for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals or not key:
-            raise ParamsError(f"--set {assignment!r}: write it as key=value, such as train.steps=200")
-        _assign(tree, key.split("."), _load_yaml_text(text, assignment), assignment)
+        key, equals, value = assignment.partition("=")
+        if not equals or not all(key.split(".")):
+            raise ParamsError(f"--set {assignment!r}: write it as key=value, such as train.max_steps=200")
+        assign(tree, key.split("."), _load_yaml(value, f"--set {assignment}"), f"--set {assignment}")
     buffer = io.StringIO()
     yaml.dump(tree, buffer)
-    return parse(tree, path.name), buffer.getvalue()
+    changed = buffer.getvalue()
+    return parse(_load_yaml(changed, path.name), path.name), changed
 
 
-def _assign(tree: Any, names: list[str], value: Any, assignment: str) -> None:
-    for i, name in enumerate(names[:-1]):
+def assign(tree: Any, names: list[str], value: Any, where: str) -> None:
+    """Put a value at a place in nested mappings and lists; mappings on the way that are left at their defaults are made."""
+    name: Any
+    for i, name in enumerate(names):
+        last = i == len(names) - 1
         if isinstance(tree, list):
-            tree = _item(tree, name, assignment)
-        else:
-            if not isinstance(tree.get(name), (dict, list)):
-                if i == 0:  # a new section is always a slip; below it, a section at its defaults may be missing
-                    known = list(tree)
-                    hint = f"choose one of {listed(known)}{nearest(name, known)}"
-                    raise ParamsError(f"--set {assignment}: unknown section `{name}`; {hint}")
-                tree[name] = {}
-            tree = tree[name]
-    if isinstance(tree, list):
-        _item(tree, names[-1], assignment)
-        tree[int(names[-1])] = value
-    else:
-        tree[names[-1]] = value
+            if not (name.isascii() and name.isdecimal()) or int(name) >= len(tree):
+                raise ParamsError(f"{where}: `{name}` is not an index of a list of {len(tree)}")
+            name = int(name)
+        elif not isinstance(tree, dict):
+            raise ParamsError(f"{where}: `{'.'.join(names[:i])}` is {shown(tree)}, which has no keys")
+        elif not last and tree.get(name) is None:
+            tree[name] = {}
+        if last:
+            tree[name] = value
+        tree = tree[name]
 
 
-def _item(tree: list, name: str, assignment: str) -> Any:
-    if not name.isdecimal() or int(name) >= len(tree):
-        raise ParamsError(f"--set {assignment}: `{name}` is no index of a list of {len(tree)}")
-    return tree[int(name)]
-
-
-def _load_yaml(path: Path) -> Any:
+def _read_text(path: Path) -> str:
+    """The text of a params file. Raises `ParamsError` where there is none."""
     try:
-        text = path.read_text(encoding="utf-8")
+        if path.exists() and not path.is_file():
+            raise ParamsError(f"{path}: not a regular file")
+        if path.stat().st_size > LARGEST_FILE:
+            raise ParamsError(f"{path}: {path.stat().st_size:,} bytes; a params file has at most {LARGEST_FILE:,}")
+        data = path.read_bytes()
     except FileNotFoundError:
         raise ParamsError(f"{path}: no such file; run this inside a stacklm project (its top level holds {PARAMS_FILE})") from None
-    return _load_yaml_text(text, path.name)
+    except OSError as error:
+        raise ParamsError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ParamsError(f"{path}: line {line}: byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8") from None
 
 
-def _load_yaml_text(text: str, name: str) -> Any:
-    """YAML 1.2, as DVC reads it: `1e-3` is a number and `no` is a text."""
+def _load_yaml(text: str, name: str) -> Any:
+    """YAML 1.2, as DVC reads it: `1e-3` is a number and `no` is a text.
+
+    `name` says in messages where the text is from. Raises `ParamsError` for what is not plain data: aliases (which may
+    repeat or contain themselves without end), tags, directives, several documents, nesting beyond `DEEPEST`.
+    """
     from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
     try:
+        depth = 0
+        for event in YAML(typ="safe", pure=True).parse(text):
+            depth = _check_event(event, depth)
         return YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
+    except ParamsError as error:
+        raise ParamsError(f"{name}: {error}") from None
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise ParamsError(f"{name}: line {mark.line + 1}, column {mark.column + 1}: not valid YAML: {error.problem}") from None
+    except (
+        YAMLError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        IndexError,
+    ) as error:  # of a date, a number, a key that is a mapping
         raise ParamsError(f"{name}: not valid YAML: {error}") from None
+
+
+def _check_event(event: Any, depth: int) -> int:
+    """The nesting after an event of ruamel's parser. Raises `ParamsError` for one that plain data does not have."""
+    from ruamel.yaml import events
+
+    line = f"line {event.start_mark.line + 1}"
+    if isinstance(event, events.AliasEvent) or getattr(event, "anchor", None):
+        raise ParamsError(f"{line}: anchors and aliases (`&`, `*`) are not supported; write the values out")
+    if getattr(event, "ctag", None):
+        raise ParamsError(f"{line}: tags such as `{event.tag}` are not supported; settings are plain values")
+    if isinstance(event, events.DocumentStartEvent) and (event.version or event.tags):
+        raise ParamsError(f"{line}: directives such as %YAML are not supported; the file is read as YAML 1.2")
+    if isinstance(event, events.CollectionStartEvent):
+        depth += 1
+    elif isinstance(event, events.CollectionEndEvent):
+        depth -= 1
+    if depth > DEEPEST:
+        raise ParamsError(f"{line}: nested more than {DEEPEST} deep")
+    return depth

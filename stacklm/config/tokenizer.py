@@ -13,20 +13,22 @@ END_OF_TEXT = "<|endoftext|>"
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """`vocab_size` counts everything: special tokens, the 256 bytes and the merges.
+    """Byte-level BPE, learned on the train split."""
 
-    `pretokenizer` cuts the text before merges are learned: `gpt2` (words with their leading space) or
-    `gpt4` (the same with digits in groups of at most three and case-insensitive contractions).
-    """
-
-    vocab_size: Annotated[int, Range(257, 2**32)]
+    vocab_size: Annotated[int, Range(257, 2**24)]
+    """Size of the vocabulary: special tokens, the 256 bytes and the merges."""
     pretokenizer: Literal["gpt2", "gpt4"] = "gpt4"
+    """gpt2: text is cut into words with their leading space. gpt4: digits also in groups of three, contractions in any case."""
     special_tokens: tuple[str, ...] = (END_OF_TEXT,)
+    """Tokens that text never produces; the first one ends every document."""
     min_frequency: Count = 2
+    """How often a pair must occur to be merged."""
 
     def __post_init__(self) -> None:
         if self.special_tokens[:1] != (END_OF_TEXT,):
             raise ParamsError(f"special_tokens: {list(self.special_tokens)} must begin with {END_OF_TEXT!r}, which ends documents")
+        if "" in self.special_tokens:
+            raise ParamsError(f"special_tokens: {list(self.special_tokens)} holds an empty text")
         if len(set(self.special_tokens)) != len(self.special_tokens):
             raise ParamsError(f"special_tokens: {list(self.special_tokens)} names a token twice")
         if self.vocab_size < 256 + len(self.special_tokens):

@@ -6,96 +6,137 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from stacklm.config.optimizer import AdamW, Optimizer
-from stacklm.config.schema import Count, Natural, ParamsError, Positive, Range, Share
+from stacklm.config.schema import Count, Natural, ParamsError, Positive, Range, Share, Size
+
+MOST_TOKENS = 2**31
+"""Tokens of a step. Sizes of its tensors stay within 64 bits."""
+Context = Annotated[int, Range(1, 2**24)]
+"""Tokens that a model sees at once."""
 
 
 @dataclass(frozen=True)
 class Train:
-    """A horizon of `steps` optimizer steps of `batch_size` windows of `context` tokens each.
+    """The budget and schedule that all models share, and what a run may take of the machine.
 
-    The learning rate rises over `warmup_steps`, then follows `schedule` down to `final_lr` times its peak at the horizon
-    (`wsd` stays at the peak and decays linearly over the last `decay` share). Training ends there, or at `stop_step` before it;
-    a later `stop_step`, and with `wsd` a later horizon, goes on from where an earlier run has come on the same curve.
-
-    What changes results by rounding at most, and the memory or the time that is taken:
-
-    `micro_batch`     windows that go through the model at once; gradients are accumulated over the rest.
-    `recompute`       stacks: of every stack or block only the input is kept, and the rest computed again.
-    `layers_at_once`  parallel layers of a stack that run side by side, the others computed after them. 0: all.
-    `compile`         the model is compiled by torch.compile: a slow start, and faster steps.
-    `processes`       that train the model together, each on its part of every batch and, if there are any, its own GPU.
-    `parallel`        ddp: each has the whole model. fsdp: each keeps a part of weights and optimizer state; for large ones.
-    `threads`         of each process; fixed here and not taken from the machine, because sums over threads differ in the last bit.
-
-    Gradients longer than `clip_norm` are shortened to it (null: none are). `precision` bf16 multiplies in bfloat16, with
-    weights, sums and optimizer in float32. `non_finite`: at a loss or gradient that is no number, stop, or skip that batch.
-    `resume` exact goes on from checkpoints that lead to the same bits only; close also from those of a run that differs by
-    rounding, such as another `micro_batch`. Kept are the last `keep_checkpoints`, the best, and one every `milestone_every` steps
-    (0: none).
+    `micro_batch_size`, `activation_checkpointing`, `compile`, `nproc`, `strategy` and `threads` change memory, time and
+    rounding, nothing else. With `wsd` a later horizon, too, resumes from an earlier run.
     """
 
-    steps: Count
-    context: Count
-    batch_size: Count
-    micro_batch: Count
+    max_steps: Annotated[int, Range(1, 10**9)]
+    """The horizon: optimizer steps until the learning rate has come down."""
+    context_length: Context
+    """Tokens of a sequence."""
+    global_batch_size: Size
+    """Sequences per optimizer step."""
+    micro_batch_size: Size
+    """Sequences per forward pass; gradients are accumulated over the rest of the batch."""
     seed: Natural = 1
-    stop_step: Count | None = None
+    """Of the initial weights and of the order of the sequences."""
+    hard_stop: Count | None = None
+    """Training ends at this step, before the horizon; a later one resumes from an earlier run on the same curve."""
     warmup_steps: Natural = 20
-    schedule: Literal["cosine", "linear", "wsd"] = "cosine"
-    decay: Share = 0.2
-    final_lr: Share = 0.1
-    clip_norm: Positive | None = 1.0
-    non_finite: Literal["stop", "skip"] = "stop"
+    """Steps over which the learning rate rises to its peak."""
+    lr_schedule: Literal["cosine", "linear", "wsd"] = "cosine"
+    """How the learning rate falls after warm-up. wsd: it stays at the peak and decays linearly at the end."""
+    decay_fraction: Share = 0.2
+    """The last share of the horizon, in which wsd decays."""
+    final_lr_fraction: Share = 0.1
+    """The learning rate at the horizon, as a fraction of its peak."""
+    max_grad_norm: Positive | None = 1.0
+    """Gradients with a larger norm are scaled down to it; null: never."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What to do where a loss or gradient becomes NaN or Inf: stop, or skip that batch."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    recompute: Literal["nothing", "stacks"] = "nothing"
-    layers_at_once: Natural = 0
+    """bf16: products are computed in bfloat16; weights, sums and optimizer stay in float32."""
+    activation_checkpointing: Literal["none", "full"] = "none"
+    """full: only the input of every stack or block is kept, and the rest is computed again."""
     compile: bool = False
-    processes: Annotated[int, Range(1, 1024)] = 1
-    parallel: Literal["ddp", "fsdp"] = "ddp"
-    valid_every: Count = 50
-    valid_tokens: Count = 32_768
+    """Compile the model with torch.compile: a slow start and faster steps."""
+    nproc: Annotated[int, Range(1, 1024)] = 1
+    """Processes that share every batch, each with a GPU of its own if there are any."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """ddp: each process has the whole model. fsdp: each keeps a part of weights and optimizer state."""
+    eval_every: Count = 50
+    """Steps between two measurements of the validation loss."""
+    eval_tokens: Count = 32_768
+    """Validation tokens of each measurement."""
     checkpoint_every: Count = 50
+    """Steps between two checkpoints."""
     keep_checkpoints: Count = 2
-    milestone_every: Natural = 0
-    resume: Literal["exact", "close"] = "exact"
+    """How many of the last checkpoints are kept, beside the best one."""
+    keep_every: Natural = 0
+    """Steps between checkpoints that are kept for good; 0: none."""
+    resume: Literal["bitwise", "compatible"] = "bitwise"
+    """bitwise: only from checkpoints that lead to the same bits. compatible: also from those that differ by rounding."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to train; auto: a GPU if there is one."""
     threads: Annotated[int, Range(1, 256)] = 2
+    """CPU threads of each process. Fixed here and not taken from the machine: sums over threads differ in the last bit."""
 
     def __post_init__(self) -> None:
-        if self.batch_size % self.micro_batch:
-            raise ParamsError(f"micro_batch: {self.micro_batch} does not divide batch_size {self.batch_size}")
-        if self.warmup_steps >= self.steps:
-            raise ParamsError(f"warmup_steps: {self.warmup_steps} must be below steps = {self.steps}")
-        if self.stop_step and self.stop_step > self.steps:
+        if self.tokens_per_step > MOST_TOKENS:
             raise ParamsError(
-                f"stop_step: {self.stop_step} is beyond the horizon of steps = {self.steps}; raise steps, or leave it out"
+                f"global_batch_size: {self.global_batch_size} * context_length {self.context_length} = {self.tokens_per_step} "
+                f"tokens, above {MOST_TOKENS}"
+            )
+        if self.global_batch_size % self.micro_batch_size:
+            raise ParamsError(
+                f"micro_batch_size: {self.micro_batch_size} does not divide global_batch_size {self.global_batch_size}"
+            )
+        if self.warmup_steps >= self.max_steps:
+            raise ParamsError(f"warmup_steps: {self.warmup_steps} must be below max_steps = {self.max_steps}")
+        if self.hard_stop and self.hard_stop > self.max_steps:
+            raise ParamsError(
+                f"hard_stop: {self.hard_stop} is beyond the horizon of max_steps = {self.max_steps}; "
+                "raise max_steps, or leave it out"
             )
 
     @property
     def tokens_per_step(self) -> int:
-        return self.batch_size * self.context
+        return self.global_batch_size * self.context_length
 
     @property
     def batch_arithmetic(self) -> str:
         """How a step comes to its tokens, in words."""
-        passes = -(-self.batch_size // (self.processes * self.micro_batch))
-        each = f", on each of {self.processes} processes" if self.processes > 1 else ""
+        passes = -(-self.global_batch_size // (self.nproc * self.micro_batch_size))
+        each = f", on each of {self.nproc} processes" if self.nproc > 1 else ""
         return (
-            f"{self.batch_size} windows * {self.context:,} tokens = {self.tokens_per_step:,} tokens a step, "
-            f"in {passes} {'pass' if passes == 1 else 'passes'} of up to {self.micro_batch} windows{each}"
+            f"{self.global_batch_size} sequences * {self.context_length:,} tokens = {self.tokens_per_step:,} tokens per step, "
+            f"in {passes} {'pass' if passes == 1 else 'passes'} of up to {self.micro_batch_size} sequences{each}"
         )
 
     @property
     def last_step(self) -> int:
         """The step at which training ends."""
-        return self.stop_step or self.steps
+        return self.hard_stop or self.max_steps
+
+
+PASSES = (
+    "context_length",
+    "global_batch_size",
+    "micro_batch_size",
+    "precision",
+    "activation_checkpointing",
+    "compile",
+    "device",
+    "threads",
+)
+
+
+def passes(train: Train) -> Train:
+    """Only the settings of a forward and backward pass: those of the schedule and the rest are as in the shortest training."""
+    return Train(max_steps=1, warmup_steps=0, **{name: getattr(train, name) for name in PASSES})
 
 
 def check_team(train: Train, optimizer: Optimizer, processes: int) -> None:
     """Raise `ParamsError` unless so many processes can train a model with that optimizer together."""
-    if train.batch_size % processes:
-        raise ParamsError(f"processes: {processes} cannot share a batch of batch_size = {train.batch_size} windows equally")
-    if processes > 1 and optimizer.in_backward:
-        raise ParamsError(f"processes: {processes} need all gradients before they update; optimizer.in_backward must be false")
-    if processes > 1 and train.parallel == "fsdp" and not isinstance(optimizer, AdamW):
-        raise ParamsError(f"parallel: fsdp cuts matrices, which {optimizer.kind} needs whole; choose ddp, or the optimizer adamw")
+    if train.global_batch_size % processes:
+        raise ParamsError(
+            f"nproc: {processes} cannot share a batch of global_batch_size = {train.global_batch_size} sequences equally"
+        )
+    if processes > 1 and optimizer.optimizer_in_backward:
+        raise ParamsError(
+            f"nproc: {processes} need all gradients before they update; optimizer.optimizer_in_backward must be false"
+        )
+    if processes > 1 and train.strategy == "fsdp" and not isinstance(optimizer, AdamW):
+        raise ParamsError(f"strategy: fsdp cuts matrices, which {optimizer.kind} needs whole; choose ddp, or the optimizer adamw")

@@ -1,7 +1,14 @@
 """Data: from a source of text to batches of token ids.
 
-`sources` and `formats` read documents (bytes), `download` splits them and keeps them in `documents`, `tokenizer`
-learns a vocabulary, `encode` writes token shards, `shards` reads them back and `batches` cuts them into windows.
+    formats     local files of text, read as documents of bytes, with an account of all that was read
+    sources     where text comes from; stage `inputs`
+    documents   the documents of a data set on disk
+    download    stage `download`: duplicates, near-duplicates, splits and how hard they are
+    tokenizer   a vocabulary, learned and used; stage `tokenizer`
+    encode      stage `shards`
+    shards      token shards, read
+    batches     batches of token sequences
+
 The last two need numpy and torch only.
 """
 

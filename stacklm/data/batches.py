@@ -1,4 +1,4 @@
-"""Batches of token windows. Which windows a step sees is a pure function of the seed and the step."""
+"""Batches of token sequences. Which sequences a step sees is a pure function of the seed and the step."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from stacklm.data.shards import TokenStream
 
 
 class TrainBatches:
-    """The stream as disjoint windows of T = `context` targets, every window once an epoch, each epoch in an order of its own.
+    """The stream as disjoint sequences of T = `context` targets, every sequence once an epoch, each epoch in an order of its own.
 
-    Window i predicts the tokens i*T to (i+1)*T - 1, each from the ones before it; the first token of all is predicted from
-    the end token. The up to T - 1 tokens after the last whole window are not trained on. Of `parts` processes that share
-    the batches each makes the rows of its own `part`. Raises `DataError` if there is no whole window.
+    Sequence i predicts the tokens i*T to (i+1)*T - 1, each from the ones before it; the first token of all is predicted from
+    the end token. The up to T - 1 tokens after the last whole sequence are not trained on. Of `parts` processes that share
+    the batches each makes the rows of its own `part`. Raises `DataError` if there is no whole sequence.
     """
 
     def __init__(self, stream: TokenStream, context: int, batch_size: int, seed: int, part: int = 0, parts: int = 1) -> None:
-        self.windows = len(stream) // context
-        if not self.windows:
-            raise DataError(f"{len(stream):,} tokens to train on are fewer than train.context = {context}; give more text")
+        self.sequences = len(stream) // context
+        if not self.sequences:
+            raise DataError(f"{len(stream):,} tokens to train on are fewer than train.context_length = {context}; give more text")
         self.stream, self.context, self.batch_size, self.seed = stream, context, batch_size, seed
         self.rows = range(part * batch_size // parts, (part + 1) * batch_size // parts)
 
@@ -38,9 +38,9 @@ class TrainBatches:
         return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
 
     def indices(self, step: int) -> list[int]:
-        """The windows of a step's whole batch, in its order."""
-        places = (divmod(step * self.batch_size + row, self.windows) for row in range(self.batch_size))
-        return [int(_order(self.windows, self.seed, epoch)[i]) for epoch, i in places]
+        """The sequences of a step's whole batch, in its order."""
+        positions = (divmod(step * self.batch_size + row, self.sequences) for row in range(self.batch_size))
+        return [int(_order(self.sequences, self.seed, epoch)[i]) for epoch, i in positions]
 
 
 def evaluation_batches(
@@ -49,7 +49,7 @@ def evaluation_batches(
     """Yield inputs, targets (int64) and mask (bool), each [B, T]: every token of the stream is a target exactly once, in order.
 
     The last batch is filled up with the end token where the mask is false. A token is predicted from those before it in its
-    window and the one just before the window, whatever the batch size.
+    sequence and the one just before the sequence, whatever the batch size.
     """
     size = batch_size * context
     for start in range(0, len(stream), size):
@@ -58,7 +58,9 @@ def evaluation_batches(
         padded = np.full(size + 1, stream.end_id, dtype=np.int64)
         padded[: count + 1] = tokens
         mask = np.arange(size) < count
-        yield tuple(torch.from_numpy(row.reshape(batch_size, context)) for row in (padded[:-1].copy(), padded[1:].copy(), mask))
+        rows = padded[:-1].copy(), padded[1:].copy(), mask
+        inputs, targets, kept = (torch.from_numpy(row.reshape(batch_size, context)) for row in rows)
+        yield inputs, targets, kept
 
 
 def _with_previous(stream: TokenStream, start: int, stop: int) -> np.ndarray:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stacklm.data import DataError
 from stacklm.files import written_aside
 
 SPLITS = ("train", "valid", "test")
@@ -16,18 +18,32 @@ SCHEMA = pa.schema([pa.field("text", pa.binary(), nullable=False)])
 ROW_GROUP_BYTES = 4 << 20
 
 
-class DocumentWriter:
-    """Counts the documents it is given and writes them in row groups of a few MiB."""
+class TextRecord:
+    """Which text it was: the number, bytes and digest of the documents that are added, in their order."""
 
-    def __init__(self, table: pq.ParquetWriter) -> None:
+    def __init__(self) -> None:
         self.documents, self.bytes = 0, 0
-        self._table = table
-        self._waiting: list[bytes] = []
-        self._waiting_bytes = 0
+        self._digest = hashlib.sha256()
 
-    def write(self, document: bytes) -> None:
+    def add(self, document: bytes) -> None:
         self.documents += 1
         self.bytes += len(document)
+        self._digest.update(hashlib.sha256(document).digest())
+
+    def plain(self) -> dict[str, int | str]:
+        """As it is written to JSON; `sha256` is that of the documents' SHA-256 digests one after the other."""
+        return {"documents": self.documents, "bytes": self.bytes, "sha256": self._digest.hexdigest()}
+
+
+class DocumentWriter(TextRecord):
+    """Writes the documents that it is given in row groups of a few MiB."""
+
+    def __init__(self, table: pq.ParquetWriter) -> None:
+        super().__init__()
+        self._table, self._waiting, self._waiting_bytes = table, list[bytes](), 0
+
+    def write(self, document: bytes) -> None:
+        self.add(document)
         self._waiting.append(document)
         self._waiting_bytes += len(document)
         if self._waiting_bytes >= ROW_GROUP_BYTES:
@@ -50,7 +66,11 @@ def written_split(folder: Path, split: str) -> Iterator[DocumentWriter]:
 
 
 def read_split(folder: Path, split: str) -> Iterator[bytes]:
-    """Yield the documents of one split, in order, holding a few of them in memory."""
-    with pq.ParquetFile(folder / f"{split}.parquet") as table:
-        for batch in table.iter_batches(batch_size=256):
-            yield from batch.column(0).to_pylist()
+    """Yield the documents of one split, in order, holding a few of them in memory. Raises `DataError` for a damaged file."""
+    path = folder / f"{split}.parquet"
+    try:
+        with pq.ParquetFile(path) as table:
+            for batch in table.iter_batches(batch_size=256):
+                yield from batch.column(0).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: cannot be read: {error}; run the stage `download` again") from error

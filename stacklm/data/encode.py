@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from stacklm.data.documents import SPLITS, read_split
-from stacklm.data.shards import DTYPES, VERSION
-from stacklm.data.tokenizer import Tokenizer
+from stacklm.data.documents import SPLITS, TextRecord, read_split
+from stacklm.data.shards import DTYPES, VERSION, file_name
+from stacklm.data.tokenizer import Tokenizer, check_trained_on
 from stacklm.files import read_json, write_json, written_aside
+from stacklm.progress import progress
 
 SHARD_TOKENS = 2**28
 BATCH_BYTES = 1 << 20
@@ -22,18 +23,21 @@ def write_shards(documents: Path, tokenizer: Path, shards: Path) -> None:
     """Encode every split and write `shards/manifest.json` and `shards/{split}-{number}.bin`.
 
     Ids are uint16 where the vocabulary allows, else uint32. Memory grows with the longest document (about 120 bytes for
-    each of its bytes), not with the text.
+    each of its bytes), not with the text. Raises `DataError` for a tokenizer that was trained on anything but this train split.
     """
     encoder = Tokenizer.load(tokenizer)
     dtype = "uint16" if encoder.vocab_size <= 2**16 else "uint32"
     size = sum(split["bytes"] for split in read_json(documents / "record.json")["splits"].values())
     splits = {}
-    with tqdm(total=size, desc="shards", unit="B", unit_scale=True, mininterval=0.5) as bar:
+    with progress(total=size, desc="shards", unit="B", unit_scale=True) as bar:
         for split in SPLITS:
-            counts = {"tokens": 0, "documents": 0, "bytes": 0, "words": 0}
-            stream = _encoded(encoder, read_split(documents, split), counts, bar)
+            counts = {"tokens": 0, "words": 0}
+            text = TextRecord()
+            stream = _encoded(encoder, read_split(documents, split), counts, text, bar)
             files = _write_files(shards, split, DTYPES[dtype], stream)
-            splits[split] = {**counts, "shards": files}
+            if split == "train":
+                check_trained_on(tokenizer, text)
+            splits[split] = {**counts, "documents": text.documents, "bytes": text.bytes, "shards": files}
     manifest = {
         "version": VERSION,
         "dtype": dtype,
@@ -48,17 +52,18 @@ def write_shards(documents: Path, tokenizer: Path, shards: Path) -> None:
     print(f"shards: {made}, {dtype}")
 
 
-def _encoded(encoder: Tokenizer, documents: Iterator[bytes], counts: dict[str, int], bar: tqdm) -> Iterator[np.ndarray]:
-    """Yield the ids of a few documents at a time, each document followed by the end token, adding up `counts`."""
+def _encoded(
+    encoder: Tokenizer, documents: Iterator[bytes], counts: dict[str, int], text: TextRecord, bar: tqdm
+) -> Iterator[np.ndarray]:
+    """Yield the ids of a few documents at a time, each document followed by the end token, adding up `counts` and the `text`."""
     end = [encoder.end_id]
     for batch in _batches(documents):
         ids = np.concatenate([np.array(ids + end, dtype=np.int64) for ids in encoder.encode_batch(batch)])
-        size = sum(map(len, batch))
         counts["tokens"] += len(ids)
-        counts["documents"] += len(batch)
-        counts["bytes"] += size
-        counts["words"] += sum(len(document.split()) for document in batch)
-        bar.update(size)
+        for document in batch:
+            counts["words"] += len(document.split())
+            text.add(document)
+            bar.update(len(document))
         yield ids
 
 
@@ -79,7 +84,7 @@ def _write_files(folder: Path, split: str, dtype: np.dtype, stream: Iterator[np.
     shards: list[dict] = []
     ids = next(stream)
     while len(ids):
-        name = f"{split}-{len(shards):05d}.bin"
+        name = file_name(split, len(shards))
         digest, tokens = hashlib.sha256(), 0
         with written_aside(folder / name) as aside, aside.open("wb") as file:
             while len(ids) and tokens < SHARD_TOKENS:

@@ -11,12 +11,15 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from tqdm import tqdm
 
+from stacklm.config.schema import Count, Natural, ParamsError, Range, read
 from stacklm.data import DataError
 from stacklm.files import read_json
+from stacklm.progress import progress
 
 VERSION = 1
 DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
@@ -52,6 +55,54 @@ class TokenStream:
         return np.concatenate(parts)
 
 
+@dataclass(frozen=True)
+class _Shard:
+    file: str
+    tokens: Count
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Split:
+    tokens: Count
+    documents: Natural
+    bytes: Natural
+    words: Natural
+    shards: tuple[_Shard, ...]
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """What `manifest.json` holds. Raises `ParamsError` with the key where its values contradict each other."""
+
+    version: int
+    dtype: Literal["uint16", "uint32"]
+    vocab_size: Annotated[int, Range(1, 2**32)]
+    end_id: Natural
+    tokenizer: str
+    token_bytes: tuple[Natural, ...]
+    splits: dict[str, _Split]
+
+    def __post_init__(self) -> None:
+        if len(self.token_bytes) != self.vocab_size:
+            raise ParamsError(f"token_bytes for {len(self.token_bytes)} tokens, but a vocabulary of {self.vocab_size}")
+        if self.end_id >= self.vocab_size:
+            raise ParamsError(f"end_id: {self.end_id} is outside the vocabulary of {self.vocab_size}")
+        for name, split in self.splits.items():
+            if not name.isalnum():
+                raise ParamsError(f"splits: {name!r} is not the name of a split")
+            for i, shard in enumerate(split.shards):
+                if shard.file != (wanted := file_name(name, i)):  # so that it lies in the folder
+                    raise ParamsError(f"splits.{name}.shards[{i}].file: {shard.file!r} must be {wanted!r}")
+            if split.tokens != (total := sum(shard.tokens for shard in split.shards)):
+                raise ParamsError(f"splits.{name}.tokens: {split.tokens}, but its shards have {total}")
+
+
+def file_name(split: str, number: int) -> str:
+    """The name of one of the files of a split, in the folder of the manifest."""
+    return f"{split}-{number:05d}.bin"
+
+
 @dataclass(frozen=True, eq=False)
 class Shards:
     """A folder of shards. `token_bytes` [V] is the length of each token's text in bytes, 0 for special tokens."""
@@ -68,25 +119,13 @@ class Shards:
     def open(cls, folder: Path) -> Shards:
         """Read the manifest and check that every file is there in full; no token is read yet.
 
-        Raises `DataError` for an unknown version or a file that is missing or of another size.
+        Raises `DataError`, naming file and key, for a manifest that is damaged, of another version or at odds with itself,
+        and for a shard that is missing or of another size.
         """
-        if not (folder / "manifest.json").exists():
-            raise DataError(f"{folder}: no manifest.json, so no token shards; run the stage `shards`")
-        manifest = read_json(folder / "manifest.json")
-        if manifest["version"] != VERSION:
-            raise DataError(f"{folder}: shards of version {manifest['version']}, not {VERSION}; {AGAIN}")
-        token_bytes = np.array(manifest["token_bytes"], dtype=np.int64)
-        if len(token_bytes) != manifest["vocab_size"]:
-            raise DataError(f"{folder}: token_bytes for {len(token_bytes)} tokens, but a vocabulary of {manifest['vocab_size']}")
-        shards = cls(
-            folder=folder,
-            vocab_size=manifest["vocab_size"],
-            end_id=manifest["end_id"],
-            tokenizer=manifest["tokenizer"],
-            token_bytes=token_bytes,
-            dtype=DTYPES[manifest["dtype"]],
-            splits=manifest["splits"],
-        )
+        manifest = _read_manifest(folder / "manifest.json")
+        same = {name: manifest[name] for name in ("vocab_size", "end_id", "tokenizer", "splits")}
+        sizes = np.array(manifest["token_bytes"], dtype=np.int64)
+        shards = cls(folder=folder, token_bytes=sizes, dtype=DTYPES[manifest["dtype"]], **same)
         for split in shards.splits.values():
             for shard in split["shards"]:
                 shards._check_size(shard)
@@ -101,7 +140,7 @@ class Shards:
             raise DataError(f"{self.folder}: no split {name!r}; the splits are {', '.join(self.splits)}")
         split = self.splits[name]
         files = [np.memmap(self.folder / shard["file"], dtype=self.dtype, mode="r").view(np.ndarray) for shard in split["shards"]]
-        with tqdm(total=split["tokens"], desc=f"check {name}", unit="token", unit_scale=True, mininterval=0.5, delay=1) as bar:
+        with progress(total=split["tokens"], desc=f"check {name}", unit="token", unit_scale=True, delay=1) as bar:
             for shard, tokens in zip(split["shards"], files, strict=True):
                 self._check_content(shard, tokens, bar)
         return TokenStream(files, self.end_id, split["documents"], split["bytes"], split["words"])
@@ -113,7 +152,7 @@ class Shards:
 
     def _check_size(self, shard: dict) -> None:
         path = self.folder / shard["file"]
-        size = path.stat().st_size if path.exists() else "no"
+        size = path.stat().st_size if path.is_file() else "no"
         wanted = shard["tokens"] * self.dtype.itemsize
         if size != wanted:
             raise DataError(f"{path}: {size} bytes, but {wanted} were written; {AGAIN}")
@@ -124,10 +163,23 @@ class Shards:
         largest = 0
         for start in range(0, len(tokens), READ_TOKENS):
             part = tokens[start : start + READ_TOKENS]
-            digest.update(part)
+            digest.update(part.tobytes())
             largest = max(largest, int(part.max()))
             bar.update(len(part))
         if digest.hexdigest() != shard["sha256"]:
             raise DataError(f"{path}: its SHA-256 is {digest.hexdigest()}, but {shard['sha256']} was written; {AGAIN}")
         if largest >= self.vocab_size:
             raise DataError(f"{path}: token id {largest} is outside the vocabulary of {self.vocab_size}; {AGAIN}")
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise DataError(f"{path.parent}: no manifest.json, so no token shards; run the stage `shards`")
+    try:
+        manifest = read_json(path)
+        if isinstance(manifest, dict) and manifest.get("version") != VERSION:
+            raise ParamsError(f"shards of version {manifest.get('version')}, not {VERSION}")
+        read(_Manifest, manifest)
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: {error}; {AGAIN}") from None
+    return manifest

@@ -5,45 +5,51 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from torch import nn
-from tqdm import tqdm
-
+from stacklm.audit.audit import audit_trained
 from stacklm.config.evaluate import Evaluate, Sample
+from stacklm.config.train import Train
 from stacklm.data.batches import evaluation_batches
 from stacklm.data.shards import Shards
 from stacklm.data.tokenizer import Tokenizer
-from stacklm.evaluate.text import stream
+from stacklm.evaluate.generate import stream
 from stacklm.files import write_json
 from stacklm.model.cache import Decoder
+from stacklm.model.layers import LanguageModel
 from stacklm.model.store import load_model
-from stacklm.train.machine import prepare
+from stacklm.progress import progress
+from stacklm.train.device import setup_device
 from stacklm.train.validate import Score, score
 
 
-def evaluate(config: Evaluate, trained: Path, shards: Path, tokenizer: Path, evaluation: Path) -> None:
+def evaluate(
+    config: Evaluate, train: Train, trained: Path, shards: Path, tokenizer: Path, evaluation: Path, certificate: Path
+) -> None:
     """Score every token of the valid and test sets once and write the figures, with a sample, to `evaluation` (JSON).
 
-    Raises `DataError` if the shards were made with another tokenizer than the one given.
+    The trained weights are audited first, and their `certificate` is written. Raises `AuditError` for a model that is not
+    causal, `StoreError` if it was trained with another tokenizer than the one given, and `DataError` if the shards were made
+    with another one.
     """
-    device = prepare(config.device, config.threads)
-    model, settings = load_model(trained)
-    model = model.to(device).eval()
     words = Tokenizer.load(tokenizer)
+    audit_trained(trained, train, certificate)
+    device = setup_device(config.device, config.threads)
+    model, settings = load_model(trained, words.digest)
+    model = model.to(device).eval()
     data = Shards.open(shards)
     data.check_tokenizer(words.digest)
-    figures = {split: evaluate_split(model, data, split, settings.context, config.batch_size) for split in ("valid", "test")}
-    sample = write_sample(Decoder(model, settings.context), words, config.sample)
+    figures = {split: evaluate_split(model, data, split, settings.context_length, config.batch_size) for split in ("valid", "test")}
+    sample = write_sample(Decoder(model, settings.context_length), words, config.sample)
     write_json(evaluation, {**figures, "sample": {"prompt": config.sample.prompt, "text": sample}})
     for split, figure in figures.items():
         print(f"evaluate: {split} loss {figure['loss']:.4f} nats/token, {figure['bits_per_byte']:.4f} bits per byte")
 
 
-def evaluate_split(model: nn.Module, data: Shards, split: str, context: int, batch_size: int) -> dict[str, float]:
+def evaluate_split(model: LanguageModel, data: Shards, split: str, context: int, batch_size: int) -> dict[str, float]:
     """The figures of one split: `loss` over all tokens; `bits_per_byte` and `word_perplexity` without special tokens."""
     stream = data.split(split)
     batches = evaluation_batches(stream, context, batch_size)
     steps = math.ceil(len(stream) / (batch_size * context))
-    result = score(model, tqdm(batches, total=steps, desc=f"evaluate {split}", unit="batch", mininterval=0.5), data.token_bytes)
+    result = score(model, progress(batches, total=steps, desc=f"evaluate {split}", unit="batch"), data.token_bytes)
     return {
         "tokens": result.tokens,
         "bytes": result.bytes,
@@ -62,4 +68,4 @@ def word_perplexity(result: Score, words: int) -> float:
 def write_sample(decoder: Decoder, words: Tokenizer, settings: Sample) -> str:
     """The text with which the model continues the prompt of the settings."""
     pieces = stream(decoder, words, settings.prompt, settings)
-    return "".join(tqdm(pieces, total=settings.tokens, desc="sample", unit="token", mininterval=0.5))
+    return "".join(progress(pieces, total=settings.max_new_tokens, desc="sample", unit="token"))

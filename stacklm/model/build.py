@@ -1,17 +1,14 @@
-"""From settings to a model."""
+"""From settings to a model, and the published ones by name."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
-
-from stacklm.config.model import Architecture, Dense, Stacked
+from stacklm.config.model import Architecture, Dense, Stack, Stacked
 from stacklm.config.schema import Count
 from stacklm.model.dense import DenseDecoder
+from stacklm.model.layers import LanguageModel
 from stacklm.model.stacked import StackedDecoder
-
-DECODERS = {Dense: DenseDecoder, Stacked: StackedDecoder}
 
 
 @dataclass(frozen=True)
@@ -20,13 +17,42 @@ class ModelConfig:
 
     architecture: Architecture
     vocab_size: Count
-    context: Count
+    context_length: Count
 
 
-def build(architecture: Architecture, vocab_size: int, context: int) -> nn.Module:
-    """A fresh model: `model(ids_BT)` gives logits [B, T, V]; `model.head(model.features(ids_BT))` is the same in two steps.
+def build(architecture: Architecture, vocab_size: int, context: int) -> LanguageModel:
+    """A fresh model.
 
     The weights come from torch's global generator, so `torch.manual_seed` fixes them. Build on the CPU and then move the
     model, and they are the same on every device; inside `with torch.device("meta")` nothing is drawn or allocated.
     """
-    return DECODERS[type(architecture)](architecture, vocab_size, context)
+    if isinstance(architecture, Dense):
+        return DenseDecoder(architecture, vocab_size, context)
+    return StackedDecoder(architecture, vocab_size, context)
+
+
+PRESETS: dict[str, ModelConfig] = {
+    # 436,967,344 parameters; published as "128 layers, about 400M"
+    "seed-2x64": ModelConfig(
+        Stacked(
+            d_model=512,
+            n_heads=4,
+            stacks=(Stack(layers=64, features=8, d_ff=2048), Stack(layers=64, features=32, d_ff=4096)),
+            dropout=0.1,
+        ),
+        vocab_size=110_000,
+        context_length=2048,
+    ),
+    # 514,390,448 parameters; published as "1024, 8 layers, 4 stacks", with a slip in its size (78M)
+    "seed-4x8": ModelConfig(
+        Stacked(
+            d_model=1024,
+            n_heads=4,
+            stacks=(*(Stack(layers=8, features=128, d_ff=2048),) * 3, Stack(layers=8, features=256, d_ff=4096)),
+            dropout=0.1,
+        ),
+        vocab_size=110_000,
+        context_length=2048,
+    ),
+}
+"""The two models that the project began with, as published: a vocabulary of 110,000, a context of 2,048, 4 heads."""

@@ -1,20 +1,38 @@
-"""What an architecture consists of and costs, counted from its modules without allocating or running it."""
+"""What an architecture consists of and costs, counted from its modules without allocating or running it.
+
+Every parameter has a role. Optimizers group by role, never by the number of dimensions: packed biases have two.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from stacklm.config.model import Architecture
 from stacklm.model.build import build
-from stacklm.model.roles import Role, roles
+from stacklm.model.layers import DenseSkip, Embedding, Head, Linear, PackedLayerNorm, PackedLinear, RMSNorm, ShortConv
+
+Role = Literal["embedding", "matrix", "vector", "head"]
+
+ROLES: dict[type[nn.Module], dict[str, Role]] = {
+    Embedding: {"weight": "embedding"},
+    Linear: {"weight": "matrix", "bias": "vector"},
+    PackedLinear: {"weight": "matrix", "bias": "vector"},
+    Head: {"weight": "head", "bias": "vector"},
+    nn.LayerNorm: {"weight": "vector", "bias": "vector"},
+    RMSNorm: {"weight": "vector"},
+    PackedLayerNorm: {"weight": "vector", "bias": "vector"},
+    DenseSkip: {"weight": "vector"},
+    ShortConv: {"weight": "vector"},
+}
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Parameters by role and in all; floating-point operations a token, a multiplication and an addition being two.
+    """Parameters by role and in all; floating-point operations (FLOPs) per token, a multiplication and an addition being two.
 
     Operations are those of matrix products and attention. A training step does three times those of a forward: one for
     the loss, one for the gradients of activations, one for those of weights.
@@ -38,11 +56,27 @@ def count(architecture: Architecture, vocab_size: int, context: int) -> Counts:
     return Counts(parameters, sum(parameters.values()), forward, 3 * forward)
 
 
-def forward_flops(module: nn.Module, attended: float) -> float:
-    """Operations a token of one forward, where a token attends to `attended` positions on average.
+def forward_flops(module: Any, attended: float) -> float:
+    """FLOPs per token of one forward pass, where a token attends to `attended` positions on average.
 
     A module that multiplies knows its own `flops_per_token`; any other costs what its parts cost.
     """
     if hasattr(module, "flops_per_token"):
         return module.flops_per_token(attended)
     return sum(forward_flops(child, attended) for child in module.children())
+
+
+def roles(model: nn.Module) -> dict[str, Role]:
+    """The role of every parameter, by its name in `model.named_parameters()`; a tied head counts as the embedding.
+
+    Raises `KeyError` naming the parameter of a module that the table above does not know.
+    """
+    found = {}
+    for name, _ in model.named_parameters():
+        module_name, _, parameter_name = name.rpartition(".")
+        module = model.get_submodule(module_name)
+        try:
+            found[name] = ROLES[type(module)][parameter_name]
+        except KeyError:
+            raise KeyError(f"{name}: no role is written down for `{parameter_name}` of {type(module).__name__}") from None
+    return found

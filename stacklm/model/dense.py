@@ -1,8 +1,9 @@
 """The dense twin: a modern decoder of L serial layers.
 
 Rotary positions, queries and keys normalised per head (arXiv:2302.05442), RMSNorm before each branch
-(arXiv:1910.07467), no biases, squared ReLU (arXiv:2109.08668) or SwiGLU (arXiv:2002.05202), and branches that add
-nothing at the start because their last map is zero.
+(arXiv:1910.07467), no biases, squared ReLU or SwiGLU, and branches that add nothing at the start because their last map is zero.
+
+Dimension letters: B batch, T time, C width of the stream, H heads, K = C / H dim of a head.
 """
 
 from __future__ import annotations
@@ -11,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stacklm.config.model import Dense
-from stacklm.model.elementwise import rotate, squared_relu
-from stacklm.model.layers import Embedding, Head, Linear, RMSNorm
-from stacklm.model.positions import Positions, rotations
+from stacklm.model.kernels import checkpointed, rotate
+from stacklm.model.layers import FEED_FORWARDS, Embedding, Head, LanguageModel, Linear, Positions, RMSNorm, Rotation, rotations
 
 
 class Attention(nn.Module):
@@ -29,47 +29,23 @@ class Attention(nn.Module):
         self.key_norm = RMSNorm(width // heads)
         self.output = Linear(width, width, std=0)
 
-    def project(self, x_BTC: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x_BTC: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, [B, T, H, K] each."""
         q_BTHK, k_BTHK, v_BTHK = (part(x_BTC).unflatten(-1, (self.heads, -1)) for part in (self.query, self.key, self.value))
         return rotate(self.query_norm(q_BTHK), rotation), rotate(self.key_norm(k_BTHK), rotation), v_BTHK
 
-    def forward(self, x_BTC: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, x_BTC: Tensor, rotation: Rotation) -> Tensor:
         q_BHTK, k_BHTK, v_BHTK = (part.transpose(1, 2) for part in self.project(x_BTC, rotation))
         a_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True)
-        return self.output(a_BHTK.transpose(1, 2).flatten(2))
+        return self.combine(a_BHTK.transpose(1, 2), x_BTC)
+
+    def combine(self, a_BTHK: Tensor, x_BTC: Tensor) -> Tensor:
+        """What the heads attended to, mapped back to the stream: [B, T, C]."""
+        return self.output(a_BTHK.flatten(2))
 
     def flops_per_token(self, attended: float) -> float:
         projections = sum(part.flops_per_token(attended) for part in (self.query, self.key, self.value, self.output))
-        return projections + 2 * (self.width + self.width) * attended
-
-
-class SquaredReLU(nn.Module):
-    """`down(relu(up(x))^2)`, with F hidden units."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.up = Linear(width, hidden)
-        self.down = Linear(hidden, width, std=0)
-
-    def forward(self, x_BTC: Tensor) -> Tensor:
-        return self.down(squared_relu(self.up(x_BTC)))
-
-
-class SwiGLU(nn.Module):
-    """`down(silu(gate(x)) * up(x))`, with F hidden units."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.gate = Linear(width, hidden)
-        self.up = Linear(width, hidden)
-        self.down = Linear(hidden, width, std=0)
-
-    def forward(self, x_BTC: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x_BTC)) * self.up(x_BTC))
-
-
-FEED_FORWARDS = {"relu2": SquaredReLU, "swiglu": SwiGLU}
+        return projections + 4 * self.width * attended
 
 
 class Block(nn.Module):
@@ -85,36 +61,33 @@ class Block(nn.Module):
         self.feed_forward_norm = RMSNorm(width)
         self.feed_forward = feed_forward
 
-    def forward(self, x_BTC: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, x_BTC: Tensor, rotation: Rotation) -> Tensor:
         x_BTC = x_BTC + self.attention(self.attention_norm(x_BTC), rotation)
         return x_BTC + self.feed_forward(self.feed_forward_norm(x_BTC))
 
 
-class DenseDecoder(nn.Module):
-    """ids [B, T] to logits [B, T, V], for T up to `context`."""
+class DenseDecoder(LanguageModel):
+    """ids [B, T] to logits [B, T, vocab_size], for T up to `context`."""
 
     def __init__(self, config: Dense, vocab_size: int, context: int) -> None:
         super().__init__()
         self.positions = Positions(context)
-        self.head_dim = config.width // config.heads
-        feed_forward = FEED_FORWARDS[config.activation]
-        self.embedding = Embedding(vocab_size, config.width)
-        self.embedding_norm = RMSNorm(config.width)
+        self.head_dim = config.d_model // config.n_heads
+        feed_forward = FEED_FORWARDS[config.ffn]
+        self.embedding = Embedding(vocab_size, config.d_model)
+        self.embedding_norm = RMSNorm(config.d_model)
         self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, feed_forward(config.width, config.hidden)) for _ in range(config.layers)
+            Block(config.d_model, config.n_heads, feed_forward(config.d_model, config.d_ff)) for _ in range(config.n_layers)
         )
-        self.norm = RMSNorm(config.width)
-        self.head = Head(config.width, vocab_size)
-        if config.tied:
+        self.norm = RMSNorm(config.d_model)
+        self.head = Head(config.d_model, vocab_size)
+        if config.tie_embeddings:
             self.head.weight = self.embedding.weight
 
     def features(self, ids_BT: Tensor) -> Tensor:
-        """What the head reads, [B, T, C]. Raises `ValueError` for a window longer than the context."""
+        """What the head reads, [B, T, C]. Raises `ValueError` for a sequence longer than the context."""
         rotation = rotations(self.positions(ids_BT), self.head_dim)
         x_BTC = self.embedding_norm(self.embedding(ids_BT))
         for block in self.blocks:
-            x_BTC = block(x_BTC, rotation)
+            x_BTC = checkpointed(block, x_BTC, rotation) if self.activation_checkpointing else block(x_BTC, rotation)
         return self.norm(x_BTC)
-
-    def forward(self, ids_BT: Tensor) -> Tensor:
-        return self.head(self.features(ids_BT))

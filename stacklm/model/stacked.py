@@ -1,152 +1,343 @@
-"""The stacked-parallel decoder: S stacks in series, each of N decoder layers side by side.
+"""The stacked-parallel decoder: stacks in series, in each of which N parallel decoder layers read the same input.
 
     ids ─ Embedding ─ LayerNorm ─ + sinusoids ─ stack ─ … ─ stack ─ LayerNorm ─ head ─ logits
 
-    one stack as published              ┌─ layer 1 ─┐
-                           x ─ LayerNorm┼─ layer 2 ─┼─ concat ─ mix ─►      no LayerNorm before the first stack,
-                                        └─ layer N ─┘                       no residual around a stack or its mix
+    one stack as published            ┌─ layer 1 ─┐
+                         x ─ LayerNorm┼─ layer 2 ─┼─ concat ─ mix ─►       no LayerNorm before the first stack,
+                                      └─ layer N ─┘                        no residual around a stack or its mix
 
-    every place of a stack              x_0 … x_s ─ read ─┬─ LayerNorm ─ convolution ─ layers ─ mix ─ join ─ feed-forward ─►
-                                                          └─────────────────────────────────────────┘
+    one layer as published            a = causal multi-head attention(x)   n_heads heads, biases, output projection C -> C
+                                      r = reduce(x + a)                    C -> D
+                                      y = r + contract(relu(expand(LayerNorm(r))))   D -> 4D -> D
 
-The settings choose what stands in each place when a model is built; as published, most places hold nothing.
+The published parts come first; the alternatives to its attention are at the end. An option that the published form does not have
+is None or False in it. The weights of the N layers of a stack are packed along a first dimension, so that there is no loop over
+layers or heads. `depth` is the number of stacks: residual branches start smaller with it, as 1 / sqrt(2 * depth) after GPT-2, and
+not with N.
+
+Dimension letters: B batch, T time, C width of the stream, N parallel layers of a stack, D features that a layer emits, W = N * D,
+H heads of all N layers of a stack together, K dim of a head's queries and keys.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stacklm.config.model import FoldedAttention as Folded
-from stacklm.config.model import PublishedAttention as Published
+from stacklm.config.model import FactoredAttention as Factored
 from stacklm.config.model import Stack, Stacked
-from stacklm.model.dense import FEED_FORWARDS
-from stacklm.model.folded import FoldedAttention, Prepare, QueryKeyNorm, SharedAttention
-from stacklm.model.layers import BiasedHead, BiasedLinear, Embedding, Head, Linear
-from stacklm.model.packed import FoldedOutputs, FoldedValues, PackedFeedForward, ParallelLayers
-from stacklm.model.positions import Rotary, Sinusoids
-from stacklm.model.wiring import Last, Read, Replace, Residual, ResidualFeedForward, ShortConvolution
+from stacklm.model.kernels import causal_attention, checkpointed, project, rotate, sum_heads
+from stacklm.model.layers import (
+    FEED_FORWARDS,
+    DenseSkip,
+    Embedding,
+    Head,
+    LanguageModel,
+    Linear,
+    PackedLayerNorm,
+    PackedLinear,
+    Positions,
+    RMSNorm,
+    Rotation,
+    ShortConv,
+    rotations,
+    sinusoids,
+)
+
+
+class PublishedAttention(nn.Module):
+    """The attentions of N layers with their residual and reduction: x [B, T, C] to r [B, T, N, D].
+
+    `unfolded` is the published form. `forward` computes the same with fewer operations. Attention is linear in its values, so the
+    maps behind the softmax are multiplied with each other, once per step, before they meet the tokens: for the heads h of a layer
+
+        reduce(x + a) = x W_r + sum_h A_h (x W_v,h W_o,h W_r) + biases        A_h = softmax(q_h k_h^T / sqrt(K))
+
+    For D <= K the value map is W_v,h W_o,h W_r, of C x D. For D > K it stays W_v,h, and W_o,h W_r, of K x D, follows the sum.
+
+    The key bias is published and counted, but not trained: it adds the same to all scores of a query, which the softmax removes,
+    so its gradient is rounding noise, which an optimizer that divides by the gradient's size would follow.
+    """
+
+    def __init__(self, layers: int, width: int, heads: int, features: int, depth: int) -> None:
+        super().__init__()
+        self.layers, self.width, self.heads, self.features = layers, width, heads, features
+        self.query = PackedLinear(layers, width, width, bias=True)
+        self.key = PackedLinear(layers, width, width, bias=True)
+        self.key.get_parameter("bias").requires_grad_(False)
+        self.value = PackedLinear(layers, width, width, bias=True)
+        self.output = PackedLinear(layers, width, width, bias=True, std=(2 * depth) ** -0.5 * width**-0.5)
+        self.reduce = PackedLinear(layers, width, features, bias=True)
+
+    @property
+    def folds_values(self) -> bool:
+        return self.features <= self.width // self.heads
+
+    def unfolded(self, x_BTC: Tensor) -> Tensor:
+        """As published, for reading and for tests."""
+        q_BTHK, k_BTHK, v_BTHK = (_split_heads(part.shared(x_BTC), self.heads) for part in (self.query, self.key, self.value))
+        a_BTNC = causal_attention(q_BTHK, k_BTHK, v_BTHK).unflatten(2, (self.layers, self.heads)).flatten(3)
+        return self.reduce(x_BTC[:, :, None] + self.output(a_BTNC))
+
+    def forward(self, x_BTC: Tensor, rotation: Rotation | None = None) -> Tensor:
+        folded = self.fold()
+        return self.combine(causal_attention(*self.project(x_BTC, rotation, folded)), x_BTC, folded)
+
+    def fold(self) -> Folded:
+        """The products of weights, once per step and not per token."""
+        output = self.output.weight.unflatten(2, (self.heads, -1))
+        value = self.value.weight.unflatten(1, (self.heads, -1))
+        value_bias, output_bias, reduce_bias = (part.get_parameter("bias") for part in (self.value, self.output, self.reduce))
+        down = torch.einsum("ndc,nchk->nhdk", self.reduce.weight, output)
+        values_ND = torch.einsum("nhk,nhdk->nd", value_bias.unflatten(1, (self.heads, -1)), down)  # rows of A_h sum to 1
+        bias_ND = values_ND + torch.einsum("nc,ndc->nd", output_bias, self.reduce.weight) + reduce_bias
+        if self.folds_values:
+            return Folded((down @ value).flatten(0, 2), None, bias_ND)
+        return Folded(value.flatten(0, 2), down, bias_ND)
+
+    def project(self, x_BTC: Tensor, rotation: Rotation | None, folded: Folded) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys [B, T, H, K], values [B, T, H, D], or K where D > K."""
+        q_BTHK, k_BTHK = (_split_heads(part.shared(x_BTC), self.heads) for part in (self.query, self.key))
+        return q_BTHK, k_BTHK, project(x_BTC, folded.value).unflatten(-1, (self.layers * self.heads, -1))
+
+    def combine(self, a_BTHD: Tensor, x_BTC: Tensor, folded: Folded) -> Tensor:
+        """r [B, T, N, D] of what the heads attended to and of the residual, which passes all reductions as one C x W map."""
+        if folded.down is None:
+            a_BTND = sum_heads(a_BTHD, self.heads)
+        else:  # K wide, not D
+            a_BTND = torch.einsum("btnhk,nhdk->btnd", a_BTHD.unflatten(2, (self.layers, self.heads)), folded.down)
+        residual_BTW = F.linear(x_BTC, self.reduce.weight.flatten(0, 1), folded.bias_ND.flatten())
+        return a_BTND + residual_BTW.unflatten(-1, folded.bias_ND.shape)
+
+    def flops_per_token(self, attended: float) -> float:
+        """Without the fold."""
+        if self.folds_values:
+            values, down = self.heads * self.features, 0
+        else:
+            values, down = self.width, self.features
+        maps = 2 * self.width + values + down + self.features
+        return self.layers * (2 * self.width * maps + 2 * (self.width + values) * attended)
+
+
+class Folded(NamedTuple):
+    """What `PublishedAttention` multiplies once per step.
+
+    `value` maps x to the values of all heads, [H * D, C] or [H * K, C]; `down`, if any, maps what a head attended to down to D
+    features, [N, H / N, D, K]; all biases together are one per feature.
+    """
+
+    value: Tensor
+    down: Tensor | None
+    bias_ND: Tensor
+
+
+class PackedFeedForward(nn.Module):
+    """The N small feed-forwards of a stack: [B, T, N, D] through 4D hidden units each. Dropout acts on their output."""
+
+    def __init__(self, layers: int, features: int, depth: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = PackedLayerNorm(layers, features)
+        self.expand = PackedLinear(layers, features, 4 * features, bias=True)
+        self.contract = PackedLinear(layers, 4 * features, features, bias=True, std=(2 * depth) ** -0.5 * (4 * features) ** -0.5)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, r_BTND: Tensor) -> Tensor:
+        return self.dropout(self.contract(F.relu(self.expand(self.norm(r_BTND)))))
 
 
 class Mix(nn.Module):
-    """Lets the layers' features meet: W -> F -> W. Unless told otherwise it starts by keeping the variance."""
+    """Lets the features of the parallel layers meet: W -> hidden -> W. Unless `std` says otherwise it keeps the variance."""
 
     def __init__(self, width: int, hidden: int, std: float | None = None) -> None:
         super().__init__()
-        self.expand = BiasedLinear(width, hidden)
-        self.contract = BiasedLinear(hidden, width, std=(2 / hidden) ** 0.5 if std is None else std)
+        self.expand = Linear(width, hidden, bias=True)
+        self.contract = Linear(hidden, width, bias=True, std=(2 / hidden) ** 0.5 if std is None else std)
 
     def forward(self, x_BTW: Tensor) -> Tensor:
         return self.contract(F.relu(self.expand(x_BTW)))
 
 
-class BareLayers(nn.Module):
-    """The layers of a stack without feed-forwards of their own, [B, T, C] to [B, T, W]."""
-
-    def __init__(self, attention: nn.Module) -> None:
-        super().__init__()
-        self.attention = attention
-
-    def forward(self, x_BTC: Tensor) -> Tensor:
-        return self.attention(x_BTC).flatten(2)
-
-
-def at_once(layers: nn.Module, x_BTC: Tensor) -> Tensor:
-    """The way to run the layers of a stack that is fastest to start with and keeps most; `groups` has another."""
-    return layers(x_BTC)
-
-
 class ParallelStack(nn.Module):
-    """[B, T, C] to [B, T, W]. What it holds is chosen by `stack_of`."""
+    """One stack, [B, T, C] to [B, T, W].
 
-    def __init__(
-        self,
-        norm: nn.Module,
-        convolution: nn.Module,
-        layers: nn.Module,
-        mix: nn.Module,
-        join: nn.Module,
-        feed_forward: nn.Module,
-    ) -> None:
+    As published, each layer has a small feed-forward (`layer_ffn`) and the mix has two maps. Otherwise the mix is one map, and one
+    feed-forward with a residual (`ffn`) follows. With `residual` the stack's input is added to its output, which starts at zero.
+    """
+
+    def __init__(self, config: Stacked, stack: Stack, depth: int, first: bool) -> None:
         super().__init__()
-        self.norm = norm
-        self.convolution = convolution
-        self.layers = layers
-        self.mix = mix
-        self.join = join
-        self.feed_forward = feed_forward
-        self.run = at_once
+        published = config.ffn == "per_layer"
+        self.residual = config.residual
+        std = 0 if self.residual else None
+        self.norm = None if first else nn.LayerNorm(config.d_model)
+        self.conv = ShortConv(config.d_model, config.conv_size - 1) if config.conv_size > 1 else None
+        self.attention = attention_of(config, stack, depth)
+        self.layer_ffn = PackedFeedForward(stack.layers, stack.features, depth, config.dropout) if published else None
+        self.mix = Mix(stack.width, stack.d_ff, std) if published else Linear(stack.width, stack.width, bias=True, std=std)
+        self.ffn_norm = None if published else nn.LayerNorm(stack.width)
+        self.ffn = None if published else FEED_FORWARDS[config.ffn](stack.width, stack.d_ff)
+        self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BTC: Tensor) -> Tensor:
-        y_BTW = self.mix(self.run(self.layers, self.convolution(self.norm(x_BTC))))
-        return self.feed_forward(self.join(x_BTC, y_BTW))
+    def forward(self, x_BTC: Tensor, rotation: Rotation | None = None) -> Tensor:
+        y_BTC = x_BTC if self.norm is None else self.norm(x_BTC)
+        if self.conv is not None:
+            y_BTC = self.conv(y_BTC)
+        r_BTND = self.attention(y_BTC, rotation)
+        if self.layer_ffn is not None:
+            r_BTND = r_BTND + self.layer_ffn(r_BTND)
+        y_BTW = self.mix(r_BTND.flatten(2))
+        if self.residual:
+            y_BTW = F.pad(x_BTC, (0, y_BTW.shape[-1] - x_BTC.shape[-1])) + y_BTW  # a wider output's further channels start at zero
+        if self.ffn is not None and self.ffn_norm is not None:
+            y_BTW = y_BTW + self.dropout(self.ffn(self.ffn_norm(y_BTW)))
+        return y_BTW
 
 
-class StackedDecoder(nn.Module):
-    """ids [B, T] to logits [B, T, V], for T up to `context`."""
+class StackedDecoder(LanguageModel):
+    """ids [B, T] to logits [B, T, vocab_size], for T up to `context`."""
 
     def __init__(self, config: Stacked, vocab_size: int, context: int) -> None:
         super().__init__()
         depth, last = config.depth(context), config.stacks[-1].width
-        norms = [nn.Identity(), *(nn.LayerNorm(config.width) for _ in range(depth - 1))]
-        self.embedding = Embedding(vocab_size, config.width)
-        self.embedding_norm = nn.LayerNorm(config.width)
-        self.place = nn.Identity() if config.rotary else Sinusoids(context)
-        self.reads = nn.ModuleList(read_of(config, s) for s in range(depth))
+        self.rotary_dim = config.qk_head_dim if config.rope else None
+        self.positions = Positions(context)
+        self.embedding = Embedding(vocab_size, config.d_model)
+        self.embedding_norm = nn.LayerNorm(config.d_model)
+        sources = {"none": 0, "input": 1, "dense": depth}[config.skip_connections]
+        self.skips = nn.ModuleList(DenseSkip(min(s, sources), config.d_model) for s in range(1, depth)) if sources else None
         self.stacks = nn.ModuleList(
-            stack_of(config, stack, norm, depth, context) for stack, norm in zip(config.stacks_for(context), norms, strict=True)
+            ParallelStack(config, stack, depth, first=s == 0) for s, stack in enumerate(config.stacks_for(context))
         )
         self.norm = nn.LayerNorm(last)
-        if config.head == "tied":
-            self.narrow = Linear(last, config.width) if last != config.width else nn.Identity()
-            self.head = Head(config.width, vocab_size)
+        tied = config.tie_embeddings
+        self.out_proj = Linear(last, config.d_model) if tied and last != config.d_model else None
+        self.head = Head(config.d_model if tied else last, vocab_size, bias=not tied)
+        if tied:
             self.head.weight = self.embedding.weight
-        else:
-            self.narrow = nn.Identity()
-            self.head = BiasedHead(last, vocab_size)
 
     def features(self, ids_BT: Tensor) -> Tensor:
-        """What the head reads: [B, T, W] of the last stack, or C of it. Raises `ValueError` for a window above the context."""
-        outputs_BTC = [self.place(self.embedding_norm(self.embedding(ids_BT)))]
-        for read, stack in zip(self.reads, self.stacks, strict=True):
-            outputs_BTC.append(stack(read(outputs_BTC)))
-        return self.narrow(self.norm(outputs_BTC[-1]))
-
-    def forward(self, ids_BT: Tensor) -> Tensor:
-        return self.head(self.features(ids_BT))
-
-
-def read_of(config: Stacked, before: int) -> nn.Module:
-    """What the stack after `before` others reads. The first has but x_0."""
-    others = {"previous": 0, "first": min(before, 1), "all": before}[config.reads]
-    return Read(others, config.width) if others else Last()
-
-
-def stack_of(config: Stacked, stack: Stack, norm: nn.Module, depth: int, context: int) -> ParallelStack:
-    """One stack. Where its output joins by a residual it starts at zero, so that it adds nothing."""
-    width, residual = stack.width, config.join == "residual"
-    attention = attention_of(config, stack, depth, context)
-    if config.feed_forward == "micro":
-        layers = ParallelLayers(attention, PackedFeedForward(stack.layers, stack.features, depth, config.dropout))
-        mix = Mix(width, stack.hidden, std=0 if residual else None)
-        feed_forward = nn.Identity()
-    else:
-        layers = BareLayers(attention)
-        mix = BiasedLinear(width, width, std=0 if residual else None)
-        hidden = FEED_FORWARDS[config.feed_forward](width, stack.hidden)
-        feed_forward = ResidualFeedForward(width, hidden, config.dropout)
-    convolution = ShortConvolution(config.width, config.convolution - 1) if config.convolution > 1 else nn.Identity()
-    return ParallelStack(norm, convolution, layers, mix, Residual() if residual else Replace(), feed_forward)
+        """What the head reads: [B, T, W] of the last stack, or C of it. Raises `ValueError` for a sequence above the context."""
+        positions_T = self.positions(ids_BT)
+        x_BTC = self.embedding_norm(self.embedding(ids_BT))
+        rotation = None
+        if self.rotary_dim is None:
+            x_BTC = x_BTC + sinusoids(positions_T, x_BTC.shape[-1]).to(x_BTC.dtype)
+        else:
+            rotation = rotations(positions_T, self.rotary_dim)
+        outputs = [x_BTC]
+        for s, stack in enumerate(self.stacks):
+            x_BTC = outputs[-1] if self.skips is None or s == 0 else self.skips[s - 1](outputs)
+            outputs.append(checkpointed(stack, x_BTC, rotation) if self.activation_checkpointing else stack(x_BTC, rotation))
+        x_BTW = self.norm(outputs[-1])
+        return x_BTW if self.out_proj is None else self.out_proj(x_BTW)
 
 
-def attention_of(config: Stacked, stack: Stack, depth: int, context: int) -> nn.Module:
-    """The attentions of one stack, [B, T, C] to [B, T, N, D]; as published, in the form that is cheaper at D features."""
-    shape = (stack.layers, config.width, config.heads, stack.features, depth)
-    match config.attention:
-        case Published():
-            return (FoldedValues if stack.features <= config.key_dim else FoldedOutputs)(*shape)
-        case Folded(rotary=rotary, qk_norm=qk_norm, keys_values=keys_values):
-            norms = [QueryKeyNorm(config.key_dim)] if qk_norm else []
-            rotations = [Rotary(context)] if rotary else []
-            kind = {"layer": FoldedAttention, "stack": SharedAttention}[keys_values]
-            return kind(*shape, config.key_dim, Prepare([*norms, *rotations]))
+def attention_of(config: Stacked, stack: Stack, depth: int) -> PublishedAttention | FactoredAttention | SharedAttention:
+    """The attentions of one stack, x [B, T, C] to r [B, T, N, D]."""
+    shape = (stack.layers, config.d_model, config.n_heads, stack.features, depth)
+    if not isinstance(config.attention, Factored):
+        return PublishedAttention(*shape)
+    kind = {"none": FactoredAttention, "stack": SharedAttention}[config.attention.kv_sharing]
+    return kind(*shape, config.qk_head_dim, QKTransforms(config.qk_head_dim, config.attention.qk_norm, config.rope))
+
+
+class QKTransforms(nn.Module):
+    """What queries and keys go through before attention: normalisation, if any, and rotary positions, if any."""
+
+    def __init__(self, key_dim: int, qk_norm: bool = False, rope: bool = False) -> None:
+        super().__init__()
+        self.rope = rope
+        self.query_norm = RMSNorm(key_dim) if qk_norm else None  # one gain for all heads (Henry et al. 2020, arXiv:2010.04245)
+        self.key_norm = RMSNorm(key_dim) if qk_norm else None
+
+    def forward(self, q_BTHK: Tensor, k_BTHK: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor]:
+        if self.query_norm is not None and self.key_norm is not None:
+            q_BTHK, k_BTHK = self.query_norm(q_BTHK), self.key_norm(k_BTHK)
+        if self.rope and rotation is not None:
+            q_BTHK, k_BTHK = rotate(q_BTHK, rotation), rotate(k_BTHK, rotation)
+        return q_BTHK, k_BTHK
+
+
+class FactoredAttention(nn.Module):
+    """r [B, T, N, D] of x [B, T, C], where each head maps x to D features by one matrix M_h, in place of W_v,h W_o,h W_r.
+
+    While D <= K it can express what the published form can, with fewer parameters and other gradients; there are no biases.
+
+        r = x W_r + sum_h A_h (x M_h)
+    """
+
+    def __init__(
+        self, layers: int, width: int, heads: int, features: int, depth: int, key_dim: int, transforms: QKTransforms
+    ) -> None:
+        super().__init__()
+        self.layers, self.heads = layers, heads
+        self.query = PackedLinear(layers, width, heads * key_dim)
+        self.key = PackedLinear(layers, width, heads * key_dim)
+        self.value = PackedLinear(layers, width, heads * features, std=(2 * depth * heads * width) ** -0.5)
+        self.reduce = PackedLinear(layers, width, features)
+        self.transforms = transforms
+
+    def forward(self, x_BTC: Tensor, rotation: Rotation | None = None) -> Tensor:
+        return self.combine(causal_attention(*self.project(x_BTC, rotation)), x_BTC)
+
+    def project(self, x_BTC: Tensor, rotation: Rotation | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys [B, T, H, K], values [B, T, H, D]."""
+        q_BTHK, k_BTHK, v_BTHD = (_split_heads(part.shared(x_BTC), self.heads) for part in (self.query, self.key, self.value))
+        return *self.transforms(q_BTHK, k_BTHK, rotation), v_BTHD
+
+    def combine(self, a_BTHD: Tensor, x_BTC: Tensor) -> Tensor:
+        """r [B, T, N, D] of what the heads attended to and of the residual."""
+        return sum_heads(a_BTHD, self.heads) + self.reduce.shared(x_BTC)
+
+    def flops_per_token(self, attended: float) -> float:
+        parts = (self.query, self.key, self.value, self.reduce)
+        keys, values = (part.weight.shape[:2].numel() for part in (self.key, self.value))
+        return sum(part.flops_per_token(attended) for part in parts) + 2 * (keys + values) * attended
+
+
+class SharedAttention(nn.Module):
+    """As `FactoredAttention`, where head h of every layer reads one set of keys and values, that of the stack.
+
+    After Shazeer 2019, arXiv:1911.02150, with layers for heads. A layer maps what its heads attended to
+    down to its D features by a matrix of its own. A cache keeps N times less than one of every layer's own keys.
+    """
+
+    def __init__(
+        self, layers: int, width: int, heads: int, features: int, depth: int, key_dim: int, transforms: QKTransforms
+    ) -> None:
+        super().__init__()
+        self.layers, self.heads = layers, heads
+        self.query = PackedLinear(layers, width, heads * key_dim)
+        self.key = Linear(width, heads * key_dim)
+        self.value = Linear(width, width)
+        self.output = PackedLinear(layers, width, features, std=(2 * depth * width) ** -0.5)
+        self.reduce = PackedLinear(layers, width, features)
+        self.transforms = transforms
+
+    def forward(self, x_BTC: Tensor, rotation: Rotation | None = None) -> Tensor:
+        q_BTHK, *shared = self.project(x_BTC, rotation)
+        k_BTHK, v_BTHK = (part.repeat(1, 1, self.layers, 1) for part in shared)
+        return self.combine(causal_attention(q_BTHK, k_BTHK, v_BTHK), x_BTC)
+
+    def project(self, x_BTC: Tensor, rotation: Rotation | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, T, H, K], and the keys and values of one layer's heads, [B, T, H / N, ...]."""
+        q_BTHK = _split_heads(self.query.shared(x_BTC), self.heads)
+        key, value = (part(x_BTC).unflatten(2, (self.heads, -1)) for part in (self.key, self.value))
+        return *self.transforms(q_BTHK, key, rotation), value
+
+    def combine(self, a: Tensor, x_BTC: Tensor) -> Tensor:
+        """r [B, T, N, D] of what the heads attended to, C * N / H numbers each, and of the residual."""
+        return self.output(a.unflatten(2, (self.layers, self.heads)).flatten(3)) + self.reduce.shared(x_BTC)
+
+    def flops_per_token(self, attended: float) -> float:
+        parts = (self.query, self.key, self.value, self.output, self.reduce)
+        keys, values = (self.layers * len(part.weight) for part in (self.key, self.value))
+        return sum(part.flops_per_token(attended) for part in parts) + 2 * (keys + values) * attended
+
+
+def _split_heads(x: Tensor, heads: int) -> Tensor:
+    """[B, T, N, heads * K] to [B, T, H, K]."""
+    return x.unflatten(3, (heads, -1)).flatten(2, 3)

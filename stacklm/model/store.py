@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -10,46 +11,91 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stacklm.config.model import Architecture
-from stacklm.config.schema import plain, read
-from stacklm.files import read_json, write_json, written_aside
+from stacklm.config.schema import ParamsError, listed, plain, read
+from stacklm.files import read_json, sha256, write_json, written_aside
 from stacklm.model.build import ModelConfig, build
+from stacklm.model.layers import LanguageModel
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+ABOUT = {"tokenizer", "sha256"}
+AGAIN = "train the model again or restore the file"
 
 
 class StoreError(ValueError):
     """Weights that cannot be used; the message says what is wrong and what to do."""
 
 
-def save_model(folder: Path, model: nn.Module, architecture: Architecture, vocab_size: int, context: int) -> None:
-    """Write the weights and the settings that `load_model` reads. A parameter that two modules share is written once."""
+def save_model(
+    folder: Path, model: nn.Module, architecture: Architecture, vocab_size: int, context: int, tokenizer: str | None = None
+) -> None:
+    """Write the weights and the settings that `load_model` reads. A parameter that two modules share is written once.
+
+    `config.json` also holds the digest of the tokenizer that made the training data, if known, and the SHA-256 of the weights.
+    """
     tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
     with written_aside(folder / WEIGHTS) as aside:
-        save_file(tensors, aside)
-    write_json(folder / CONFIG, plain(ModelConfig(architecture, vocab_size, context)))
+        save_tensors(tensors, aside)
+    about = {"tokenizer": tokenizer, "sha256": sha256(folder / WEIGHTS)}
+    write_json(folder / CONFIG, plain(ModelConfig(architecture, vocab_size, context)) | about)
 
 
-def load_model(folder: Path) -> tuple[nn.Module, ModelConfig]:
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write tensors to a safetensors file with the permissions of any new file: the library lets only its owner read it."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path)
+    path.chmod(mode)
+
+
+def load_model(folder: Path, tokenizer: str | None = None) -> tuple[LanguageModel, ModelConfig]:
     """The model of that folder on the CPU, in training mode, in the number format it was saved in.
 
-    The caller's random state is left alone. Raises `StoreError` where a file is missing or damaged, or where the
-    weights are not those that the settings ask for, and `ParamsError` for settings that do not exist.
+    `tokenizer` is the digest of the one to be used with it: ids of another one of the same size would be in range and mean
+    other text. The caller's random state is left alone. Raises `StoreError` where a file is missing or damaged, where the
+    weights are not those that were saved or not those that the settings ask for, and where the model was trained with
+    another tokenizer.
     """
-    for file in (CONFIG, WEIGHTS):
-        if not (folder / file).is_file():
-            raise StoreError(f"{folder / file}: no such file; a model is a folder with {CONFIG} and {WEIGHTS}")
-    config = read(ModelConfig, read_json(folder / CONFIG), key=CONFIG)
+    config, about = _read_config(folder)
+    if tokenizer is not None and about["tokenizer"] != tokenizer:
+        trained = f"tokenizer {about['tokenizer']}" if about["tokenizer"] else "a tokenizer that is not known"
+        raise StoreError(
+            f"{folder / CONFIG}: trained with {trained}, not with {tokenizer}; take model and tokenizer from one run, "
+            "or run the stage `pretrain` again"
+        )
+    weights = folder / WEIGHTS
+    if (found := sha256(weights)) != about["sha256"]:
+        raise StoreError(f"{weights}: damaged, its SHA-256 is {found}, but {CONFIG} says {about['sha256']}; {AGAIN}")
     try:
-        tensors = load_file(folder / WEIGHTS)
+        tensors = load_file(weights)
     except SafetensorError as error:
-        raise StoreError(f"{folder / WEIGHTS}: damaged, {error}; train the model again or restore the file") from None
+        raise StoreError(f"{weights}: damaged, {error}; {AGAIN}") from None
     with torch.random.fork_rng(devices=[]):
-        model = build(config.architecture, config.vocab_size, config.context)
+        model = build(config.architecture, config.vocab_size, config.context_length)
     _check_match(model, tensors, folder)
+    if spoilt := [name for name, tensor in tensors.items() if not (tensor.is_floating_point() and tensor.isfinite().all())]:
+        raise StoreError(f"{weights}: {listed(spoilt[:5])} has numbers that are not finite or of another type; {AGAIN}")
     for name, parameter in model.named_parameters():
         parameter.data = tensors[name]
     return model, config
+
+
+def _read_config(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
+    """The settings of a saved model, and what `config.json` says beside them."""
+    for file in (CONFIG, WEIGHTS):
+        if not (folder / file).is_file():
+            raise StoreError(f"{folder / file}: no such file; a model is a folder with {CONFIG} and {WEIGHTS}")
+    try:
+        content = read_json(folder / CONFIG)
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{folder / CONFIG}: damaged, {error}; {AGAIN}") from None
+    if not isinstance(content, dict) or not content.keys() >= ABOUT:
+        raise StoreError(f"{folder / CONFIG}: damaged or of an earlier version, without {listed(sorted(ABOUT))}; {AGAIN}")
+    about = {key: content.pop(key) for key in ABOUT}
+    try:
+        return read(ModelConfig, content, key=CONFIG), about
+    except ParamsError as error:
+        raise StoreError(f"{folder / CONFIG}: {error}; {AGAIN}") from None
 
 
 def _check_match(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:

@@ -5,40 +5,100 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
 
-from stacklm.pipeline.lifeline import FLOW_PID
 from stacklm.pipeline.project import Project, environment
-from stacklm.pipeline.stages import STAGES, Stage
+from stacklm.pipeline.stages import CODE, STAGES, Stage
+from stacklm.pipeline.watchdog import FLOW_PID, REPRO
 
 HEADER = """\
 # Generated from the table in stacklm/pipeline/stages.py by `stacklm dvc-yaml`: change that, not this.
-# A stage's code dependencies are everything its module imports from this package.
+# The stage `inputs` writes out/code, which holds a hash of each function and class that a stage can execute.
 """
+
+OUTCOMES = {"Running stage ": "ran", " is cached - skipping run": "restored from the cache"}
+"""What DVC prints, and what it means; a test runs DVC to see that it still does."""
+BUSY = " is busy, it is being blocked by:"
+
+PLOTS = [{"out/curves": {"x": "step", "y": ["train_loss", "valid_loss"], "x_label": "step", "y_label": "loss (nats per token)"}}]
+"""For `dvc plots`: of a folder, DVC draws each file."""
 
 
 class StageFailed(RuntimeError):
-    """A stage did not end well; the message is the stage's own."""
+    """A stage did not end well; the message is the stage's own, or DVC's where DVC failed."""
 
 
-def reproduce(project: Project, address: str) -> None:
-    """Let DVC bring one stage up to date: skip it, restore it from its cache, or run it, in a child process.
+def reproduce(project: Project, address: str, show: Callable[[str], None] = print) -> str:
+    """Let DVC bring one stage up to date in a child process; `show` gets every line that the stage prints.
 
-    Raises `StageFailed` with the stage's own error.
+    Returns what DVC did: "ran", "restored from the cache" or "up to date". Raises `StageFailed` with the last error of
+    the stage or of DVC. While another DVC process reads or writes the stage's files it waits for that one.
     """
-    from stacklm.pipeline.leaf import error_file
+    waited = False
+    while True:
+        code, messages, printed = _dvc(project, ["--wait-for-lock", "repro", "--single-item", address], show)
+        if not code:
+            return next((outcome for words, outcome in OUTCOMES.items() if words in messages), "up to date")
+        if BUSY not in messages:
+            raise StageFailed(f"{address}: {_reason(messages, printed)}")
+        if not waited:
+            show(f"{address}: waiting for another DVC process{messages.partition(BUSY)[2].partition(chr(10) * 2)[0]}")
+            waited = True
+        time.sleep(0.5)
 
-    failure = error_file(project, address)
-    failure.unlink(missing_ok=True)
-    command = ["dvc", "--wait-for-lock", "repro", "--quiet", "--single-item", address]
-    child = subprocess.Popen([sys.executable, "-m", *command], cwd=project.root, env={**environment(), FLOW_PID: str(os.getpid())})
+
+def restore(project: Project, address: str) -> None:
+    """Bring back the outputs of one stage that DVC has deleted, as dvc.lock and the cache have them."""
+    _dvc(project, ["--wait-for-lock", "checkout", "--quiet", address], show=print)
+
+
+def commit(project: Project, address: str) -> None:
+    """Let dvc.lock hold the outputs of one stage as made from its inputs as they are now, without running it."""
+    code, messages, printed = _dvc(project, ["--wait-for-lock", "commit", "--force", address], show=print)
+    if code:
+        raise StageFailed(f"{address}: {_reason(messages, printed)}")
+
+
+def _dvc(project: Project, arguments: list[str], show: Callable[[str], None]) -> tuple[int, str, list[str]]:
+    """Run DVC in a child process: its exit code, its own messages, and the lines that the stage printed."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", REPRO, *arguments],
+        cwd=project.root,
+        env={**environment(), FLOW_PID: str(os.getpid())},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+    )
+    assert child.stdout and child.stderr
+    messages: list[str] = []
+    reader = threading.Thread(target=lambda stream: messages.append(stream.read()), args=(child.stdout,), daemon=True)
+    reader.start()
+    printed: deque[str] = deque(maxlen=100)
     try:
+        for line in child.stderr:
+            printed.append(line.rstrip())
+            show(line.rstrip())
         code = child.wait()
     except BaseException:  # Ctrl-C reached the child as well, which ends by itself after the stage's last checkpoint
         child.wait()
         raise
-    if code:
-        message = failure.read_text(encoding="utf-8") if failure.exists() else f"`{' '.join(command)}` ended with code {code}"
-        raise StageFailed(f"{address}: {message}")
+    reader.join()
+    return code, "".join(messages), list(printed)
+
+
+def _reason(messages: str, printed: list[str]) -> str:
+    """The last error: the stage's where its command failed, DVC's otherwise."""
+    error = messages.rpartition("ERROR: ")[2].strip()
+    if "failed to run: " not in error or not printed:
+        return error
+    start = max((i for i, line in enumerate(printed) if line.startswith("stacklm: ")), default=len(printed) - 1)
+    return "\n".join(printed[start:]).removeprefix("stacklm: ").strip()
 
 
 def dvc_yaml() -> str:
@@ -52,7 +112,7 @@ def dvc_yaml() -> str:
     yaml.indent(mapping=2, sequence=4, offset=2)
     buffer = io.StringIO(HEADER)
     buffer.seek(0, io.SEEK_END)
-    yaml.dump({"stages": {stage.name: _definition(stage) for stage in STAGES}}, buffer)
+    yaml.dump({"stages": {stage.name: _definition(stage) for stage in STAGES}, "plots": PLOTS}, buffer)
     return buffer.getvalue()
 
 
@@ -66,10 +126,12 @@ def _definition(stage: Stage) -> dict:
         definition["params"] = [key.format(**fill) for key in stage.params.values()]
     if stage.always:
         definition["always_changed"] = True
-    definition["deps"] = [path.format(**fill) for path in stage.reads.values()] + stage.code()
+    if not stage.always:
+        definition["deps"] = [*(path.format(**fill) for path in stage.reads.values()), stage.code_file]
     outs = {argument: path.format(**fill) for argument, path in stage.writes.items()}
-    definition["outs"] = [path for argument, path in outs.items() if argument not in stage.metrics]
-    definition["outs"].append(stage.record(model))
+    files = [*(path for argument, path in outs.items() if argument not in stage.metrics), stage.record(model)]
+    # DVC deletes outputs before it runs their stage. Those of a stage that always runs must outlive a run that is refused.
+    definition["outs"] = [{path: {"persist": True}} for path in [*files, CODE]] if stage.always else files
     if stage.metrics:
         definition["metrics"] = [outs[argument] for argument in stage.metrics]
     return definition

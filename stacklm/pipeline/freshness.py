@@ -2,17 +2,54 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import logging
+import tempfile
 import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
-from stacklm.config.params import load
+from stacklm.code import digest
+from stacklm.config.params import load, section
+from stacklm.files import read_json
+from stacklm.pipeline.code import changed_units, code_text, shortened
 from stacklm.pipeline.project import Project
-from stacklm.pipeline.stages import Stage, instances, upstream
+from stacklm.pipeline.runcache import Unknown, restorable
+from stacklm.pipeline.stages import Stage, inputs_of, instances
 
 LOCK_FILE = "dvc.lock"
+
+
+class Verdict(StrEnum):
+    """What `dvc repro` does with a stage."""
+
+    KEEP = "up to date"
+    SAME = "will run, to the same outputs"
+    RESTORE = "will be restored from the cache"
+    EITHER = "will be restored from the cache, or run"
+    RUN = "will run"
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What `dvc repro` would do with one stage instance, and why: no reasons if it is up to date.
+
+    `code` names the functions and classes that changed since it was made; `others` are the reasons besides that.
+    """
+
+    verdict: Verdict
+    others: list[str]
+    code: list[str] = field(default_factory=list)
+
+    @property
+    def reasons(self) -> list[str]:
+        return [*([f"{shortened(self.code)} changed"] if self.code else []), *self.others]
 
 
 class Pipeline:
@@ -29,50 +66,101 @@ class Pipeline:
     def receipt(self, stage: Stage, model: str | None = None) -> str | None:
         """A hash of what the stage was made from and made, or None unless the outputs on disk are exactly that, now.
 
-        A stage that is being made by somebody else at this moment has no receipt.
+        A stage that is being made by somebody else at this moment has no receipt, nor has one that DVC cannot read.
         """
-        with self._guard:
-            if stage.always or self._changes(stage, model):
-                return None
-            entry = lock_entries(self._project).get(stage.address(model))
-        return entry and hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
+        from dvc.exceptions import DvcException
 
-    def reasons(self, stage: Stage, model: str | None = None) -> list[str]:
-        """Why the stage would run, in words; empty if it would not (on account of itself: see `explain`)."""
-        with self._guard:
-            changes = self._changes(stage, model)
-            entry = lock_entries(self._project).get(stage.address(model))
-        if entry is None:
-            return ["it has never run here"]
-        return [text for change in changes for text in _in_words(change, entry, self._current_params())]
+        if stage.always:
+            return None
+        try:
+            with self._open(stage, model) as opened:
+                changed = bool(opened.status())
+                entry = lock_entries(self._project).get(stage.address(model))
+        except DvcException:
+            return None
+        return None if changed or not entry else digest(entry)
 
-    def explain(self) -> dict[str, list[str]]:
-        """Every stage instance's address with the reasons it is stale, stages behind a stale one included."""
-        found: dict[str, list[str]] = {}
-        stale: set[str] = set()
-        for stage, model in instances(load(self._project.params_file).models):
-            reasons = _input_changes(stage, self._project) if stage.always else self.reasons(stage, model)
-            behind = sorted(upstream(stage) & stale)
-            if behind:
-                reasons = [*reasons, f"reads what {', '.join(behind)} will make anew"]
-            if reasons:
-                stale.add(stage.name)
-            found[stage.address(model)] = reasons
+    def explain(self) -> dict[str, Outlook]:
+        """The outlook of every stage instance by its address. Raises `RuntimeError` with DVC's message where it has none."""
+        from dvc.exceptions import DvcException
+
+        found: dict[str, Outlook] = {}
+        restored: dict[str, Any] = {}
+        models = load(self._project.params_file).models
+        for stage, model in instances(models):
+            upstream = {a: found[a] for i, m in inputs_of(stage, model, models) if found[a := i.address(m)].reasons}
+            try:
+                outlook = self._always(stage, restored) if stage.always else self._outlook(stage, model, upstream, restored)
+            except DvcException as error:
+                raise RuntimeError(str(error)) from error
+            found[stage.address(model)] = outlook
         return found
 
-    def _changes(self, stage: Stage, model: str | None) -> list[Any]:
-        from dvc.exceptions import DvcException
-        from dvc.lock import LockError
+    def _outlook(self, stage: Stage, model: str | None, upstream: Mapping[str, Outlook], restored: dict[str, Any]) -> Outlook:
+        """Of one instance behind the stale instances `upstream`; adds to the outputs that will be `restored`."""
+        code = code_text(self._project, stage)
+        with self._open(stage, model) as opened:
+            changes, changed_code = self._changes(opened, stage, model, code)
+            if not changes and not changed_code and not upstream:
+                return Outlook(Verdict.KEEP, [])
+            verdict = max((outlook.verdict for outlook in upstream.values()), key=list(Verdict).index, default=Verdict.SAME)
+            if verdict in (Verdict.SAME, Verdict.RESTORE):
+                try:
+                    outputs, same = restorable(opened, {**restored, stage.code_file: _hash_of(code)})
+                except Unknown:
+                    verdict = Verdict.EITHER
+                else:
+                    if same and not any("changed outs" in change for change in changes):
+                        return Outlook(Verdict.KEEP, [])
+                    verdict = Verdict.RESTORE if outputs else Verdict.RUN
+                    restored |= outputs or {}
+        reasons = [f"upstream {', '.join(upstream)} is stale"] if upstream else []
+        entry = lock_entries(self._project).get(stage.address(model))
+        if entry is None:
+            return Outlook(verdict, ["dvc.lock has no run of it", *reasons])
+        reasons = [*(text for c in changes for text in _in_words(c, entry, self._current_params())), *reasons]
+        return Outlook(verdict, reasons, changed_code)
 
-        self._repo._reset()  # forget the files as they were at the last question
-        address = stage.address(model)
-        try:
+    def _changes(self, opened: Any, stage: Stage, model: str | None, code: str) -> tuple[list[Any], list[str]]:
+        """What DVC finds changed in its object for an instance, and the names of what changed in its code.
+
+        DVC knows the code from a file that holds it as it was when the last run began; here it counts as it is now.
+        """
+        changes = opened.status().get(stage.address(model), [])
+        for change in changes:
+            if isinstance(change, dict):
+                change.get("changed deps", {}).pop(stage.code_file, None)
+        changes = [change for change in changes if not isinstance(change, dict) or any(change.values())]
+        recorded = next((dep.hash_info for dep in opened.deps if dep.def_path == stage.code_file), None)
+        if not recorded or recorded == _hash_of(code):
+            return changes, []
+        kept = Path(opened.repo.cache.local.oid_to_path(recorded.value))
+        return changes, changed_units(read_json(kept), json.loads(code)) if kept.exists() else ["its code"]
+
+    def _always(self, stage: Stage, restored: dict[str, Any]) -> Outlook:
+        """An always-run stage is stale when running it now would make something else, or when its outputs are missing."""
+        params = load(self._project.params_file)
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), self._open(stage, None) as opened:
+            written = {argument: Path(folder) / argument for argument in stage.writes}
+            stage.load()(**{argument: section(params, key) for argument, key in stage.params.items()}, **written)
+            recorded = {out.def_path: out.hash_info for out in opened.outs if out.def_path in stage.writes.values()}
+            made = {stage.writes[argument]: path.read_bytes() for argument, path in written.items()}
+        if not all(recorded.values()):
+            return Outlook(Verdict.RUN, ["dvc.lock has no run of it"])
+        if any(hashlib.md5(data, usedforsecurity=False).hexdigest() != recorded[path].value for path, data in made.items()):
+            return Outlook(Verdict.RUN, ["the source's files changed"])
+        if all((self._project.root / path).is_file() and (self._project.root / path).read_bytes() == made[path] for path in made):
+            return Outlook(Verdict.KEEP, [])
+        restored |= recorded
+        return Outlook(Verdict.SAME, ["its outputs are missing or changed"])
+
+    @contextlib.contextmanager
+    def _open(self, stage: Stage, model: str | None) -> Iterator[Any]:
+        """DVC's own object for a stage, read afresh. Raises `DvcException` where DVC cannot or another process is at it."""
+        with self._guard, contextlib.chdir(self._project.root):  # DVC takes names as from the current directory
+            self._repo._reset()  # forget the files as they were at the last question
             with self._repo.lock:
-                return self._repo.stage.load_one(name=address).status().get(address, [])
-        except LockError:
-            return [{"busy": "another process is making it"}]
-        except DvcException as error:
-            return [{"error": str(error)}]
+                yield self._repo.stage.load_one(name=stage.address(model))
 
     def _current_params(self) -> dict[str, Any]:
         from ruamel.yaml import YAML
@@ -80,32 +168,25 @@ class Pipeline:
         return YAML(typ="safe", pure=True).load(self._project.params_file.read_text(encoding="utf-8"))
 
 
+def _hash_of(text: str) -> Any:
+    """DVC's hash of a file with that content."""
+    from dvc_data.hashfile.hash_info import HashInfo
+
+    return HashInfo("md5", hashlib.md5(text.encode(), usedforsecurity=False).hexdigest())
+
+
 def lock_entries(project: Project) -> dict[str, dict]:
-    """The stages of dvc.lock as plain mappings; empty before the first run."""
+    """The stages of dvc.lock as plain mappings; empty before the first run. Raises `RuntimeError` for a damaged file."""
     from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
     path = project.root / LOCK_FILE
     if not path.exists():
         return {}
-    return (YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")) or {}).get("stages", {})
-
-
-def _input_changes(stage: Stage, project: Project) -> list[str]:
-    """An always-run stage is stale when running it now would make something else."""
-    import tempfile
-    from pathlib import Path
-
-    from stacklm.config.params import section
-    from stacklm.files import sha256
-
-    params = load(project.params_file)
-    with tempfile.TemporaryDirectory() as folder:
-        written = {argument: Path(folder) / argument for argument in stage.writes}
-        stage.load()(**{argument: section(params, key) for argument, key in stage.params.items()}, **written)
-        kept = stage.paths(stage.writes, project.root)
-        if any(not path.exists() for path in kept.values()):
-            return ["it has never run here"]
-        return ["the source's files changed"] if any(sha256(written[a]) != sha256(kept[a]) for a in kept) else []
+    try:
+        return (YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")) or {}).get("stages") or {}
+    except (YAMLError, UnicodeDecodeError, AttributeError) as error:
+        raise RuntimeError(f"{LOCK_FILE}: not readable ({error}); `git checkout {LOCK_FILE}` brings back the last one") from None
 
 
 def _in_words(change: Any, entry: dict, current: dict) -> list[str]:
@@ -116,9 +197,6 @@ def _in_words(change: Any, entry: dict, current: dict) -> list[str]:
         return [str(change)]
     found: list[str] = []
     for what, paths in change.items():
-        if isinstance(paths, str):
-            found.append(paths)
-            continue
         for path, how in paths.items():
             if isinstance(how, dict):  # a params file: its keys, or keys below them
                 found.extend(f"{key}: {_before_and_now(key, entry, current)}" for key in how)

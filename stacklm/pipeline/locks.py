@@ -7,13 +7,18 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 from filelock import FileLock, Timeout
 
-from stacklm.files import read_json, write_json
-from stacklm.pipeline.lifeline import FLOW_PID, alive, door
+from stacklm.config.params import load
+from stacklm.config.schema import ParamsError, flatten, plain
+from stacklm.files import read_json, sha256, write_json
 from stacklm.pipeline.project import STATE, Project
+from stacklm.pipeline.watchdog import FLOW_PID, alive, entry_point
+
+HOLDER = "project.holder.json"
 
 
 class Busy(RuntimeError):
@@ -22,18 +27,18 @@ class Busy(RuntimeError):
 
 @contextlib.contextmanager
 def hold_project(project: Project, who: str, wait: bool, say: Callable[[str], None] = print) -> Iterator[None]:
-    """Hold the checkout for a whole flow, or for one stage of a `dvc repro`.
+    """Hold the checkout for a whole flow, or for one stage of a `dvc repro`, with the settings as they are when that begins.
 
     A stage that belongs to the flow that holds the lock passes through. With `wait` the call waits for the holder, and
     for the rest of the `dvc repro` whose stages come and go; otherwise it raises `Busy` with the holder's name at once.
     """
     folder = project.root / STATE
     folder.mkdir(parents=True, exist_ok=True)
-    lock, holder = FileLock(folder / "project.lock"), folder / "project.holder.json"
+    lock, holder = FileLock(folder / "project.lock"), folder / HOLDER
     if os.environ.get(FLOW_PID) == str(_pid_in(holder)):
         yield
         return
-    me = door() or psutil.Process()
+    me = entry_point() or psutil.Process()
     said = False
     while True:
         try:
@@ -51,12 +56,34 @@ def hold_project(project: Project, who: str, wait: bool, say: Callable[[str], No
             said = True
         time.sleep(0.5)
     try:
-        write_json(holder, {"who": who, "pid": me.pid, "started": me.create_time()})
+        if not _is(me, holder):  # else this is a later stage of the same `dvc repro`
+            write_json(holder, {"who": who, "pid": me.pid, "started": me.create_time(), "settings": _settings(project)})
         yield
     finally:
         if me.pid == os.getpid():
             holder.unlink(missing_ok=True)
         lock.release()
+
+
+def check_settings(project: Project) -> None:
+    """Raise `ParamsError` if params.yaml or dvc.yaml is not as it was when the present holder of the project began.
+
+    DVC reads both again for every stage, and records what they say when the stage has ended.
+    """
+    before, now = read_json(project.root / STATE / HOLDER)["settings"], _settings(project)
+    if before == now:
+        return
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    changes = ", ".join(f"{key}: {before.get(key, 'absent')} -> {now.get(key, 'absent')}" for key in keys[:3])
+    raise ParamsError(
+        f"the settings changed while this run used them ({changes}{', ...' if len(keys) > 3 else ''}). Stages with different "
+        "settings must not be mixed: start the run again. What was finished before the change is kept"
+    )
+
+
+def _settings(project: Project) -> dict[str, Any]:
+    """Every value of params.yaml by its dotted key, and a hash of dvc.yaml."""
+    return {**flatten(plain(load(project.params_file))), "dvc.yaml": sha256(project.root / "dvc.yaml")[:16]}
 
 
 @contextlib.contextmanager
@@ -77,12 +104,19 @@ def hold(path: Path, wait: bool = True) -> Iterator[None]:
 def _other(holder: Path, me: psutil.Process) -> str | None:
     """The `dvc repro` between two of its stages, if there is one that is not ours."""
     try:
-        entry = read_json(holder)
-        process = psutil.Process(entry["pid"])
+        process = psutil.Process(read_json(holder)["pid"])
     except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
         return None
-    ours = process.pid == me.pid or abs(process.create_time() - entry["started"]) > 1
-    return None if ours or not alive(process) else _describe(holder)
+    return _describe(holder) if process.pid != me.pid and _is(process, holder) and alive(process) else None
+
+
+def _is(process: psutil.Process, holder: Path) -> bool:
+    """Whether the holder is this very process, and not an earlier one with its id."""
+    try:
+        entry = read_json(holder)
+    except (FileNotFoundError, ValueError):
+        return False
+    return entry["pid"] == process.pid and abs(process.create_time() - entry["started"]) <= 1
 
 
 def _describe(holder: Path) -> str:

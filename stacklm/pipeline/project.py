@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import platform
+import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from stacklm.config.schema import ParamsError
+from stacklm.config.train import Train
 
 STATE = ".stacklm"
 
@@ -39,6 +44,18 @@ class Project:
         return self.root / "params.yaml"
 
 
+def check_tools(project: Project) -> None:
+    """Raise `ParamsError`, which says what to do, unless git and DVC can be used in the project."""
+    if importlib.util.find_spec("dvc") is None:
+        raise ParamsError(f"DVC is not installed for {sys.executable}: install the project there with `pip install -e .`")
+    if shutil.which("git") is None:
+        raise ParamsError("no `git` on the PATH: install git, which DVC works with")
+    if not (project.root / ".dvc").is_dir():
+        raise ParamsError(f"{project.root}: not a DVC repository (no .dvc): run `dvc init` there")
+    if not any((folder / ".git").exists() for folder in (project.root, *project.root.parents)):
+        raise ParamsError(f"{project.root}: not a git repository: run `git init` there")
+
+
 def _main_checkout(root: Path) -> Path:
     """The checkout a temporary experiment was started from: DVC keeps those below its .dvc/tmp/exps."""
     for parent in root.parents:
@@ -49,11 +66,17 @@ def _main_checkout(root: Path) -> Path:
 
 def environment() -> dict[str, str]:
     """The environment for child processes: this interpreter's programs come first, output is not held back."""
-    import sys
-
     return {
         **os.environ,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "PYTHONUNBUFFERED": "1",
         "DVC_NO_ANALYTICS": "1",
     }
+
+
+def trainings_at_once(train: Train) -> int:
+    """How many trainings to run at once: as many as have a processor for each of their threads, but one on an accelerator."""
+    accelerated = bool(shutil.which("nvidia-smi")) or platform.system() == "Darwin"
+    if train.device in ("cuda", "mps") or (train.device == "auto" and accelerated):
+        return 1
+    return max(1, (os.cpu_count() or 1) // (train.threads * train.nproc))

@@ -7,16 +7,18 @@ the settings, the paths it reads and the paths it must write. `{model}` stands f
 
 from __future__ import annotations
 
-import ast
 import importlib
-import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-PACKAGE = "stacklm"
+from stacklm.code import source_root, units
+from stacklm.config.params import Params, section
+from stacklm.config.train import passes
+
+CODE = "out/code"
+"""The folder of the files about the code of each stage, which the stage that always runs writes."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,14 @@ class Stage:
     """One step of the pipeline.
 
     `params` maps arguments of `function` to dotted keys of params.yaml; `reads` and `writes` map arguments to
-    paths. `peeks` are paths that are read but never make the stage stale: figures that vary between equal
-    runs, such as times. A `resumable` function also gets `work`, a folder that outlives a kill, and `earlier` ones.
+    paths. `untracked_reads` and `untracked_writes` are paths of figures that vary between equal runs, such as times: DVC does
+    not know of them, they make nothing stale and are not restored. A `resumable` function also gets `work`, a folder that
+    outlives a kill, and `earlier` ones.
+
+    Of a section in `uses` the function gets only what a callable keeps. DVC runs the stage after any change of that
+    section, since it refuses keys that are left at their defaults; where nothing that is kept has changed, the earlier
+    result is published again and not recomputed. Arguments in `checks` are inputs that the function examines before it
+    begins and that do not change the result.
     """
 
     name: str
@@ -33,8 +41,11 @@ class Stage:
     params: Mapping[str, str]
     writes: Mapping[str, str]
     reads: Mapping[str, str] = field(default_factory=dict)
-    peeks: Mapping[str, str] = field(default_factory=dict)
+    untracked_reads: Mapping[str, str] = field(default_factory=dict)
+    untracked_writes: Mapping[str, str] = field(default_factory=dict)
     metrics: tuple[str, ...] = ()
+    uses: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
+    checks: tuple[str, ...] = ()
     per_model: bool = False
     resumable: bool = False
     always: bool = False
@@ -52,13 +63,27 @@ class Stage:
     def paths(self, which: Mapping[str, str], root: Path, model: str | None = None) -> dict[str, Path]:
         return {argument: root / path.format(model=model) for argument, path in which.items()}
 
+    def made(self, root: Path, model: str | None = None) -> dict[str, Path]:
+        """All that the stage writes, tracked or not, by argument."""
+        return self.paths({**self.writes, **self.untracked_writes}, root, model)
+
+    def settings(self, params: Params, model: str | None = None) -> dict[str, Any]:
+        """What the function gets of the settings, by argument."""
+        sections = {argument: section(params, key.format(model=model)) for argument, key in self.params.items()}
+        return {argument: self.uses.get(argument, lambda whole: whole)(found) for argument, found in sections.items()}
+
     def record(self, model: str | None = None) -> str:
         """The path of the note on what the stage was made from. No stage reads it: code may change and outputs not."""
         return f"out/records/{self.address(model)}.json"
 
-    def code(self) -> list[str]:
-        """The source files that can change what the stage makes, relative to the project's root, sorted."""
-        return sorted(import_closure(self.function.partition(":")[0]))
+    def code(self, root: Path) -> dict[str, str]:
+        """The code that can change what the stage makes: a hash of each function and class; see `stacklm.code`."""
+        return units([self.function.partition(":")[0]], source_root(root))
+
+    @property
+    def code_file(self) -> str:
+        """The path of the file that holds `code` for DVC to compare."""
+        return f"{CODE}/{self.name}.json"
 
 
 STAGES: tuple[Stage, ...] = (
@@ -97,18 +122,21 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="audit",
         function="stacklm.audit.audit:audit",
-        params={"architecture": "models.{model}.architecture", "context": "train.context"},
+        params={"architecture": "models.{model}.architecture", "train": "train"},
+        uses={"train": passes},
         reads={"shards": "out/shards"},
         writes={"certificate": "out/audits/{model}.json"},
         per_model=True,
-        help="Prove that one model, as it is and as it is trained, sees no token that it is to predict.",
+        help="Test that one model, as it is and as it is trained, sees no token that it is to predict.",
     ),
     Stage(
         name="pretrain",
         function="stacklm.train.pretrain:pretrain",
         params={"config": "train", "model": "models.{model}"},
         reads={"shards": "out/shards", "certificate": "out/audits/{model}.json"},
-        writes={"trained": "out/models/{model}", "timing": "out/timing/{model}.jsonl"},
+        checks=("certificate",),
+        writes={"trained": "out/models/{model}"},
+        untracked_writes={"timing": "out/timing/{model}.jsonl"},
         per_model=True,
         resumable=True,
         help="Train one model from scratch.",
@@ -116,20 +144,27 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="evaluate",
         function="stacklm.evaluate.evaluate:evaluate",
-        params={"config": "evaluate"},
+        params={"config": "evaluate", "train": "train"},
+        uses={"train": passes},
         reads={"trained": "out/models/{model}", "shards": "out/shards", "tokenizer": "out/tokenizer"},
-        writes={"evaluation": "out/evaluations/{model}.json"},
+        writes={"evaluation": "out/evaluations/{model}.json", "certificate": "out/certificates/{model}.json"},
         per_model=True,
-        help="Score one model on the whole valid and test sets, and let it write.",
+        help="Audit one model's trained weights, score it on the whole valid and test sets, and let it write.",
     ),
     Stage(
         name="compare",
         function="stacklm.report.compare:compare",
         params={"models": "models", "config": "train"},
         reads={"trained": "out/models", "evaluations": "out/evaluations", "shards": "out/shards"},
-        peeks={"timing": "out/timing"},
-        writes={"comparison": "out/comparison.json", "report": "out/report"},
-        metrics=("comparison",),
+        untracked_reads={"timing": "out/timing"},
+        writes={
+            "comparison": "out/comparison.json",
+            "metrics": "out/metrics.json",
+            "curves": "out/curves",
+            "report": "out/report",
+        },
+        untracked_writes={"speed": "out/speed"},
+        metrics=("metrics",),
         help="Put the models side by side: one table, plots, a page.",
     ),
 )
@@ -155,38 +190,9 @@ def upstream(target: Stage) -> set[str]:
     return {name for read in target.reads.values() for path, name in made.items() if path == read or path.startswith(read + "/")}
 
 
-@cache
-def import_closure(module: str) -> frozenset[str]:
-    """The package's source files that importing `module` can execute, found from the import statements alone."""
-    found: set[str] = set()
-    queue = [module]
-    while queue:
-        name = queue.pop()
-        path = _source(name)
-        if path is None or path in found:
-            continue
-        found.add(path)
-        queue.append(name.rpartition(".")[0])  # importing a module runs its parents' __init__
-        tree = ast.parse((_package_root().parent / path).read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                queue.extend(alias.name for alias in node.names)
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                queue.append(node.module)
-                queue.extend(f"{node.module}.{alias.name}" for alias in node.names)
-    return frozenset(found)
-
-
-def _source(module: str) -> str | None:
-    """The file of a module of this package, as a posix path from the project's root; None for anything else."""
-    if module.partition(".")[0] != PACKAGE:
-        return None
-    base = _package_root().joinpath(*module.split(".")[1:])
-    for path in (base.with_suffix(".py"), base / "__init__.py"):
-        if path.is_file() and path != _package_root().with_suffix(".py"):
-            return path.relative_to(_package_root().parent).as_posix()
-    return None
-
-
-def _package_root() -> Path:
-    return Path(__file__).resolve().parent.parent
+def inputs_of(target: Stage, model: str | None, models: Mapping[str, Any]) -> Iterator[tuple[Stage, str | None]]:
+    """The stage instances whose outputs one instance reads: those of its own model, or of all models if it has none."""
+    names = upstream(target)
+    for candidate, other in instances(models):
+        if candidate.name in names and (other is None or model in (None, other)):
+            yield candidate, other

@@ -5,20 +5,18 @@ Only the claims themselves are written down here. Every figure in an answer is c
 
 from __future__ import annotations
 
-import textwrap
 from bisect import bisect_left
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
-from itertools import zip_longest
+from typing import NamedTuple
 
-from stacklm.config.model import Dense, Model
+from stacklm.config.model import Dense, Model, Stacked
 from stacklm.config.train import Train
-from stacklm.model.build import ModelConfig
+from stacklm.model.build import PRESETS, ModelConfig
 from stacklm.model.count import Counts, count
-from stacklm.model.presets import PRESETS
 from stacklm.plan.memory import training_memory
-from stacklm.report.units import count as things
-from stacklm.report.units import quantity
+from stacklm.units import count as things
+from stacklm.units import quantity
 
 WIDE, DEEP = "seed-2x64", "seed-4x8"
 FLOAT = 4
@@ -27,146 +25,118 @@ HEAD_DIM = 64
 """Of the dense decoders to compare with, whose widths are multiples of it."""
 WIDTHS = 512, 1024, 1600, 2048
 """The first is that of the model itself; then those of GPT-2 medium and XL, and of models of about 1 B parameters."""
-LEFT, RIGHT = 30, 98
-"""Columns of the table, in characters."""
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(NamedTuple):
     """What was said of which model, whether it holds, and the figures, a sentence each."""
 
     model: str
     text: str
     verdict: str
-    figures: tuple[str, ...]
+    figures: list[str]
+
+    def __str__(self) -> str:
+        return "\n".join([f'{self.model}: "{self.text}"', f"  {self.verdict}", *(f"  - {figure}" for figure in self.figures)])
 
 
-def claims() -> list[Claim]:
-    """All of them."""
-    return [
-        layers(128),
-        share(WIDE, 128, 10),
-        size(WIDE, 400e6),
-        size(DEEP, 78e6),
-        *(card(name, 8e9, 2) for name in PRESETS),
-        context(WIDE),
-        head(WIDE),
-    ]
+def table() -> str:
+    """Every claim, and below it what this code counts."""
+    cards = (card(name, 8e9, 2) for name in PRESETS)
+    claims = (layers(128), share(WIDE, 128, 10), size(WIDE, 400e6), size(DEEP, 78e6), *cards, context(WIDE), head(WIDE))
+    return "\n\n".join(map(str, ("What was claimed, and below it what this code counts", *claims)))
 
 
 def layers(claimed: int) -> Claim:
     """Layers that read the same input are one layer with more heads."""
-    config = PRESETS[WIDE]
-    shape, stacks = config.architecture, config.architecture.stacks_for(config.context)
-    total, depth = sum(stack.layers for stack in stacks), len(stacks)
-    wholes = (
-        f"one attention layer of {stack.layers} * {shape.heads} = {stack.layers * shape.heads} heads with keys of {shape.key_dim} "
-        f"and values of {stack.features}, a map {shape.width} -> {stack.width} past it, and a feed-forward in {stack.layers} blocks"
-        for stack in stacks
-    )
-    return Claim(
-        WIDE,
-        f"{claimed} layers",
-        f"{total} layers, {depth} of them in series",
-        (
-            f"{depth} stacks of {' and '.join(str(stack.layers) for stack in stacks)} layers that all read the same input",
-            *(f"stack {s} is {whole}" for s, whole in enumerate(wholes, start=1)),
-        ),
-    )
+    shape = stacked(WIDE)
+    stacks = shape.stacks_for(PRESETS[WIDE].context_length)
+    verdict = f"{sum(stack.layers for stack in stacks)} layers, {len(stacks)} of them in series"
+    numbers = " and ".join(str(stack.layers) for stack in stacks)
+    figures = [f"{len(stacks)} stacks of {numbers} layers that all read the same input"]
+    figures += [
+        f"stack {s} is one attention layer of {stack.layers} * {shape.n_heads} = {stack.layers * shape.n_heads} heads with keys of "
+        f"{shape.qk_head_dim} and values of {stack.features}, a map {shape.d_model} -> {stack.width} past it, "
+        f"and a feed-forward in {stack.layers} blocks"
+        for s, stack in enumerate(stacks, start=1)
+    ]
+    return Claim(WIDE, f"{claimed} layers", verdict, figures)
 
 
 def share(name: str, depth: int, factor: int) -> Claim:
     """Against dense decoders that are as deep as the model is said to be."""
-    here = counts(PRESETS[name])
-    own, same = body(here), PRESETS[name].architecture.width
-    dense = {width: dense_body(width, depth) for width in WIDTHS}
+    here, width = counts(PRESETS[name]), stacked(name).d_model
+    own = body(here)
     fits, fits_whole = (width_of(factor * parameters, depth) for parameters in (own, here.total))
-    return Claim(
-        name,
-        f"about 1/{factor} of the size of a {depth}-layer decoder",
-        f"against a width of about {fits:,}; at its own width of {same} it is 1/{dense_body(same, depth) / own:.1f}",
-        (
-            f"its body, all but embedding and head, has {things(own)} parameters",
-            *(
-                f"a dense body of {depth} layers of width {width:,} has {things(it)}: 1/{it / own:.1f}"
-                for width, it in dense.items()
-            ),
-            f"with embedding and head, {things(here.total)}, it is 1/{factor} of a dense body of a width of about {fits_whole:,}",
-        ),
-    )
+    dense = {w: dense_body(w, depth) for w in WIDTHS}
+    verdict = f"against a width of about {fits:,}; at its own width of {width} it is 1/{dense_body(width, depth) / own:.1f}"
+    figures = [
+        f"its body, all but embedding and head, has {things(own)} parameters",
+        *(f"a dense body of {depth} layers of width {w:,} has {things(size)}: 1/{size / own:.1f}" for w, size in dense.items()),
+        f"with embedding and head, {things(here.total)}, it is 1/{factor} of a dense body of a width of about {fits_whole:,}",
+    ]
+    return Claim(name, f"about 1/{factor} of the size of a {depth}-layer decoder", verdict, figures)
 
 
 def size(name: str, claimed: float) -> Claim:
     """Parameters in all, and where they are."""
     found = counts(PRESETS[name])
-    parts = found.parameters
-    off = found.total / claimed
-    return Claim(
-        name,
-        f"about {things(claimed)} parameters",
-        f"{found.total:,}: {off:.1f} times as many" if off > 1.5 else f"{found.total:,}: {off - 1:+.0%}",
-        (f"embedding {things(parts['embedding'])}, body {things(body(found))}, head {things(parts['head'])}",),
-    )
+    parts, off = found.parameters, found.total / claimed
+    verdict = f"{found.total:,}: {off:.1f} times as many" if off > 1.5 else f"{found.total:,}: {off - 1:+.0%}"
+    figures = [f"embedding {things(parts['embedding'])}, body {things(body(found))}, head {things(parts['head'])}"]
+    return Claim(name, f"about {things(claimed)} parameters", verdict, figures)
 
 
 def card(name: str, room: float, rows: int) -> Claim:
     """The trainer's step as it is, in float32 with AdamW."""
-    config = PRESETS[name]
-    shape = config.architecture
-    train = Train(steps=100, context=config.context, batch_size=rows, micro_batch=rows)
-    memory = training_memory(Model(shape), config.vocab_size, train)
+    config, shape = PRESETS[name], stacked(name)
+    train = Train(max_steps=100, context_length=config.context_length, global_batch_size=rows, micro_batch_size=rows)
+    needed = training_memory(Model(shape), config.vocab_size, train).tensors
     state = 4 * FLOAT * counts(config).total
-    maps = rows * shape.heads * max(stack.layers for stack in shape.stacks) * config.context**2 * FLOAT
-    return Claim(
-        name,
-        f"fits a card of {quantity(room, 'B')} at batch {rows}",
-        f"{'yes' if memory.tensors <= room else 'no'}: it takes {quantity(memory.tensors, 'B')}, in float32 with AdamW",
-        (
-            f"weights, gradients and the optimizer's two moments alone are {quantity(state, 'B')}",
-            f"written out, the attention maps of one stack would be {quantity(maps, 'B')} more",
-        ),
-    )
+    maps = rows * shape.n_heads * max(stack.layers for stack in shape.stacks) * config.context_length**2 * FLOAT
+    verdict = f"{'yes' if needed <= room else 'no'}: it takes {quantity(needed, 'B')}, in float32 with AdamW"
+    figures = [
+        f"weights, gradients and the optimizer's two moments alone are {quantity(state, 'B')}",
+        f"written out, the attention maps of one stack would be {quantity(maps, 'B')} more",
+    ]
+    return Claim(name, f"fits a card of {quantity(room, 'B')} at batch {rows}", verdict, figures)
 
 
 def context(name: str) -> Claim:
-    """The rule is the setting `stack_every`."""
-    config = PRESETS[name]
-    every = config.context
-    grown = replace(config, architecture=replace(config.architecture, stack_every=every))
-    grown_to = {length: replace(grown, context=length) for length in (every, 2 * every, 4 * every)}
-    return Claim(
-        name,
-        f"+{every // 1024}K context: one stack more, in the middle",
-        f"a setting, `stack_every: {every}`; that it helps is to be measured",
-        tuple(
-            f"at a context of {length:,}: {model.architecture.depth(length)} stacks, {things(counts(model).total)} parameters"
-            for length, model in grown_to.items()
-        ),
-    )
+    """The rule is the setting `tokens_per_extra_stack`."""
+    every = PRESETS[name].context_length
+    shape = replace(stacked(name), tokens_per_extra_stack=every)
+    figures = []
+    for length in (every, 2 * every, 4 * every):
+        parameters = things(count(shape, PRESETS[name].vocab_size, length).total)
+        figures.append(f"at a context of {length:,}: {shape.depth(length)} stacks, {parameters} parameters")
+    verdict = f"a setting, `tokens_per_extra_stack: {every}`; that it helps is to be measured"
+    return Claim(name, f"+{every // 1024}K context: one stack more, in the middle", verdict, figures)
 
 
 def head(name: str, rows: int = 2) -> Claim:
     """What the map from features to tokens takes."""
-    config = PRESETS[name]
-    found = counts(config)
-    inputs, own = config.architecture.stacks[-1].width, found.parameters["head"]
+    config, found, inputs = PRESETS[name], counts(PRESETS[name]), stacked(name).stacks[-1].width
+    own = found.parameters["head"]
     work = 2 * inputs * config.vocab_size / found.forward_flops_per_token
-    logits = rows * config.context * config.vocab_size * FLOAT
-    return Claim(
-        name,
-        "a large linear layer at the end",
-        f"{own / found.total:.0%} of all parameters, {work:.0%} of the operations of a forward pass",
-        (
-            f"{inputs:,} features to {config.vocab_size:,} tokens: {things(own)} parameters",
-            f"logits of {rows} * {config.context:,} tokens in float32: {quantity(logits, 'B')}",
-            f"with their softmax and their gradient: {quantity(3 * logits, 'B')}",
-        ),
-    )
+    logits = rows * config.context_length * config.vocab_size * FLOAT
+    verdict = f"{own / found.total:.0%} of all parameters, {work:.0%} of the FLOPs of a forward pass"
+    figures = [
+        f"{inputs:,} features to {config.vocab_size:,} tokens: {things(own)} parameters",
+        f"logits of {rows} * {config.context_length:,} tokens in float32: {quantity(logits, 'B')}",
+        f"with their softmax and their gradient: {quantity(3 * logits, 'B')}",
+    ]
+    return Claim(name, "a large linear layer at the end", verdict, figures)
+
+
+def stacked(name: str) -> Stacked:
+    architecture = PRESETS[name].architecture
+    assert isinstance(architecture, Stacked)
+    return architecture
 
 
 @cache
 def counts(config: ModelConfig) -> Counts:
-    return count(config.architecture, config.vocab_size, config.context)
+    return count(config.architecture, config.vocab_size, config.context_length)
 
 
 def body(found: Counts) -> int:
@@ -181,20 +151,6 @@ def dense_body(width: int, depth: int) -> int:
 
 
 def width_of(parameters: int, depth: int) -> int:
-    """The least width at which a dense body has so many."""
+    """The least width at which a dense body has that many."""
     widths = range(HEAD_DIM, 2**14, HEAD_DIM)
     return widths[bisect_left(widths, parameters, key=lambda width: dense_body(width, depth))]
-
-
-def table() -> str:
-    """Two columns: what was said of which model, and what it comes to, the figures behind it below."""
-    blocks = [_row("claimed", ["counted by this code"])]
-    for claim in claims():
-        blocks.append(_row(f'{claim.model}: "{claim.text}"', [claim.verdict, *(f"- {figure}" for figure in claim.figures)]))
-    return "\n\n".join(blocks)
-
-
-def _row(left: str, right: list[str]) -> str:
-    lefts = textwrap.wrap(left, LEFT)
-    rights = [line for text in right for line in textwrap.wrap(text, RIGHT, subsequent_indent="  " if text[:2] == "- " else "")]
-    return "\n".join(f"{one:<{LEFT}}  {two}".rstrip() for one, two in zip_longest(lefts, rights, fillvalue=""))

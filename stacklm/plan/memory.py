@@ -1,53 +1,45 @@
 """How much memory a run takes, from its own code and without its data.
 
-The trainer's step runs on fake tensors (torch.utils FakeTensorMode): they have shapes and lifetimes, and no content. Every
-block that an operation makes is noted from its birth to its end, so any architecture, optimizer or loss is followed as it
-is, and nothing has to be kept in step by hand. What a kernel takes for itself inside one operation is not seen; on a CPU
-it is a few MB, and with attention by blocks some more for each thread.
+The trainer's step runs on tensors that have shapes, strides and lifetimes, and no content. Every storage is followed from
+its allocation to its release, so any architecture, optimizer or loss is planned as it is written. What a kernel takes inside
+one operation is not seen, nor what the allocator keeps back: a line fitted to measured processes adds that.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import weakref
+import importlib
+import sys
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stacklm.config.model import Model
 from stacklm.config.train import Train
+from stacklm.data.batches import TrainBatches
 from stacklm.model.build import build
-from stacklm.plan.heap import Heap
-from stacklm.plan.products import Products
-from stacklm.train.assemble import assemble
 from stacklm.train.loss import token_losses
-from stacklm.train.machine import choose_products
-from stacklm.train.trainer import update
+from stacklm.train.trainer import Run, train_step
+from stacklm.train.validate import Score
 
-COMPONENTS = (
-    "weights",
-    "gradients",
-    "optimizer state",
-    "saved activations",
-    "logits",
-    "temporary",
-    "kernels",
-    "allocator",
-    "process",
-)
-PROCESS = 344_000_000
-"""Python, torch and all other libraries, without a single tensor: as measured on Linux by benchmarks/memory.py."""
-STEPS = 4
-"""Steps until a process of glibc has about stopped growing."""
+TENSORS = ("weights", "gradients", "optimizer state", "saved activations", "logits", "temporary")
+COMPONENTS = (*TENSORS, "allocator", "process")
+
+# Fitted and tested by `python benchmarks/memory.py`, which writes docs/measurements/memory.md.
+OVERHEAD, PER_BYTE = 22_600_000, 1.215
+"""Bytes above the imports of a CPU process: OVERHEAD + PER_BYTE * the peak of its tensors."""
+LOW, HIGH = 0.89, 1.37
+"""Smallest and largest ratio of measured to estimated bytes above the imports, over configurations left out of the fit."""
+PROCESS = 334_000_000
+"""Bytes of Python, torch and all other libraries, without a tensor."""
 
 
 @dataclass(frozen=True)
@@ -55,90 +47,165 @@ class Memory:
     """Bytes at the moment of the highest peak, by component.
 
     `saved activations` were made by a forward pass and wait for the backward pass, `logits` are all that is as wide as the
-    vocabulary, `temporary` is what the backward pass and the optimizer work with, `kernels` are matrix products compiled for one
-    shape, where oneDNN multiplies, `allocator` is what the C library keeps back.
+    vocabulary, `temporary` is what the backward pass and the optimizer work with, `allocator` is what a process takes beyond its
+    tensors: kernels, their buffers, and freed blocks that the C library keeps back.
     """
 
     parts: dict[str, int]
+
+    @property
+    def tensors(self) -> int:
+        return sum(self.parts[part] for part in TENSORS)
+
+    @property
+    def above_imports(self) -> int:
+        return self.tensors + self.parts["allocator"]
 
     @property
     def total(self) -> int:
         return sum(self.parts.values())
 
     @property
-    def tensors(self) -> int:
-        """Without what the process and its libraries take."""
-        return self.total - sum(self.parts[part] for part in ("kernels", "allocator", "process"))
+    def interval(self) -> tuple[int, int]:
+        """The total, from the lowest to the highest that the errors of the calibration allow."""
+        low, high = (self.parts["process"] + round(self.above_imports * ratio) for ratio in (LOW, HIGH))
+        return low, high
 
 
 @lru_cache
 def training_memory(model: Model, vocab_size: int, train: Train) -> Memory:
-    """The peak of training on a CPU in float32."""
-    return _in_own_process(trace_training, model, vocab_size, train)
+    """The peak of training on a CPU."""
+    micro_batches = min(2, train.global_batch_size // train.micro_batch_size)  # a third leaves and finds what the second did
+    train = replace(train, global_batch_size=micro_batches * train.micro_batch_size, compile=False)
+    with tracing(vocab_size) as timeline:
+        run = fresh_run(model, vocab_size, train)
+        timeline.follow(run.model)
+        for _ in range(2):  # the first allocates the optimizer's state
+            train_step(run, step=1)
+            for state in run.optimizer.state.values():
+                for tensor in state.values():
+                    timeline.name(tensor, "optimizer state")
+    return timeline.memory()
 
 
 @lru_cache
 def evaluation_memory(model: Model, vocab_size: int, context: int, batch_size: int) -> Memory:
-    """The peak of scoring `batch_size` windows at once on a CPU."""
-    return _in_own_process(trace_evaluation, model, vocab_size, context, batch_size)
-
-
-def trace_training(model: Model, vocab_size: int, train: Train) -> Memory:
-    """As `training_memory`, in this process, whose heap is less tidy than a fresh one's."""
-    micro_batches = min(2, train.batch_size // train.micro_batch)  # a third leaves and finds what the second did
-    train = replace(train, batch_size=micro_batches * train.micro_batch)
-    with FakeTensorMode(), Timeline(vocab_size) as timeline:
-        run = assemble(
-            "plan",
-            replace(train, compile=False),
-            model,
-            vocab_size,
-            batches=_Windows(train.batch_size, train.context),
-            validate=lambda network: None,
-            probe_BT=torch.zeros(1, 1, dtype=torch.long),
-            identity={},
-            work=Path(),
-            device=torch.device("cpu"),
-        )
-        timeline.follow(run.model)
-        for _ in range(STEPS):
-            update(run, step=1)
-            for state in run.optimizer.state.values():
-                for tensor in state.values():
-                    timeline.name(tensor, "optimizer state")
-        return timeline.memory()
-
-
-def trace_evaluation(model: Model, vocab_size: int, context: int, batch_size: int) -> Memory:
-    """As `evaluation_memory`, in this process."""
-    with FakeTensorMode(), Timeline(vocab_size) as timeline, torch.no_grad():
+    """The peak of scoring `batch_size` sequences at once on a CPU."""
+    with tracing(vocab_size) as timeline, torch.no_grad():
         network = build(model.architecture, vocab_size, context).eval()
-        read = [torch.empty_like(parameter) for parameter in network.parameters()]  # the trained weights take their places
-        for parameter, weights in zip(network.parameters(), read, strict=True):
-            parameter.data = weights
-        del read, weights
+        _read_weights(network)
         timeline.follow(network)
-        for _ in range(2):
-            token_losses(network, *_Windows(batch_size, context).batch(0))
-        return timeline.memory()
+        token_losses(network, *_Sequences(batch_size, context).batch(0))
+    return timeline.memory()
+
+
+def _read_weights(network: nn.Module) -> None:
+    """Trained weights replace the fresh ones."""
+    fresh: list[Any] = list(network.parameters())
+    read: list[Any] = [torch.empty_like(parameter) for parameter in fresh]
+    for parameter, weights in zip(fresh, read, strict=True):
+        parameter.storage_ = weights.storage_
+
+
+def fresh_run(model: Model, vocab_size: int, train: Train) -> Run:
+    """A run on a CPU over batches of zeros, of which only optimizer steps are taken."""
+    return Run(
+        "plan",
+        train,
+        model,
+        vocab_size,
+        batches=_Sequences(train.global_batch_size, train.context_length),
+        validate=lambda network: Score(0, 0.0, 0.0, 0),
+        probe_BT=torch.zeros(1, 1, dtype=torch.long),
+        identity={},
+        work=Path(),
+        device=torch.device("cpu"),
+    )
+
+
+@contextmanager
+def tracing(vocab_size: int) -> Iterator[Timeline]:
+    """Inside the block tensors have no data and are followed; nothing is computed and next to nothing allocated."""
+    with _compiler_not_imported(), Timeline(vocab_size) as timeline:
+        yield timeline
+
+
+class DatalessTensor(Tensor):
+    """A tensor that says it is on the CPU, so that code and autocast treat it so, and has a layout and a storage without bytes."""
+
+    @staticmethod
+    def __new__(cls, layout: Layout, storage: Storage) -> DatalessTensor:
+        strides, offset, dtype = layout.strides, layout.offset, layout.dtype
+        return Tensor._make_wrapper_subclass(
+            cls, layout.shape, strides=strides, storage_offset=offset, dtype=dtype, device=torch.device("cpu")
+        )
+
+    def __init__(self, layout: Layout, storage: Storage) -> None:
+        self.layout_, self.storage_ = layout, storage
+
+    __torch_function__: Any = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(cls, operation: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        raise RuntimeError(f"{operation} of a tensor without data, after its trace has ended")
+
+
+class Layout(NamedTuple):
+    """How a tensor lies in its storage of `nbytes` bytes."""
+
+    shape: torch.Size
+    strides: tuple[int, ...]
+    offset: int
+    dtype: torch.dtype
+    nbytes: int
+
+    @staticmethod
+    def of(tensor: Tensor) -> Layout:
+        return Layout(tensor.shape, tensor.stride(), int(tensor.storage_offset()), tensor.dtype, tensor.untyped_storage().nbytes())
+
+    def on_meta(self) -> Tensor:
+        """A tensor with this layout on torch's meta device, whose kernels find the layout of an operation's results."""
+        whole = torch.empty(self.nbytes // self.dtype.itemsize, dtype=self.dtype, device="meta")
+        return whole.as_strided(self.shape, self.strides, self.offset)
+
+
+class Storage:
+    """What tensors that are views of each other share; it ends with the last of them."""
+
+    def __init__(self, nbytes: int, component: str, alive: Counter[str]) -> None:
+        self.nbytes, self.component, self._alive = nbytes, component, alive
+        alive[component] += nbytes
+
+    def rename(self, component: str) -> None:
+        """Say what it is for."""
+        self._alive[self.component] -= self.nbytes
+        self._alive[component] += self.nbytes
+        self.component = component
+
+    def __del__(self) -> None:
+        self._alive[self.component] -= self.nbytes
+
+
+@dataclass(frozen=True)
+class _Result:
+    """A result of an operation: its layout, and the argument that it is (`same`) or is a view of; -1 for a new storage."""
+
+    layout: Layout
+    argument: int
+    same: bool
 
 
 class Timeline(TorchDispatchMode):
-    """Inside the block: what is alive, by component, after each operation of this process, and the highest of it."""
+    """Inside the block: what is alive, by component, after each operation, and the highest of it."""
+
+    _results: ClassVar[dict[tuple, object]] = {}
+    """By operation and layouts of its arguments: layers and steps repeat each other, and torch's meta kernels are slow."""
 
     def __init__(self, vocab_size: int) -> None:
         super().__init__()
         self._vocab_size = vocab_size
-        self._blocks: dict[int, _Block] = {}
         self._alive: Counter[str] = Counter()
         self._peak: dict[str, int] = {}
-        self._products = Products()
-        with _disable_current_modes():  # real numbers tell, also where tensors have none
-            self._compiles = choose_products()
-        try:
-            self._heap = Heap()
-        except OSError:
-            self._heap = None
 
     def follow(self, model: nn.Module) -> None:
         """Tell weights and gradients from the rest."""
@@ -149,82 +216,127 @@ class Timeline(TorchDispatchMode):
 
         for parameter in model.parameters():
             self.name(parameter, "weights")
-            parameter.register_post_accumulate_grad_hook(accumulated)
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(accumulated)
 
-    def name(self, tensor: Tensor, component: str) -> None:
-        """Say what the block of a tensor is for."""
-        block = self._blocks[tensor.untyped_storage()._cdata]
-        self._alive[block.component] -= block.size
-        self._alive[component] += block.size
-        block.component = component
+    def name(self, tensor: Any, component: str) -> None:
+        """Say what the storage of a tensor is for."""
+        tensor.storage_.rename(component)
 
     def memory(self) -> Memory:
         """The highest peak so far."""
-        kernels = self._products.bytes if self._compiles else 0
-        parts = dict.fromkeys(COMPONENTS, 0) | self._peak | {"kernels": kernels, "process": PROCESS}
-        if self._heap:
-            parts["allocator"] = max(0, self._heap.peak - sum(self._peak.values()))
-        return Memory(parts)
+        parts = dict.fromkeys(COMPONENTS, 0) | self._peak | {"process": PROCESS}
+        tensors = sum(self._peak.values())
+        return Memory(parts | {"allocator": max(0, round(OVERHEAD + PER_BYTE * tensors) - tensors)})
 
-    def __torch_dispatch__(self, operation: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
-        if operation is torch.ops.aten._local_scalar_dense.default:
-            return 1.0  # the value of a loss or a norm, of which there is none: any finite one will do
-        self._products.note(operation, args)
-        result = operation(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self._note(tensor)
-        if sum(self._alive.values()) > sum(self._peak.values()):
+    def __torch_dispatch__(self, operation: Any, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        if operation is torch.ops.aten._local_scalar_dense.default:  # the value of a loss or norm, or whether it is not finite
+            return 1.0 if args[0].is_floating_point() else 0
+        if operation.namespace == "profiler":
+            return operation(*args, **(kwargs or {}))
+        arguments: list[DatalessTensor] = []
+
+        def described(value: object) -> tuple:
+            if not isinstance(value, Tensor):
+                return type(value), value  # 1, 1.0 and True are equal
+            arguments.append(value if isinstance(value, DatalessTensor) else self._new(Layout.of(value)))
+            return arguments[-1].layout_
+
+        def made(result: object) -> object:
+            if not isinstance(result, _Result):
+                return result
+            if result.same:
+                return arguments[result.argument]
+            if result.argument < 0:
+                return self._new(result.layout)
+            return DatalessTensor(result.layout, arguments[result.argument].storage_)
+
+        kwargs = kwargs or {}
+        key = operation, _mapped(described, args), tuple(kwargs), _mapped(described, tuple(kwargs.values()))
+        if key not in self._results:
+            self._results[key] = _results(operation, args, kwargs)
+        result = _mapped(made, self._results[key])
+        if self._alive.total() > sum(self._peak.values()):
             self._peak = dict(self._alive)
         return result
 
-    def _note(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self._blocks:
-            size = storage.nbytes()
-            address = self._heap.allocate(size) if self._heap else 0
-            end = weakref.ref(storage, lambda _, key=storage._cdata: self._forget(key))
-            self._blocks[storage._cdata] = _Block(size, self._component(tensor), address, end)
-            self._alive[self._component(tensor)] += size
+    def _new(self, layout: Layout) -> DatalessTensor:
+        return DatalessTensor(layout, Storage(layout.nbytes, self._component(layout), self._alive))
 
-    def _forget(self, key: int) -> None:
-        block = self._blocks.pop(key)
-        self._alive[block.component] -= block.size
-        if self._heap:
-            self._heap.free(block.address, block.size)
-
-    def _component(self, tensor: Tensor) -> str:
-        if tensor.dim() > 1 and tensor.shape[-1] == self._vocab_size and tensor.is_floating_point():
+    def _component(self, layout: Layout) -> str:
+        if len(layout.shape) > 1 and layout.shape[-1] == self._vocab_size and layout.dtype.is_floating_point:
             return "logits"
         in_backward = torch._C._current_graph_task_id() != -1
         return "saved activations" if torch.is_grad_enabled() and not in_backward else "temporary"
 
 
-@dataclass
-class _Block:
-    size: int
-    component: str
-    address: int
-    end: weakref.ref
+def _results(operation: Any, args: tuple, kwargs: dict[str, object]) -> object:
+    """The layouts of what an operation returns, from running it on the meta device."""
+    metas: list[Tensor] = []
+
+    def meta_of(value: object) -> object:
+        if not isinstance(value, Tensor):
+            return value
+        metas.append((value.layout_ if isinstance(value, DatalessTensor) else Layout.of(value)).on_meta())
+        return metas[-1]
+
+    def result_of(value: object) -> object:
+        if not isinstance(value, Tensor):
+            return value
+        same = next((i for i, meta in enumerate(metas) if meta is value), -1)
+        storage = value.untyped_storage()._cdata
+        view = next((i for i, meta in enumerate(metas) if meta.untyped_storage()._cdata == storage), -1)
+        return _Result(Layout.of(value), view if same < 0 else same, same >= 0)
+
+    args, kwargs = _mapped(meta_of, args), {name: _mapped(meta_of, value) for name, value in kwargs.items()}
+    if any(argument.name == "device" for argument in operation._schema.arguments):
+        kwargs["device"] = torch.device("meta")
+    before = [Layout.of(meta) for meta in metas]
+    result = _mapped(result_of, operation(*args, **kwargs))
+    if [Layout.of(meta) for meta in metas] != before:
+        raise NotImplementedError(f"{operation} changes the layout of a tensor in place, which is not followed")
+    return result
 
 
-@dataclass(frozen=True)
-class _Windows:
-    """Batches of tokens that nobody looks at, in the place of `TrainBatches`."""
+def _mapped(function: Callable[[object], object], value: object) -> Any:
+    """The function of every value in nested lists and tuples, which become tuples."""
+    return tuple([_mapped(function, each) for each in value]) if isinstance(value, (list, tuple)) else function(value)
 
-    batch_size: int
-    context: int
+
+class _Sequences(TrainBatches):
+    """Batches of zeros."""
+
+    def __init__(self, batch_size: int, context: int) -> None:
+        self.shape = batch_size, context
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        shape = (self.batch_size, self.context)
-        return torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+        return torch.zeros(self.shape, dtype=torch.long), torch.zeros(self.shape, dtype=torch.long)
 
 
-def _in_own_process(trace: Callable[..., Memory], *arguments: object) -> Memory:
-    """The result of `trace` in a fresh process, whose heap nothing has used before; copies of one that is started once."""
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(method)
-    if method == "forkserver":
-        context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
-        return pool.submit(trace, *arguments).result()
+@contextmanager
+def _compiler_not_imported() -> Iterator[None]:
+    """Inside the block optimizers do not import torch's compiler, which takes a third of the time of a plan.
+
+    Outside of compiled code they call only two of its functions, which do nothing there; a stand-in has these. Whatever else is
+    asked of it imports the compiler after all.
+    """
+    name = "torch._dynamo"
+    if name in sys.modules:
+        yield
+        return
+    stand_in = ModuleType(name)
+
+    def remove() -> None:
+        if sys.modules.get(name) is stand_in:
+            del sys.modules[name], torch._dynamo
+
+    def other(attribute: str) -> object:
+        remove()
+        return getattr(importlib.import_module(name), attribute)
+
+    vars(stand_in).update(disable=lambda function, *_, **__: function, graph_break=lambda: None, __getattr__=other)
+    sys.modules[name] = torch._dynamo = stand_in
+    try:
+        yield
+    finally:
+        remove()

@@ -1,33 +1,36 @@
-"""The figures of a run that has not begun."""
+"""What a run takes before it has begun, and settings with which it takes less."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from stacklm.config.model import Model
+from stacklm.config.optimizer import Adafactor
 from stacklm.config.params import Params
 from stacklm.config.schema import ParamsError, listed, nearest, plain
-from stacklm.model.build import ModelConfig, build
-from stacklm.model.cache import INPUTS, KEYS_AND_VALUES, Decoder, Leaves
+from stacklm.model.build import PRESETS, ModelConfig, build
+from stacklm.model.cache import INPUTS, KEYS_AND_VALUES, Decoder, Replacements
 from stacklm.model.count import Counts, count
-from stacklm.model.presets import PRESETS
-from stacklm.plan.memory import Memory, evaluation_memory, training_memory
+from stacklm.plan.memory import Memory, evaluation_memory, tracing, training_memory
+from stacklm.progress import progress
 
 BYTES_PER_TOKEN = 4
 """Of text, roughly, where no tokenizer has been trained yet."""
+SHORTEST_CONTEXT, SMALLEST_VOCABULARY = 32, 512
 
 
 @dataclass(frozen=True)
 class ModelPlan:
     """What one model consists of and takes. `flops` are those of the whole run.
 
-    Caches are bytes a token of one sequence; None where the kind cannot be used.
+    Caches are bytes per token of one sequence; None where the kind cannot be used.
     """
 
     depth: int
@@ -67,13 +70,14 @@ class Plan:
     corpus: Corpus | None
 
     @property
-    def peak(self) -> int:
-        """Bytes of the largest process."""
-        return max(max(model.training.total, model.evaluation.total) for model in self.models.values())
+    def largest(self) -> Memory:
+        """That of the largest process."""
+        processes = (memory for model in self.models.values() for memory in (model.training, model.evaluation))
+        return max(processes, key=lambda memory: memory.total)
 
     @property
     def tokens(self) -> int:
-        return self.params.train.steps * self.params.train.tokens_per_step
+        return self.params.train.max_steps * self.params.train.tokens_per_step
 
     @property
     def shards(self) -> int | None:
@@ -84,35 +88,35 @@ class Plan:
 
 def plan(params: Params, names: list[str], manifest: Mapping[str, Any] | None) -> Plan:
     """The plan of those models. `manifest` is that of the shards, if they have been made."""
-    bar = tqdm(names, desc="plan", unit="model", mininterval=0.5, leave=False)
+    bar = progress(names, desc="plan", unit="model", leave=False)
     return Plan(params, {name: model_plan(params, name) for name in bar}, corpus(params, manifest))
 
 
 def model_plan(params: Params, name: str) -> ModelPlan:
     model, vocab_size, train = params.models[name], params.tokenizer.vocab_size, params.train
-    config = ModelConfig(model.architecture, vocab_size, train.context)
-    counts = count(model.architecture, vocab_size, train.context)
+    config = ModelConfig(model.architecture, vocab_size, train.context_length)
+    counts = count(model.architecture, vocab_size, train.context_length)
     return ModelPlan(
-        depth=model.architecture.depth(train.context),
+        depth=model.architecture.depth(train.context_length),
         counts=counts,
-        flops=train.steps * train.tokens_per_step * counts.training_flops_per_token,
+        flops=train.max_steps * train.tokens_per_step * counts.training_flops_per_token,
         cache=cache_bytes(config, KEYS_AND_VALUES),
         input_cache=cache_bytes(config, INPUTS),
         training=training_memory(model, vocab_size, train),
-        evaluation=evaluation_memory(model, vocab_size, train.context, params.evaluate.batch_size),
+        evaluation=evaluation_memory(model, vocab_size, train.context_length, params.evaluate.batch_size),
     )
 
 
-def cache_bytes(config: ModelConfig, leaves: Leaves) -> int | None:
-    """Bytes that decoding keeps of a token; None for a model that what those leaves keep does not suffice."""
-    with torch.device("meta"):
-        network = build(config.architecture, config.vocab_size, config.context).eval()
+def cache_bytes(config: ModelConfig, replacements: Replacements) -> int | None:
+    """Bytes that decoding keeps per token; None for a model that needs more than what those replacements keep."""
+    with tracing(config.vocab_size):
+        network = build(config.architecture, config.vocab_size, config.context_length).eval()
         try:
-            decoder = Decoder(network, 1, leaves)
+            decoder = Decoder(network, 1, replacements)
         except ValueError:
             return None
         decoder.features(torch.zeros(1, 1, dtype=torch.long))
-    return decoder.cache.bytes_per_token
+        return decoder.cache.bytes_per_token
 
 
 def corpus(params: Params, manifest: Mapping[str, Any] | None) -> Corpus | None:
@@ -135,5 +139,102 @@ def assignments_of(name: str) -> list[str]:
     return [
         f"models.{name}={json.dumps(plain(Model(config.architecture)))}",
         f"tokenizer.vocab_size={config.vocab_size}",
-        f"train.context={config.context}",
+        f"train.context_length={config.context_length}",
     ]
+
+
+class MemoryOption(NamedTuple):
+    """One way to save memory: candidate assignments, the mildest first, the processes that they make smaller, and what it costs."""
+
+    candidates: list[list[str]]
+    peak: Callable[[Params, list[str]], int]
+    cost: str
+
+
+class Change(NamedTuple):
+    """An option that was chosen: what it sets, and the peak in bytes after it."""
+
+    assignments: list[str]
+    cost: str
+    peak: int
+
+
+def memory_options(params: Params, names: list[str]) -> dict[str, MemoryOption]:
+    """What can save memory for the models of those names, from what changes no result to what does, by the key that it sets.
+
+    A model that is updated within the backward pass takes its batch in one pass, so no smaller pass is offered.
+    """
+    train, vocab_size = params.train, params.tokenizer.vocab_size
+    rows, contexts = range(train.micro_batch_size - 1, 0, -1), _halves(train.context_length, SHORTEST_CONTEXT)
+    if any(model.optimizer.optimizer_in_backward for model in params.models.values()):
+        rows, contexts = range(0), []
+    micro_batches = [[f"train.micro_batch_size={n}"] for n in rows if train.global_batch_size % n == 0]
+    batch_sizes = [[f"evaluate.batch_size={n}"] for n in _halves(params.evaluate.batch_size, 1)]
+    checkpointed = [["train.activation_checkpointing=full"]] if train.activation_checkpointing == "none" else []
+    rounded = [["train.precision=bf16"]] if train.precision == "fp32" else []
+    others = [name for name in names if not isinstance(params.models[name].optimizer, Adafactor)]
+    factored = [[f"models.{name}.optimizer={{kind: adafactor}}" for name in others]] if others else []
+    vocabularies = [[f"tokenizer.vocab_size={n}"] for n in _halves(vocab_size, SMALLEST_VOCABULARY)]
+    shorter = [
+        [f"train.context_length={n}", f"train.global_batch_size={train.global_batch_size * (train.context_length // n)}"]
+        for n in contexts
+    ]
+    return {
+        "micro_batch_size": MemoryOption(micro_batches, _training, "the same training, in more passes"),
+        "batch_size": MemoryOption(batch_sizes, _evaluation, "the same scores, in more passes"),
+        "activation_checkpointing": MemoryOption(checkpointed, _training, "the same training; the forward pass runs twice"),
+        "precision": MemoryOption(rounded, _training, "matrix products rounded to bfloat16"),
+        "optimizer": MemoryOption(factored, _training, "another optimizer, whose learning rate must be tuned"),
+        "vocab_size": MemoryOption(vocabularies, _largest, "another tokenizer, and more tokens for the same text"),
+        "context_length": MemoryOption(shorter, _largest, "another task: shorter sequences, as many tokens per step"),
+    }
+
+
+def fit(read: Callable[[list[str]], Params], names: list[str], budget: int) -> list[Change]:
+    """Choose one option after the other, each as mild as suffices and none that saves nothing, until the largest process fits.
+
+    `read` returns the settings with further assignments; `budget` is in bytes. The last change tells whether it fits; no change
+    means that none was needed, or none possible.
+    """
+    changes: list[Change] = []
+    chosen: list[str] = []
+    with progress(desc="plan", unit=" estimates", leave=False) as bar:
+
+        def fits(assignments: list[str], option: MemoryOption) -> bool:
+            bar.update()
+            return option.peak(read([*chosen, *assignments]), names) <= budget
+
+        for key in memory_options(read([]), names):
+            option = memory_options(read(chosen), names)[key]
+            candidates = option.candidates
+            if candidates and not fits([], option):
+                first = bisect_left(candidates, True, key=partial(fits, option=option))
+                best = candidates[min(first, len(candidates) - 1)]
+                if option.peak(read([*chosen, *best]), names) < option.peak(read(chosen), names):
+                    chosen.extend(best)
+                    changes.append(Change(best, option.cost, _largest(read(chosen), names)))
+    return changes
+
+
+def _halves(value: int, least: int) -> list[int]:
+    """The value halved again and again while it stays whole or large, down to at least `least`."""
+    found = []
+    while (value := value // 2) >= least:
+        found.append(value)
+    return found
+
+
+def _training(params: Params, names: list[str]) -> int:
+    """Bytes of the largest process that trains one of those models."""
+    vocab_size, train = params.tokenizer.vocab_size, params.train
+    return max(training_memory(params.models[name], vocab_size, train).total for name in names)
+
+
+def _evaluation(params: Params, names: list[str]) -> int:
+    """Bytes of the largest process that scores one of those models."""
+    vocab_size, context, rows = params.tokenizer.vocab_size, params.train.context_length, params.evaluate.batch_size
+    return max(evaluation_memory(params.models[name], vocab_size, context, rows).total for name in names)
+
+
+def _largest(params: Params, names: list[str]) -> int:
+    return max(_training(params, names), _evaluation(params, names))

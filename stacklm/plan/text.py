@@ -1,22 +1,81 @@
-"""A plan on a terminal."""
+"""A plan on a terminal: `stacklm plan`, and what to do after a run was out of memory."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
+import psutil
+import torch
+
+from stacklm.config.params import preview, set_values
 from stacklm.config.schema import ParamsError, listed
 from stacklm.config.train import Train
-from stacklm.plan.levers import Move
+from stacklm.console import table
+from stacklm.files import read_json
 from stacklm.plan.memory import COMPONENTS, Memory
-from stacklm.plan.plan import Corpus, ModelPlan, Plan
-from stacklm.report.units import count, quantity
-from stacklm.train.schedule import lr_factor
-from stacklm.train.trainer import is_milestone
+from stacklm.plan.plan import Change, ModelPlan, Plan, fit, plan
+from stacklm.train.optimizer import lr_factor, plateau_end
+from stacklm.units import count, quantity
 
 LEVELS = " ▁▂▃▄▅▆▇█"
 CURVE_WIDTH, CURVE_HEIGHT = 60, 4
 SCALES = {"k": 1, "M": 2, "G": 3, "T": 4}
+
+
+class OutOfMemoryError(MemoryError):
+    """A run that this machine cannot hold, with settings that it can."""
+
+
+def print_plan(file: Path, assignments: list[str], names: list[str], manifest: Path, budget: int | None, write: bool) -> bool:
+    """Print the plan of those models with the settings of `file`, changed by `assignments`; whether it fits `budget` bytes.
+
+    With `write`, the assignments, and those that make it fit, are put into the file.
+    """
+    found = plan(preview(file, assignments), names, read_json(manifest) if manifest.exists() else None)
+    print(describe(found))
+    changes, fits = [], True
+    if budget:
+        changes = fit(lambda more: preview(file, [*assignments, *more]), names, budget)
+        print("\n" + verdict(found, changes, budget))
+        fits = found.largest.total <= budget
+        if write and changes:
+            fits = changes[-1].peak <= budget
+    settings = [*assignments, *(assignment for change in changes for assignment in change.assignments)]
+    if write and settings:
+        set_values(file, settings)
+        print(f"\nparams.yaml: set {', '.join(settings)}")
+    elif changes:
+        print("\nThe same command with --write puts this into params.yaml.")
+    return fits
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it says, in torch's words or Python's, that there was no memory left, on a GPU or beside it."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+def advice(file: Path, name: str) -> str:
+    """What the plan says of training that model of a params file here, and which settings would fit."""
+    params = preview(file, [])
+    budget = available(params.train.device)
+    changes = fit(lambda more: preview(file, more), [name], budget)
+    return verdict(plan(params, [name], None), changes, budget)
+
+
+def available(device: str) -> int:
+    """Bytes that a process may take: the GPU's, or the machine's, or less where the process is limited."""
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).total_memory
+    total = psutil.virtual_memory().total
+    if sys.platform == "win32":
+        return total
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return total if limit == resource.RLIM_INFINITY else min(total, limit)
 
 
 def size(text: str) -> int:
@@ -30,72 +89,20 @@ def size(text: str) -> int:
 
 def describe(plan: Plan) -> str:
     """The whole plan."""
-    sections = (run(plan), learning_rate(plan), table(plan.models, MODEL_ROWS), disk(plan), table(plan.models, MEMORY_ROWS))
-    return "\n\n".join(sections)
+    models, memory = _columns(plan.models, MODEL_ROWS), _columns(plan.models, MEMORY_ROWS)
+    return "\n\n".join((_budget(plan), _learning_rate(plan), models, _disk(plan), memory))
 
 
-def run(plan: Plan) -> str:
-    """Steps, tokens and the arithmetic of a batch."""
-    train = plan.params.train
-    rows = [
-        ("Run", f"{train.steps:,} steps * {train.tokens_per_step:,} tokens = {plan.tokens:,} tokens{_epochs(plan)}"),
-        ("A step", f"{train.batch_arithmetic}, then one update"),
-        ("Vocabulary", f"{plan.params.tokenizer.vocab_size:,}"),
-    ]
-    return aligned(rows)
-
-
-def learning_rate(plan: Plan) -> str:
-    """The curve that all models share, and each one's own numbers."""
-    train = plan.params.train
-    steps = sorted({1, max(1, train.warmup_steps), (train.warmup_steps + train.steps) // 2, train.steps})
-    head = f"Learning rate ({train.schedule}: up over {train.warmup_steps:,} steps, then down to {train.final_lr:g} of its peak)"
-    rows = [("", *(f"step {step:,}" for step in steps))]
-    for name in plan.models:
-        peak = plan.params.models[name].optimizer.peak_lr
-        rows.append((name, *(f"{peak * lr_factor(step, train):.2g}" for step in steps)))
-    return f"{head}\n{curve(train)}\n{aligned(rows)}"
-
-
-def curve(train: Train) -> str:
-    """The learning rate over the steps as bars of eighths, `CURVE_HEIGHT` lines high."""
-    width = min(CURVE_WIDTH, train.steps)
-    factors = [lr_factor(1 + round(i * (train.steps - 1) / max(width - 1, 1)), train) for i in range(width)]
-    eighths = [round(factor * 8 * CURVE_HEIGHT) for factor in factors]
-    lines = ("".join(LEVELS[min(max(height - 8 * line, 0), 8)] for height in eighths) for line in reversed(range(CURVE_HEIGHT)))
-    return "\n".join(f"  {line.rstrip()}" for line in lines)
-
-
-def disk(plan: Plan) -> str:
-    """What will lie on the disk."""
-    train = plan.params.train
-    kept = [f"the last {train.keep_checkpoints}", "the best", "the one being written"]
-    count = train.keep_checkpoints + 2
-    if milestones := sum(is_milestone(step, train) for step in range(train.last_step + 1)):
-        kept.append("1 milestone" if milestones == 1 else f"{milestones:,} milestones")
-        count += milestones
-    checkpoints = sum(count * model.checkpoint for model in plan.models.values())
-    weights = sum(model.weights for model in plan.models.values())
-    shards = "unknown before the text is read" if plan.shards is None else quantity(plan.shards, "B")
-    about = "" if plan.corpus is None or plan.corpus.counted else "about "
-    rows = [
-        ("Disk", f"{quantity(checkpoints, 'B')} of checkpoints while training ({listed(kept)})"),
-        ("", f"{quantity(2 * weights, 'B')} of trained weights (in out/ and in DVC's cache)"),
-        ("", f"{about}{shards} of shards"),
-    ]
-    return aligned(rows)
-
-
-def verdict(plan: Plan, moves: list[Move], budget: int) -> str:
+def verdict(plan: Plan, changes: list[Change], budget: int) -> str:
     """Whether it fits, and what would make it fit."""
-    room, largest = quantity(budget, "B"), quantity(plan.peak, "B")
-    if plan.peak <= budget:
+    room, largest = quantity(budget, "B"), _with_interval(plan.largest)
+    if plan.largest.total <= budget:
         return f"It fits {room}: the largest process takes {largest}."
     lines = [f"It does not fit {room}: the largest process takes {largest}."]
-    rows = [(" ".join(move.assignments), quantity(move.peak, "B"), move.price) for move in moves]
-    if rows:
-        lines += ["", aligned([("change, one after the other", "then", "price"), *rows])]
-    if not rows or moves[-1].peak > budget:
+    if changes:
+        rows = [(" ".join(change.assignments), quantity(change.peak, "B"), change.cost) for change in changes]
+        lines += ["", _aligned([("changes, one after the other", "peak", "cost"), *rows])]
+    if not changes or changes[-1].peak > budget:
         lines += [
             "",
             "That is still too much: only a smaller model (width, layers, stacks) saves its weights and their optimizer state.",
@@ -103,50 +110,114 @@ def verdict(plan: Plan, moves: list[Move], budget: int) -> str:
     return "\n".join(lines)
 
 
-def table(models: dict[str, ModelPlan], rows: Iterable[tuple]) -> str:
-    """One column a model, one row a figure; a row whose figure no model has is left out."""
+def _budget(plan: Plan) -> str:
+    """Steps, tokens and the arithmetic of a batch."""
+    train, corpus, epochs = plan.params.train, plan.corpus, ""
+    if corpus:
+        about = "" if corpus.counted else "about "
+        epochs = f" ({plan.tokens / corpus.train_tokens:.2g} epochs of {about}{count(corpus.train_tokens)})"
+    return _aligned(
+        [
+            ("Run", f"{train.max_steps:,} steps * {train.tokens_per_step:,} tokens = {plan.tokens:,} tokens{epochs}"),
+            ("A step", f"{train.batch_arithmetic}, then one update"),
+            ("Vocabulary", f"{plan.params.tokenizer.vocab_size:,}"),
+        ]
+    )
+
+
+def _learning_rate(plan: Plan) -> str:
+    """The curve that all models share, and each one's own numbers."""
+    train = plan.params.train
+    steps = sorted({1, max(1, train.warmup_steps), (train.warmup_steps + train.max_steps) // 2, train.max_steps})
+    final = f"{train.final_lr_fraction:g} of the peak"
+    head = f"Learning rate ({train.lr_schedule}: up over {train.warmup_steps:,} steps, then down to {final})"
+    rows = [("", *(f"step {step:,}" for step in steps))]
+    for name in plan.models:
+        peak = plan.params.models[name].optimizer.peak_lr
+        rows.append((name, *(f"{peak * lr_factor(step, train):.2g}" for step in steps)))
+    return f"{head}\n{_curve(train)}\n{_aligned(rows)}"
+
+
+def _curve(train: Train) -> str:
+    """The learning rate over the steps as bars of eighths, `CURVE_HEIGHT` lines high."""
+    width = min(CURVE_WIDTH, train.max_steps)
+    factors = [lr_factor(1 + round(i * (train.max_steps - 1) / max(width - 1, 1)), train) for i in range(width)]
+    eighths = [round(factor * 8 * CURVE_HEIGHT) for factor in factors]
+    lines = ("".join(LEVELS[min(max(height - 8 * line, 0), 8)] for height in eighths) for line in reversed(range(CURVE_HEIGHT)))
+    return "\n".join(f"  {line.rstrip()}" for line in lines)
+
+
+def _disk(plan: Plan) -> str:
+    """What will be on the disk."""
+    train = plan.params.train
+    kept = [f"the last {train.keep_checkpoints}", "the best", "the one being written"]
+    milestones = milestones_of(train)
+    if milestones:
+        kept.append("1 milestone" if milestones == 1 else f"{milestones:,} milestones")
+    checkpoints = sum((train.keep_checkpoints + 2 + milestones) * model.checkpoint for model in plan.models.values())
+    weights = sum(model.weights for model in plan.models.values())
+    shards = "unknown before the text is read" if plan.shards is None else quantity(plan.shards, "B")
+    about = "" if plan.corpus is None or plan.corpus.counted else "about "
+    return _aligned(
+        [
+            ("Disk", f"{quantity(checkpoints, 'B')} of checkpoints while training ({listed(kept)})"),
+            ("", f"{quantity(2 * weights, 'B')} of trained weights (in out/ and in DVC's cache)"),
+            ("", f"{about}{shards} of shards"),
+        ]
+    )
+
+
+def milestones_of(train: Train) -> int:
+    """The number of steps, from 0 to the last, of which `stacklm.train.trainer.is_milestone` holds."""
+    every, plateau = train.keep_every, plateau_end(train)
+    multiples = train.last_step // every + 1 if every else 0
+    extra = train.lr_schedule == "wsd" and plateau <= train.last_step and not (every and plateau % every == 0)
+    return multiples + extra
+
+
+def _with_interval(memory: Memory) -> str:
+    """An estimate as it is printed, such as 1.2 GB (1 GB to 1.4 GB)."""
+    low, high = (quantity(bound, "B") for bound in memory.interval)
+    return f"{quantity(memory.total, 'B')} ({low} to {high})"
+
+
+Figure = Callable[[ModelPlan], str | None]
+
+
+def _columns(models: dict[str, ModelPlan], rows: Iterable[tuple[str, Figure]]) -> str:
+    """One column per model, one row per figure; a row whose figure no model has is left out."""
     lines = [("", *models)]
     for name, figure in rows:
         cells = [figure(model) for model in models.values()]
         if any(cells):
             lines.append((name, *(cell or "-" for cell in cells)))
-    return aligned(lines)
+    return _aligned(lines)
 
 
-def aligned(rows: list[tuple[str, ...]]) -> str:
-    """Columns as wide as their widest cell."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
+def _aligned(rows: list[tuple[str, ...]]) -> str:
+    columns = [""] * len(rows[0])
+    return table(columns, rows, left=len(columns))
 
 
-def _epochs(plan: Plan) -> str:
-    corpus: Corpus | None = plan.corpus
-    if corpus is None:
-        return ""
-    about = "" if corpus.counted else "about "
-    return f" ({plan.tokens / corpus.train_tokens:.2g} epochs of {about}{count(corpus.train_tokens)})"
+def _part(component: str) -> Figure:
+    return lambda model: quantity(size, "B") if (size := model.training.parts[component]) else None
 
 
-def _share(memory: Memory, component: str) -> str:
-    return quantity(memory.parts[component], "B") if memory.parts[component] else ""
-
-
-MODEL_ROWS = (
+MODEL_ROWS: tuple[tuple[str, Figure], ...] = (
     ("Parameters", lambda model: f"{model.counts.total:,}"),
     ("  embedding", lambda model: f"{model.counts.parameters['embedding']:,}"),
     ("  matrices", lambda model: f"{model.counts.parameters['matrix']:,}"),
     ("  gains and biases", lambda model: f"{model.counts.parameters['vector']:,}"),
     ("  head", lambda model: f"{model.counts.parameters['head']:,}"),
     ("Serial depth", lambda model: f"{model.depth:,}"),
-    ("Forward, a token", lambda model: quantity(model.counts.forward_flops_per_token, "FLOP")),
-    ("Training, a token", lambda model: quantity(model.counts.training_flops_per_token, "FLOP")),
-    ("Training, the whole run", lambda model: quantity(model.flops, "FLOP")),
-    ("Cache, a token", lambda model: model.cache and f"{quantity(model.cache, 'B')} (keys and values)"),
-    ("", lambda model: model.input_cache and f"{quantity(model.input_cache, 'B')} (stack inputs)"),
+    ("Forward FLOPs per token", lambda model: quantity(model.counts.forward_flops_per_token, "FLOP")),
+    ("Training FLOPs per token", lambda model: quantity(model.counts.training_flops_per_token, "FLOP")),
+    ("Training FLOPs, whole run", lambda model: quantity(model.flops, "FLOP")),
+    ("Cache per token", lambda model: f"{quantity(model.cache, 'B')} (keys and values)" if model.cache else None),
+    ("", lambda model: f"{quantity(model.input_cache, 'B')} (stack inputs)" if model.input_cache else None),
 )
-MEMORY_ROWS = (
-    ("Memory, training", lambda model: quantity(model.training.total, "B")),
-    *((f"  {part}", lambda model, part=part: _share(model.training, part)) for part in COMPONENTS),
-    ("Memory, evaluation", lambda model: quantity(model.evaluation.total, "B")),
+MEMORY_ROWS: tuple[tuple[str, Figure], ...] = (
+    ("Memory, training", lambda model: _with_interval(model.training)),
+    *((f"  {part}", _part(part)) for part in COMPONENTS),
+    ("Memory, evaluation", lambda model: _with_interval(model.evaluation)),
 )

@@ -7,13 +7,11 @@ from pathlib import Path
 from stacklm.config.model import Model
 from stacklm.config.train import Train
 from stacklm.files import read_json, sha256, write_json, write_text
-from stacklm.report.comparison import build_comparison
-from stacklm.report.health import draw_health
-from stacklm.report.markdown import markdown
-from stacklm.report.page import page
-from stacklm.report.plots import draw_curves
-from stacklm.report.runs import load_runs
-from stacklm.report.summary import findings
+from stacklm.report.comparison import build_comparison, curve, headline
+from stacklm.report.page import comparison_report, speed_report, write_report
+from stacklm.report.plots import COUNTED, TIMED, draw_curves, draw_health
+from stacklm.report.runs import load_results
+from stacklm.report.tables import findings
 
 
 def compare(
@@ -24,18 +22,25 @@ def compare(
     shards: Path,
     timing: Path,
     comparison: Path,
+    metrics: Path,
+    curves: Path,
     report: Path,
+    speed: Path,
 ) -> None:
-    """Compare the named models and no others: write comparison.json (no times) and the folder of the page (with times).
+    """Compare the named models and no others: write the page into the folder `report`, all figures as `comparison`, the most
+    important ones as `metrics`, and a table of losses for each model into the folder `curves`. These are the same for equal
+    runs. Times and memory, which are not, go into the folder `speed`.
 
     Raises `FileNotFoundError` naming a model without results, and `ValueError` where results cannot stand side by side.
     """
     manifest = read_json(shards / "manifest.json")
-    runs = load_runs(models, config, manifest, trained, evaluations, timing)
-    facts = build_comparison(runs, config, manifest, data_sha256=sha256(shards / "manifest.json"))
-    report.mkdir(parents=True)
-    curves = draw_curves(runs, report)
-    write_text(report / "index.html", page(facts, runs, curves, draw_health(runs, report), report))
-    write_text(report / "report.md", markdown(facts, runs, curves))
+    results = load_results(models, config, manifest, trained, evaluations, timing)
+    facts = build_comparison(results, config, manifest, data_sha256=sha256(shards / "manifest.json"))
+    losses, health = draw_curves(results, COUNTED, report), draw_health(results, report)
+    write_report(comparison_report(facts, results, losses, health), report)
+    write_report(speed_report(results, draw_curves(results, TIMED, speed)), speed)
     write_json(comparison, facts)
+    write_json(metrics, headline(facts))
+    for result in results:
+        write_text(curves / f"{result.name}.csv", curve(result))
     print(findings(facts))

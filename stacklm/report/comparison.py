@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from statistics import fmean
 from typing import Any
 
 from stacklm.config.model import Dense
 from stacklm.config.schema import plain
 from stacklm.config.train import Train
-from stacklm.report.runs import Run
+from stacklm.report.runs import Result
+from stacklm.units import percent
 
 STATEMENT = "one seed: a direction, not a result"
 SMALLEST_DIFFERENCE = 0.005
-"""Nats a token. Smaller ones are not told apart: equal models of two seeds already differ by a third of it."""
+"""Nats per token. Smaller ones are not told apart: equal models of two seeds already differ by a third of it."""
 MATCHED = 0.05
 """The relative difference up to which two models count as matched on an axis."""
 TRAIN_LOSS_SHARE = 0.05
 """The share of the last steps over which the training loss is averaged; one batch alone is mostly noise."""
+
+MOST_NUMBERS = 30
+"""In the headline."""
+CURVE_COLUMNS = ("step", "tokens", "train_loss", "valid_loss", "valid_bits_per_byte")
 
 SPLITS = ("valid", "test")
 MEASURES = ("loss", "bits_per_byte", "word_perplexity")
@@ -29,14 +36,14 @@ MATCH_AXES = {
 }
 
 
-def build_comparison(runs: Sequence[Run], config: Train, manifest: Mapping[str, Any], data_sha256: str) -> dict[str, Any]:
+def build_comparison(results: Sequence[Result], config: Train, manifest: Mapping[str, Any], data_sha256: str) -> dict[str, Any]:
     """Every model's facts, then how each other model differs from the baseline.
 
     The baseline is the first dense model, or the first model where none is dense. Differences are the other minus the
     baseline, mismatches relative to the baseline. A single seed allows neither an interval nor a verdict.
     """
-    baseline = next((run for run in runs if isinstance(run.model.architecture, Dense)), runs[0]).name
-    facts = {run.name: _facts(run, config, manifest) for run in runs}
+    baseline = next((result for result in results if isinstance(result.model.architecture, Dense)), results[0]).name
+    facts = {result.name: _facts(result, config, manifest) for result in results}
     others = [name for name in facts if name != baseline]
     comparison = {
         "finding": "",
@@ -55,7 +62,7 @@ def build_comparison(runs: Sequence[Run], config: Train, manifest: Mapping[str, 
                 for split, sizes in manifest["splits"].items()
             },
             "train": plain(config),
-            "models": {run.name: plain(run.model) for run in runs},
+            "models": {result.name: plain(result.model) for result in results},
         },
     }
     comparison["finding"] = _finding(comparison)
@@ -67,24 +74,71 @@ def unmatched(mismatch: Mapping[str, float]) -> dict[str, float]:
     return {MATCH_AXES[axis]: share for axis, share in mismatch.items() if abs(share) > MATCHED}
 
 
-def _facts(run: Run, config: Train, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    last = run.metrics[-1]
-    architecture = run.model.architecture
-    by_role = run.counts.parameters
-    late = [row["train_loss"] for row in run.metrics[1:] if row["step"] > config.steps * (1 - TRAIN_LOSS_SHARE)]
+def caveats(comparison: Mapping[str, Any]) -> list[str]:
+    """What a reader must know before believing a difference."""
+    seed = comparison["provenance"]["seed"]
+    return [
+        f"Every model was trained once, with seed {seed}: no interval can be given, so there is no verdict.",
+        f"Models closer than {SMALLEST_DIFFERENCE} nats per token are not told apart; other seeds may move them further than that.",
+        "The comparison is as fair as the tuning: each model's learning rate must have been swept with the same effort.",
+        *(_match(comparison["baseline"], name, shares) for name, shares in comparison["mismatch"].items()),
+    ]
+
+
+def headline(comparison: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The most important numbers of each model for `dvc metrics`, at most `MOST_NUMBERS` in all; of many models, the first."""
+    models = comparison["models"]
+    each = max(1, MOST_NUMBERS // len(models))
+    return {name: dict(islice(_ranked(facts), each)) for name, facts in islice(models.items(), MOST_NUMBERS)}
+
+
+def curve(result: Result) -> str:
+    """A CSV for `dvc plots` with a row for each validation after the first step; losses are in nats per token.
+
+    `train_loss` is the mean since the row before.
+    """
+    lines, since = [",".join(CURVE_COLUMNS)], []
+    for row in result.metrics:
+        if "train_loss" in row:
+            since.append(row["train_loss"])
+        if "valid_loss" in row and since:
+            lines.append(",".join(repr({**row, "train_loss": fmean(since)}[column]) for column in CURVE_COLUMNS))
+            since = []
+    return "\n".join(lines) + "\n"
+
+
+def _ranked(facts: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    yield "test_bits_per_byte", facts["test"]["bits_per_byte"]
+    yield "valid_bits_per_byte", facts["valid"]["bits_per_byte"]
+    yield "test_loss", facts["test"]["loss"]
+    yield from ((key, facts[key]) for key in ("total_parameters", "tokens", "training_flops"))
+
+
+def _match(baseline: str, name: str, mismatch: Mapping[str, float]) -> str:
+    off = unmatched(mismatch)
+    if not off:
+        return f"{name} is matched to {baseline} within {MATCHED:.0%} in parameters, compute and tokens."
+    return f"{name} is not matched to {baseline} in {', '.join(f'{axis} ({percent(share)})' for axis, share in off.items())}."
+
+
+def _facts(result: Result, config: Train, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    last = result.metrics[-1]
+    architecture = result.model.architecture
+    by_role = result.counts.parameters
+    late = [row["train_loss"] for row in result.metrics[1:] if row["step"] > config.max_steps * (1 - TRAIN_LOSS_SHARE)]
     return {
         "kind": architecture.kind,
-        "sequential_depth": architecture.depth(config.context),
+        "sequential_depth": architecture.depth(config.context_length),
         "parameters": dict(by_role),
         "body_parameters": sum(number for role, number in by_role.items() if role not in ("embedding", "head")),
-        "total_parameters": run.counts.total,
-        "forward_flops_per_token": run.counts.forward_flops_per_token,
-        "training_flops_per_token": run.counts.training_flops_per_token,
+        "total_parameters": result.counts.total,
+        "forward_flops_per_token": result.counts.forward_flops_per_token,
+        "training_flops_per_token": result.counts.training_flops_per_token,
         "tokens": last["tokens"],
         "epochs": last["tokens"] / manifest["splits"]["train"]["tokens"],
         "training_flops": last["flops"],
         "train_loss": sum(late) / len(late),
-        **{split: {measure: run.evaluation[split][measure] for measure in MEASURES} for split in SPLITS},
+        **{split: {measure: result.evaluation[split][measure] for measure in MEASURES} for split in SPLITS},
     }
 
 

@@ -1,4 +1,4 @@
-"""What a learning-rate range test found: as text with a curve, as a picture, and as data."""
+"""What a learning-rate range test found: as text with a curve, as a drawing, and as data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stacklm.config.model import Model
 from stacklm.config.schema import plain
 from stacklm.config.train import Train
 from stacklm.files import write_json
-from stacklm.report.plots import INK, PALETTES, drawing
+from stacklm.report.plots import LIGHT, drawing
 from stacklm.train.lr_find import MARGIN, RangeTest
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ RULE = f"the learning rate of the least smoothed loss, divided by {MARGIN}"
 
 
 def record(test: RangeTest, config: Train, model: Model, folder: Path, name: str) -> None:
-    """Write `name`.png and `name`.json, which are equal for equal tests."""
+    """Write `name`.svg and `name`.json, which are equal for equal tests."""
     folder.mkdir(parents=True, exist_ok=True)
-    draw(test, model.optimizer.peak_lr, name, folder / f"{name}.png")
+    draw(test, model.optimizer.peak_lr, name, folder / f"{name}.svg")
     updates = zip(test.lrs, test.losses, test.smoothed, strict=True)
     write_json(
         folder / f"{name}.json",
@@ -71,16 +71,16 @@ def _curve(test: RangeTest) -> Iterator[str]:
 
 def draw(test: RangeTest, present: float, name: str, path: Path) -> None:
     """Single losses, the smoothed loss, and the learning rates that are suggested and present."""
-    colour, other = PALETTES["light"][:2]
+    colour, other = LIGHT.lines[:2]
     smoothed = test.smoothed
-    with drawing(path, "light", size=(6.4, 4.2)) as axes:
+    with drawing(path, size=(6.4, 4.2)) as axes:
         axes.plot(test.lrs, test.losses, color=colour, linewidth=1, alpha=0.35)
         axes.plot(test.lrs, smoothed, color=colour, linewidth=2)
         axes.plot(test.lrs[test.best], smoothed[test.best], "o", color=colour)
         axes.set_xscale("log")
         rise = max(smoothed) - min(test.losses)
         axes.set_ylim(min(test.losses) - 0.05 * rise, max(smoothed) + 0.15 * rise)
-        lower, higher = sorted([(test.suggestion, "suggestion", other), (present, "params.yaml", INK["light"][2])])
+        lower, higher = sorted([(test.suggestion, "suggestion", other), (present, "params.yaml", LIGHT.faint)])
         _mark(axes, *lower, side="left")
         _mark(axes, *higher, side="right")
         axes.set_title(name, loc="left", weight="bold")

@@ -1,158 +1,142 @@
-"""The comparison as one HTML file: no scripts, nothing from the network, light and dark."""
+"""One report as index.html and as Markdown: both are templates over the same structure.
+
+The page has no scripts and needs nothing from the network; the Markdown shows the drawings that lie beside it.
+"""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from stacklm.files import write_text
 from stacklm.report import tables
-from stacklm.report.health import KINDS
-from stacklm.report.plots import AXES, PALETTES
-from stacklm.report.runs import Run
-from stacklm.report.speed import speed
+from stacklm.report.comparison import caveats
+from stacklm.report.plots import DARK, LIGHT, Figure
+from stacklm.report.runs import Result
 from stacklm.report.tables import Table
-from stacklm.report.units import count, duration, quantity
-from stacklm.report.wording import CURVES, HEALTH, TIMING, caveats, title
+from stacklm.units import count, quantity
 
-_STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #1c2024; --faint: #5f6770; --line: #e3e6e9; --tint: #f6f7f9;
-        --note: #fff6e0 }
-@media (prefers-color-scheme: dark) {
-  :root { --paper: #181b1f; --ink: #e8eaed; --faint: #a3abb3; --line: #33393f; --tint: #202429; --note: #2d2718 }
-}
-* { box-sizing: border-box }
-body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 72rem; background: var(--paper); color: var(--ink);
-       font: 16px/1.55 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif }
-h1 { margin: 0 0 .75rem; font-size: 2rem; line-height: 1.2; letter-spacing: -.02em }
-h2 { margin: 3rem 0 .75rem; font-size: 1.3rem; letter-spacing: -.01em }
-h3 { margin: 1.25rem 0 .5rem; font-size: 1rem }
-p, ul { max-width: 48rem }
-.finding { font-size: 1.2rem }
-.notes { margin: 1rem 0; padding: .75rem 1rem .75rem 2rem; border-radius: .5rem; background: var(--note) }
-.faint { color: var(--faint); font-size: .9rem }
-.grid { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)) }
-.card { padding: 1rem 1.25rem; border: 1px solid var(--line); border-top: .3rem solid var(--colour); border-radius: .5rem }
-.card b { display: block; font-size: 2.1rem; line-height: 1.2; font-variant-numeric: tabular-nums }
-.card h3 { margin: 0; color: var(--colour) }
-.card p { margin: .5rem 0 0 }
-section, figure { min-width: 0; margin: 0 }
-img { display: block; width: 100%; height: auto }
-.scroll { overflow-x: auto }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .95rem }
-th, td { padding: .3rem .75rem; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top }
-@media (max-width: 40rem) { th, td { padding: .3rem .4rem } }
-th:first-child { text-align: left; font-weight: normal }
-thead th, tbody th[colspan] { font-weight: 650; background: var(--tint) }
-td { white-space: nowrap }
-.long td { text-align: left; white-space: normal; overflow-wrap: anywhere }
-pre { margin: 0; padding: 1rem; max-height: 24rem; overflow: auto; border-radius: .5rem; background: var(--tint);
-      font: .85rem/1.5 ui-monospace, "Cascadia Mono", Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere }
-pre mark { background: none; color: var(--faint) }
-"""
+CURVES = (
+    "Thick with markers: loss on the validation sample. Thin: training loss, averaged over "
+    "neighbouring steps. Lower is better. The horizontal axes are logarithmic and begin shortly before the first validation."
+)
+HEALTH = (
+    "What one optimizer step changed as a share of the weights, by what parameters are for, and the scale of activations behind "
+    "each stack or block (of many, some are shown). Parts that lie far apart, or keep rising, deserve a look: docs/training.md."
+)
+TIMING = (
+    "Times and memory depend on the machine and on what else it did, such as training another model at the same time. They are "
+    "therefore not part of the report, which is the same for equal runs."
+)
 
 
-def page(
-    comparison: Mapping[str, Any], runs: Sequence[Run], curves: Sequence[str], health: Sequence[tuple[str, str]], folder: Path
-) -> str:
-    """The text of index.html; `curves` are the axes, and `health` kinds and models, whose PNGs in `folder` are taken into it."""
-    body = [
-        f"<h1>{escape(title(comparison))}</h1>",
-        f'<p class="finding">{escape(comparison["finding"])}</p>',
-        _grid(_card(i, run, comparison["models"][run.name]) for i, run in enumerate(runs)),
-        f'<ul class="notes">{"".join(f"<li>{escape(note)}</li>" for note in caveats(comparison))}</ul>',
-        "<h2>Loss while training</h2>",
-        f'<p class="faint">{CURVES}</p>',
-        _grid(_loss_figure(axis, folder) for axis in curves),
-        "<h2>Results</h2>",
-        _table(tables.results(comparison, runs)),
-        f'<p class="faint">{TIMING}</p>',
+@dataclass(frozen=True)
+class Card:
+    """The one number that decides about a model, and what it cost."""
+
+    name: str
+    number: str
+    unit: str
+    costs: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a model writes after a prompt."""
+
+    name: str
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what is below it, shown in the order of these fields. On a wide page two `half` sections share a row."""
+
+    heading: str
+    note: str = ""
+    link: str = ""
+    """The folder of another report beside this one."""
+    shapes: Sequence[tuple[str, str]] = ()
+    figures: Sequence[Figure] = ()
+    tables: Sequence[Table] = ()
+    samples: Sequence[Sample] = ()
+    half: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a page shows, as text."""
+
+    title: str
+    finding: str
+    cards: Sequence[Card]
+    notes: Sequence[str]
+    sections: Sequence[Section]
+
+
+def comparison_report(
+    comparison: Mapping[str, Any], results: Sequence[Result], curves: Sequence[Figure], health: Sequence[Figure]
+) -> Report:
+    """What the models have in common and what sets them apart."""
+    sections = [
+        Section("Loss while training", note=CURVES, figures=curves),
+        Section("Results", tables=[tables.results(comparison)]),
     ]
     if comparison["differences"]:
-        apart = f"<section><h2>Differences</h2>{_table(tables.differences(comparison))}</section>"
-        matched = f"<section><h2>How well the models are matched</h2>{_table(tables.matching(comparison))}</section>"
-        body.append(_grid([apart, matched]))
+        sections += [
+            Section("Differences", tables=[tables.differences(comparison)], half=True),
+            Section("How well the models are matched", tables=[tables.matching(comparison)], half=True),
+        ]
     if health:
-        body += ["<h2>Health while training</h2>", f'<p class="faint">{HEALTH}</p>']
-        body.append(_grid(_health_figure(kind, model, folder) for kind, model in health))
-    body += ["<h2>What the models write</h2>", _grid(map(_sample, runs))]
-    body += ["<h2>How it was made</h2>", f"<ul>{''.join(map(_shape, runs))}</ul>"]
-    body += [_table(tables.optimizers(comparison)), "<p></p>", _table(tables.provenance(comparison), "long")]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title(comparison))}</title>\n<style>{_STYLE}{_colours(len(runs))}</style>\n</head>\n<body>\n"
-        + "\n".join(body)
-        + "\n</body>\n</html>\n"
-    )
-
-
-def _colours(models: int) -> str:
-    """The colours of the plots' lines, by theme, as one class a model."""
-
-    def rules(theme: str) -> str:
-        return "".join(f".model-{i} {{ --colour: {PALETTES[theme][i % len(PALETTES[theme])]} }}\n" for i in range(models))
-
-    return f"{rules('light')}@media (prefers-color-scheme: dark) {{\n{rules('dark')}}}\n"
-
-
-def _grid(items: Any) -> str:
-    return f'<div class="grid">\n{chr(10).join(items)}\n</div>'
-
-
-def _card(i: int, run: Run, facts: Mapping[str, Any]) -> str:
-    """The one number that decides, and what it cost."""
-    measured = speed(run)
-    costs = [
-        f"{count(facts['total_parameters'])} parameters ({count(facts['body_parameters'])} in the body)",
-        quantity(facts["forward_flops_per_token"], "FLOP/token"),
-        "training time not measured" if measured is None else f"trained in {duration(measured.seconds)}",
+        sections.append(Section("Health while training", note=HEALTH, figures=health))
+    samples = [Sample(result.name, **result.evaluation["sample"]) for result in results]
+    shapes = [(result.name, tables.describe(result.model.architecture)) for result in results]
+    sections += [
+        Section("Times and memory", note=TIMING, link="speed"),
+        Section("What the models write", samples=samples),
+        Section("How it was made", shapes=shapes, tables=[tables.optimizers(comparison), tables.provenance(comparison)]),
     ]
-    return (
-        f'<section class="card model-{i}"><h3>{escape(run.name)}</h3><b>{facts["test"]["bits_per_byte"]:.4f}</b>'
-        f'bits per byte on the test set<p class="faint">{" · ".join(costs)}</p></section>'
+    cards = [_card(result.name, comparison["models"][result.name]) for result in results]
+    return Report(title(comparison), comparison["finding"], cards, caveats(comparison), sections)
+
+
+def speed_report(results: Sequence[Result], curves: Sequence[Figure]) -> Report:
+    """Times and memory on this machine."""
+    measured = Section("Times and memory", note=TIMING, figures=curves, tables=[tables.speeds(results)])
+    return Report("Speed", "", [], [], [measured, Section("The comparison", link="report")])
+
+
+def title(comparison: Mapping[str, Any]) -> str:
+    names = list(comparison["models"])
+    return f"{', '.join(names[:-1])} and {names[-1]}, side by side" if len(names) > 1 else f"{names[0]}, on its own"
+
+
+def write_report(report: Report, folder: Path) -> None:
+    """Write index.html, and the Markdown under the folder's own name."""
+    for template, file in (("page.html", "index.html"), ("page.md", f"{folder.name}.md")):
+        text = _templates().get_template(template).render(report=report, light=LIGHT.lines, dark=DARK.lines)
+        write_text(folder / file, text)
+
+
+@cache
+def _templates() -> Environment:
+    return Environment(
+        loader=PackageLoader("stacklm.report"),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
 
 
-def _loss_figure(axis: str, folder: Path) -> str:
-    return _figure(folder, f"loss-{axis}", f"Training and validation loss of every model against {AXES[axis].title}")
-
-
-def _health_figure(kind: str, model: str, folder: Path) -> str:
-    figure = _figure(folder, f"health-{kind}-{model}", f"{KINDS[kind]} over the steps of {model}")
-    return f"<section><h3>{escape(model)}</h3>{figure}</section>"
-
-
-def _figure(folder: Path, name: str, alternative: str) -> str:
-    light, dark = (_inline(folder / f"{name}-{theme}.png") for theme in ("light", "dark"))
-    return (
-        f'<figure><picture><source srcset="{dark}" media="(prefers-color-scheme: dark)">'
-        f'<img src="{light}" alt="{escape(alternative)}"></picture></figure>'
-    )
-
-
-def _inline(png: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png.read_bytes()).decode()}"
-
-
-def _table(table: Table, kind: str = "") -> str:
-    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in ["", *table.columns])
-    lines = [f'<div class="scroll"><table class="{kind}">', f"<thead><tr>{head}</tr></thead>" if any(table.columns) else ""]
-    for group, rows in table.groups.items():
-        lines.append(f'<tbody><tr><th colspan="{len(table.columns) + 1}" scope="rowgroup">{escape(group)}</th></tr>')
-        for label, *cells in rows:
-            lines.append(f'<tr><th scope="row">{escape(label)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>')
-        lines.append("</tbody>")
-    return "\n".join([*filter(None, lines), "</table></div>"])
-
-
-def _sample(run: Run) -> str:
-    sample = run.evaluation["sample"]
-    text = f"<mark>{escape(sample['prompt'])}</mark>{escape(sample['text'])}"
-    return f"<section><h3>{escape(run.name)}</h3><pre>{text}</pre></section>"
-
-
-def _shape(run: Run) -> str:
-    return f"<li><b>{escape(run.name)}</b>: {escape(tables.describe(run.model.architecture))}</li>"
+def _card(name: str, facts: Mapping[str, Any]) -> Card:
+    parameters = f"{count(facts['total_parameters'])} parameters ({count(facts['body_parameters'])} in the body)"
+    flops = quantity(facts["forward_flops_per_token"], "FLOP/token")
+    return Card(name, f"{facts['test']['bits_per_byte']:.4f}", "bits per byte on the test set", f"{parameters} · {flops}")

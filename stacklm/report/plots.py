@@ -1,7 +1,12 @@
-"""Loss against tokens, compute and time, as PNGs for light and for dark pages."""
+"""Loss against tokens, compute and time, and health while training, as SVGs that are legible on light and on dark pages.
+
+A drawing has the colours of a light page; a style sheet in it exchanges them where the reader prefers dark ones.
+"""
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stacklm.report.runs import Run
-from stacklm.report.units import count, duration, quantity
+from stacklm.files import write_text
+from stacklm.report.runs import Result
+from stacklm.units import count, duration, quantity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,14 +26,45 @@ if TYPE_CHECKING:
 TRAIN_POINTS = 60
 """Training losses are averaged over neighbouring steps down to this many points: a single batch is mostly noise."""
 MOST_TICKS = 4
+MOST_LINES = 6
+"""In a plot of health."""
+MARKERS = "os^DvP"
+KINDS = {"relative_update": "change of one step / weights", "activation": "RMS of what leaves a part"}
+"""The figures of health that are drawn, `health/<kind>/<where>` in the rows of metrics, with the title of their axis."""
 
-PALETTES = {  # Okabe and Ito's colours, told apart by colour-blind readers, with the tones that each page can carry
-    "light": ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"),
-    "dark": ("#56b4e9", "#e69f00", "#2fc79a", "#e39fc6", "#f0e442", "#7fa8ff"),
-}
-_MARKERS = "os^DvP"
-INK = {"light": ("#ffffff", "#1c2024", "#5f6770", "#e3e6e9"), "dark": ("#181b1f", "#e8eaed", "#a3abb3", "#33393f")}
-"""Of paper, ink, faint ink and grid."""
+
+@dataclass(frozen=True)
+class Theme:
+    """The colours of a kind of page."""
+
+    paper: str
+    ink: str
+    faint: str
+    grid: str
+    lines: tuple[str, ...]
+
+    @property
+    def colours(self) -> tuple[str, ...]:
+        return (self.paper, self.ink, self.faint, self.grid, *self.lines)
+
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart, in the tones that each page can carry.
+LIGHT = Theme("#ffffff", "#1c2024", "#5f6770", "#e3e6e9", ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"))
+DARK = Theme("#181b1f", "#e8eaed", "#a3abb3", "#33393f", ("#56b4e9", "#e69f00", "#2fc79a", "#e39fc6", "#f0e442", "#7fa8ff"))
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing on the disk, with what to say where it cannot be seen."""
+
+    path: Path
+    alt: str
+    title: str = ""
+
+    @property
+    def uri(self) -> str:
+        """The drawing itself as an address, for a page that needs no other file."""
+        return f"data:image/svg+xml;base64,{base64.b64encode(self.path.read_bytes()).decode()}"
 
 
 @dataclass(frozen=True)
@@ -35,7 +72,7 @@ class Axis:
     """What a loss is drawn against: `values` gives it for every row of metrics."""
 
     title: str
-    values: Callable[[Run], np.ndarray]
+    values: Callable[[Result], np.ndarray]
     readable: Callable[[float], str]
     ticks: Sequence[float]
 
@@ -47,66 +84,94 @@ _CLOCK = [
     *(3600 * number for number in (1, 2, 5, 12, 24, 48, 120, 240, 480, 1200, 2400)),
 ]
 AXES = {
-    "tokens": Axis("training tokens", lambda run: column(run, "tokens"), count, _DECIMAL),
-    "flops": Axis("training compute (FLOP)", lambda run: column(run, "flops"), lambda value: quantity(value, ""), _DECIMAL),
-    "time": Axis("training time", lambda run: _seconds(run), duration, _CLOCK),
+    "tokens": Axis("training tokens", lambda result: column(result, "tokens"), count, _DECIMAL),
+    "flops": Axis("training compute (FLOP)", lambda result: column(result, "flops"), lambda v: quantity(v, ""), _DECIMAL),
+    "time": Axis("training time", lambda result: _seconds(result), duration, _CLOCK),
 }
+COUNTED, TIMED = ("tokens", "flops"), ("time",)
+"""The axes that are equal for equal runs, and the others."""
 
 
-def draw_curves(runs: Sequence[Run], folder: Path) -> list[str]:
-    """Write `loss-{axis}-{theme}.png` for both themes and return the names of the axes drawn.
+def draw_curves(results: Sequence[Result], axes: Sequence[str], folder: Path) -> list[Figure]:
+    """Write `loss-{axis}.svg` for each axis.
 
     Runs without timing are left out of the plot against time; where none has any, there is no such plot.
     """
-    drawn = []
-    for name, axis in AXES.items():
-        styled = [(i, run) for i, run in enumerate(runs) if name != "time" or run.timing]
-        if styled:
-            for theme in PALETTES:
-                _draw(styled, axis, theme, folder / f"loss-{name}-{theme}.png")
-            drawn.append(name)
-    return drawn
+    figures = []
+    for name in axes:
+        axis = AXES[name]
+        styled = [(i, result) for i, result in enumerate(results) if name not in TIMED or result.timing]
+        if not styled:
+            continue
+        figures.append(Figure(folder / f"loss-{name}.svg", f"Training and validation loss of every model against {axis.title}"))
+        with drawing(figures[-1].path) as plot:
+            ends = [_draw_losses(plot, result, axis, _nth(LIGHT.lines, i), _nth(MARKERS, i)) for i, result in styled]
+            _scale(plot, axis)
+            _label(plot, ends)
+    return figures
+
+
+def draw_health(results: Sequence[Result], folder: Path) -> list[Figure]:
+    """Write `health-{kind}-{model}.svg` for each model whose rows have such figures.
+
+    Of many parts some are shown, evenly spaced, the first and the last among them.
+    """
+    figures = []
+    for result in results:
+        for kind, title in KINDS.items():
+            lines = list(_health(result, kind))
+            if lines:
+                path = folder / f"health-{kind}-{result.name}.svg"
+                figures.append(Figure(path, f"{title} over the steps of {result.name}", result.name))
+                shown = np.linspace(0, len(lines) - 1, min(len(lines), MOST_LINES)).round().astype(int)
+                _draw_health([lines[i] for i in shown], title, path)
+    return figures
 
 
 @contextmanager
-def drawing(path: Path, theme: str, size: tuple[float, float] = (4.4, 3.6)) -> Iterator[Axes]:
-    """Axes of a plot to be filled, which is then written to `path` in the colours of a theme; `size` is in inches."""
+def drawing(path: Path, size: tuple[float, float] = (4.4, 3.6)) -> Iterator[Axes]:
+    """Axes of a plot to be filled with the colours of `LIGHT`, which is then written to `path`; `size` is in inches."""
     import matplotlib
     import matplotlib.style
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Canvas
 
-    paper, ink, faint, grid = INK[theme]
     looks = {
-        "figure.facecolor": paper, "axes.facecolor": paper, "axes.edgecolor": grid, "grid.color": grid, "text.color": ink,
-        "axes.labelcolor": faint, "xtick.color": faint, "ytick.color": faint, "font.size": 10, "axes.axisbelow": True,
+        "figure.facecolor": LIGHT.paper, "axes.facecolor": LIGHT.paper, "axes.edgecolor": LIGHT.grid, "grid.color": LIGHT.grid,
+        "text.color": LIGHT.ink, "axes.labelcolor": LIGHT.faint, "xtick.color": LIGHT.faint, "ytick.color": LIGHT.faint,
+        "font.size": 10, "axes.axisbelow": True, "svg.hashsalt": "stacklm", "svg.fonttype": "path",
     }  # fmt: skip
     with matplotlib.style.context(["default", looks]):  # whatever the user's own matplotlibrc says
-        figure = Figure(figsize=size, dpi=180, layout="constrained")
-        axes = figure.add_subplot()
+        canvas = Canvas(figsize=size, layout="constrained")
+        axes = canvas.add_subplot()
         axes.grid(True, linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(which="both", length=0)
         yield axes
-        figure.savefig(path, format="png", metadata={"Software": None})
+        buffer = io.StringIO()
+        canvas.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    write_text(path, buffer.getvalue().replace("</style>", f"{_dark_rules()}</style>", 1))
 
 
-def _draw(styled: Sequence[tuple[int, Run]], axis: Axis, theme: str, path: Path) -> None:
-    with drawing(path, theme) as axes:
-        ends = [_draw_run(axes, run, axis, nth(PALETTES[theme], i), nth(_MARKERS, i)) for i, run in styled]
-        _scale(axes, axis)
-        label(axes, ends, INK[theme][0])
+def _dark_rules() -> str:
+    """What exchanges the colours of `LIGHT` for those of `DARK`."""
+    rules = [
+        f'[style*="{use}: {light}"] {{ {use}: {dark} !important }}'
+        for light, dark in zip(LIGHT.colours, DARK.colours, strict=True)
+        for use in ("fill", "stroke")
+    ]
+    return "\n".join(["", "@media (prefers-color-scheme: dark) {", *rules, "}", ""])
 
 
-def _draw_run(axes: Axes, run: Run, axis: Axis, colour: str, marker: str) -> tuple[str, float, float, str]:
+def _draw_losses(axes: Axes, result: Result, axis: Axis, colour: str, marker: str) -> tuple[str, float, float, str]:
     """Draw one model's training and validation loss; return its name, its last validation point and its colour."""
-    x = axis.values(run)
-    train, valid = column(run, "train_loss"), column(run, "valid_loss")
+    x = axis.values(result)
+    train, valid = column(result, "train_loss"), column(result, "valid_loss")
     start = x[np.isfinite(valid) & (x > 0)][0] / 2  # the fall from the first guess would press the rest into a corner
-    for values, width, alpha, mark in ((train, 1.0, 0.45, ""), (valid, 2.0, 1.0, marker)):
-        known = np.isfinite(values) & (x >= start)
-        points = (x[known], values[known]) if mark else _thinned(x[known], values[known])
-        axes.plot(*points, color=colour, linewidth=width, alpha=alpha, marker=mark, markersize=4.5)
-    return run.name, x[known][-1], values[known][-1], colour
+    known = np.isfinite(train) & (x >= start)
+    axes.plot(_thinned(x[known]), _thinned(train[known]), color=colour, linewidth=1, alpha=0.45)
+    known = np.isfinite(valid) & (x >= start)
+    axes.plot(x[known], valid[known], color=colour, linewidth=2, marker=marker, markersize=4.5)
+    return result.name, x[known][-1], valid[known][-1], colour
 
 
 def _scale(axes: Axes, axis: Axis) -> None:
@@ -122,7 +187,24 @@ def _scale(axes: Axes, axis: Axis) -> None:
     axes.set_ylabel("loss (nats per token)")
 
 
-def label(axes: Axes, ends: Sequence[tuple[str, float, float, str]], paper: str) -> None:
+def _draw_health(lines: Sequence[tuple[str, np.ndarray, np.ndarray]], title: str, path: Path) -> None:
+    from matplotlib.ticker import LogFormatter
+
+    with drawing(path) as axes:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(LogFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
+        ends = []
+        for i, (name, steps, values) in enumerate(lines):
+            colour = _nth(LIGHT.lines, i)
+            axes.plot(steps, values, color=colour, linewidth=2, marker="o", markersize=3)
+            ends.append((name, steps[-1], values[-1], colour))
+        axes.set_xlabel("step")
+        axes.set_ylabel(title)
+        _label(axes, ends)
+
+
+def _label(axes: Axes, ends: Sequence[tuple[str, float, float, str]]) -> None:
     """Write names beside the ends of lines (name, x, y, colour), moved apart where lines end close together."""
     from matplotlib.patheffects import withStroke
 
@@ -133,7 +215,7 @@ def label(axes: Axes, ends: Sequence[tuple[str, float, float, str]], paper: str)
     for (name, x, _, colour), height in zip(ends, heights, strict=True):
         axes.annotate(
             name, (x, height), (8, 0), xycoords=("data", "axes fraction"), textcoords="offset points", va="center", color=colour,
-            size=9, weight="bold", path_effects=[withStroke(linewidth=3, foreground=paper)],
+            size=9, weight="bold", path_effects=[withStroke(linewidth=3, foreground=LIGHT.paper)],
         )  # fmt: skip
 
 
@@ -146,23 +228,32 @@ def spread(values: Sequence[float], gap: float) -> list[float]:
     return [value + shift for value in placed]
 
 
-def nth(looks: Sequence[str], i: int) -> str:
-    return looks[i % len(looks)]
-
-
-def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means over neighbouring points, at most `TRAIN_POINTS` of them."""
-    pieces = min(len(x), TRAIN_POINTS)
-    return tuple(np.array([piece.mean() for piece in np.array_split(values, pieces)]) for values in (x, y))
-
-
-def column(run: Run, key: str) -> np.ndarray:
-    """One value a row of metrics, NaN where a row has none."""
-    values: list[Any] = [row.get(key) for row in run.metrics]
+def column(result: Result, key: str) -> np.ndarray:
+    """One value per row of metrics, NaN where a row has none."""
+    values: list[Any] = [row.get(key) for row in result.metrics]
     return np.array([math.nan if value is None else value for value in values], dtype=float)
 
 
-def _seconds(run: Run) -> np.ndarray:
+def _health(result: Result, kind: str) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Where, steps and values of all figures of a kind."""
+    steps = column(result, "step")
+    for key in dict.fromkeys(key for row in result.metrics for key in row if key.startswith(f"health/{kind}/")):
+        values = column(result, key)
+        known = np.isfinite(values) & (values > 0)
+        if known.any():
+            yield key.rpartition("/")[2], steps[known], values[known]
+
+
+def _seconds(result: Result) -> np.ndarray:
     """Seconds of training at every row of metrics, interpolated between the steps that were timed."""
-    steps = [0, *(row["step"] for row in run.timing)]
-    return np.interp(column(run, "step"), steps, [0.0, *(row["seconds"] for row in run.timing)])
+    steps = [0, *(row["step"] for row in result.timing)]
+    return np.interp(column(result, "step"), steps, [0.0, *(row["seconds"] for row in result.timing)])
+
+
+def _thinned(values: np.ndarray) -> np.ndarray:
+    """Means over neighbouring values, at most `TRAIN_POINTS` of them."""
+    return np.array([piece.mean() for piece in np.array_split(values, min(len(values), TRAIN_POINTS))])
+
+
+def _nth(looks: Sequence[str], i: int) -> str:
+    return looks[i % len(looks)]

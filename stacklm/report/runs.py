@@ -5,17 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stacklm.config.model import Model
 from stacklm.config.schema import plain
 from stacklm.config.train import Train
 from stacklm.files import read_json, read_jsonl
-from stacklm.model.count import Counts, count
+
+if TYPE_CHECKING:
+    from stacklm.model.count import Counts
 
 
 @dataclass(frozen=True)
-class Run:
+class Speed:
+    """Training time without pauses between resumes, the mean rate over it, and peaks in bytes."""
+
+    seconds: float
+    tokens_per_second: float
+    peak_memory: int
+    gpu_memory: int | None
+
+
+@dataclass(frozen=True)
+class Result:
     """One trained and evaluated model.
 
     `metrics` and `timing` are rows by optimizer step; `timing` is empty where it was not measured.
@@ -28,49 +40,72 @@ class Run:
     timing: list[dict[str, Any]]
     evaluation: dict[str, Any]
 
+    @property
+    def speed(self) -> Speed | None:
+        """None where there is no timing."""
+        if not self.timing:
+            return None
+        seconds = self.timing[-1]["seconds"]
+        return Speed(
+            seconds=seconds,
+            tokens_per_second=self.metrics[-1]["tokens"] / seconds,
+            peak_memory=max(row["peak_memory_bytes"] for row in self.timing),
+            gpu_memory=max((row["gpu_memory_bytes"] for row in self.timing if "gpu_memory_bytes" in row), default=None),
+        )
 
-def load_runs(
+
+def timing_of(trained: Path, timing: Path) -> list[dict[str, Any]]:
+    """The rows of a timing file if it belongs to exactly these weights, else none: DVC restores models, but not times."""
+    rows, config = read_jsonl(timing), trained / "config.json"
+    ours = rows and config.exists() and rows[-1].get("model_sha256") == read_json(config).get("sha256")
+    return rows if ours else []
+
+
+def load_results(
     models: Mapping[str, Model], config: Train, manifest: Mapping[str, Any], trained: Path, evaluations: Path, timing: Path
-) -> list[Run]:
+) -> list[Result]:
     """Read the files of the named models and of no others.
 
     Raises `FileNotFoundError` for a model without results, and `ValueError` for one whose results are not of these
     settings or not of the same text as the others': such numbers must not stand side by side.
     """
-    runs = [_load_run(name, model, config, manifest, trained / name, evaluations, timing) for name, model in models.items()]
-    for run in runs[1:]:
+    results = [_load(name, model, config, manifest, trained / name, evaluations, timing) for name, model in models.items()]
+    first = results[0]
+    for other in results[1:]:
         for split in ("valid", "test"):
-            sizes = [{unit: r.evaluation[split][unit] for unit in ("tokens", "bytes", "words")} for r in (runs[0], run)]
+            sizes = [{unit: one.evaluation[split][unit] for unit in ("tokens", "bytes", "words")} for one in (first, other)]
             if sizes[0] != sizes[1]:
                 raise ValueError(
-                    f"models {runs[0].name!r} and {run.name!r} were scored on different {split} texts, {sizes[0]} and {sizes[1]}: "
+                    f"models {first.name!r} and {other.name!r} were scored on different {split} texts, {sizes[0]} and {sizes[1]}: "
                     "evaluate both again"
                 )
-    return runs
+    return results
 
 
-def _load_run(
+def _load(
     name: str, model: Model, config: Train, manifest: Mapping[str, Any], trained: Path, evaluations: Path, timing: Path
-) -> Run:
+) -> Result:
+    from stacklm.model.build import ModelConfig  # torch: who only reads times does not wait for it
+    from stacklm.model.count import count
+
     evaluation = evaluations / f"{name}.json"
     for path in (trained / "config.json", trained / "metrics.jsonl", evaluation):
         if not path.exists():
             raise FileNotFoundError(f"model {name!r} has no results: {path} is missing; train and evaluate the model first")
-    wanted = {"architecture": plain(model.architecture), "vocab_size": manifest["vocab_size"], "context": config.context}
+    wanted = plain(ModelConfig(model.architecture, manifest["vocab_size"], config.context_length))
     found = read_json(trained / "config.json")
     for key, value in wanted.items():
         if found[key] != value:
             raise ValueError(f"model {name!r} was trained with {key} {found[key]}, but the settings say {value}: train it again")
     metrics = read_jsonl(trained / "metrics.jsonl")
     steps = metrics[-1]["step"] if metrics else 0
-    if steps != config.steps:
-        raise ValueError(f"model {name!r} was trained for {steps} steps, but the settings say {config.steps}: train it again")
-    times = read_jsonl(timing / f"{name}.jsonl")
-    return Run(
+    if steps != config.max_steps:
+        raise ValueError(f"model {name!r} was trained for {steps} steps, but the settings say {config.max_steps}: train it again")
+    return Result(
         name=name,
         model=model,
-        counts=count(model.architecture, manifest["vocab_size"], config.context),
+        counts=count(model.architecture, manifest["vocab_size"], config.context_length),
         metrics=metrics,
-        timing=times if times and times[-1]["step"] == steps else [],  # of a run cut short or of another length
+        timing=timing_of(trained, timing / f"{name}.jsonl"),
         evaluation=read_json(evaluation),
     )

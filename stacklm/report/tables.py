@@ -1,16 +1,18 @@
-"""The rows of every table, as text for people, shared by the page and the Markdown."""
+"""The comparison in tables, as text for people: those of the report, and the short one for a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
 from typing import Any
 
-from stacklm.config.model import Architecture, Dense, FoldedAttention, PublishedAttention, Stacked
+from stacklm.config.model import Architecture, Dense, FactoredAttention, PublishedAttention, Stacked
+from stacklm.config.schema import flatten
+from stacklm.console import table
 from stacklm.report.comparison import MATCH_AXES, MATCHED
-from stacklm.report.runs import Run
-from stacklm.report.speed import Speed, speed
-from stacklm.report.units import count, duration, percent, quantity, signed
+from stacklm.report.runs import Result, Speed
+from stacklm.units import count, duration, percent, quantity, signed
 
 NOT_MEASURED = "not measured"
 _ROLES = {
@@ -23,53 +25,81 @@ _ROLES = {
 
 @dataclass(frozen=True)
 class Table:
-    """A header of columns after the first, and groups of rows; a row is its label and one cell a column."""
+    """A header of columns after the first, and groups of rows; a row is its label and one cell per column.
+
+    Cells of `prose` may be long and hold words rather than numbers.
+    """
 
     columns: Sequence[str]
     groups: Mapping[str, Sequence[Sequence[str]]]
+    prose: bool = False
+
+
+def summary(comparison: Mapping[str, Any], report: Path) -> str:
+    """What was compared and found, and where to look: `comparison` as in comparison.json, `report` the folder of the page."""
+    return f"{findings(comparison)}\n\n{where(report)}"
+
+
+def where(report: Path) -> str:
+    """Where to look at what was made."""
+    return f"read the report:         {report / 'index.html'}\nbrowse the experiments:  stacklm ui   (the pages of `mlflow ui`)"
+
+
+def findings(comparison: Mapping[str, Any]) -> str:
+    """A table with a row per model, and the finding in words."""
+    columns = ("model", "parameters", "body", "forward/token", "tokens", "valid bits/byte", "test bits/byte")
+    rows = [
+        (
+            name,
+            count(facts["total_parameters"]),
+            count(facts["body_parameters"]),
+            quantity(facts["forward_flops_per_token"], "FLOP"),
+            count(facts["tokens"]),
+            f"{facts['valid']['bits_per_byte']:.4f}",
+            f"{facts['test']['bits_per_byte']:.4f}",
+        )
+        for name, facts in comparison["models"].items()
+    ]
+    return f"{table(columns, rows)}\n\n{comparison['finding']}"
 
 
 def describe(architecture: Architecture) -> str:
     """The shape of a model in one line."""
     if isinstance(architecture, Dense):
-        shape = f"{_plural(architecture.layers, 'dense layer')} of width {architecture.width}"
-        tied = ", tied head" if architecture.tied else ""
-        hidden = f"feed-forward {architecture.hidden} ({architecture.activation})"
-        return f"{shape}, {_plural(architecture.heads, 'head')}, {hidden}{tied}"
+        shape = f"{_plural(architecture.n_layers, 'dense layer')} of width {architecture.d_model}"
+        tied = ", tied head" if architecture.tie_embeddings else ""
+        hidden = f"feed-forward {architecture.d_ff} ({architecture.ffn})"
+        return f"{shape}, {_plural(architecture.n_heads, 'head')}, {hidden}{tied}"
     shape = " + ".join(f"{stack.layers} x {stack.features}" for stack in architecture.stacks)
     stacks = f"{_plural(len(architecture.stacks), 'stack')} of {shape} (parallel layers x features of each)"
     changed = "".join(f", {setting}" for setting in _changed(architecture))
-    return f"{stacks}, width {architecture.width}, {_plural(architecture.heads, 'head')} a layer{changed}"
+    return f"{stacks}, width {architecture.d_model}, {_plural(architecture.n_heads, 'head')} per layer{changed}"
 
 
-def _changed(settings: Stacked | PublishedAttention | FoldedAttention) -> list[str]:
-    """The settings of a stacked model that are not at their defaults, such as `join: residual`."""
+def _changed(settings: Stacked | PublishedAttention | FactoredAttention) -> list[str]:
+    """The settings of a stacked model that are not at their defaults, such as `residual: true`."""
     found = []
     for field in fields(settings):
         value = getattr(settings, field.name)
         if field.default in (MISSING, value):
             continue
-        if is_dataclass(value):
+        if hasattr(value, "kind"):
             found += [f"{value.kind} {field.name}", *_changed(value)]
         else:
-            found.append(f"{field.name}: {value}")
+            found.append(f"{field.name}: {str(value).lower()}")
     return found
 
 
-def results(comparison: Mapping[str, Any], runs: Sequence[Run]) -> Table:
-    """All that was counted and measured, one column a model."""
-    facts = [comparison["models"][run.name] for run in runs]
-    speeds = [speed(run) for run in runs]
+def results(comparison: Mapping[str, Any]) -> Table:
+    """All that was counted and measured but times and memory, one column per model."""
+    facts = list(comparison["models"].values())
     roles = [role for role in _ROLES if any(fact["parameters"].get(role) for fact in facts)]
 
     def row(label: str, cell: Any) -> list[str]:
         return [label, *map(cell, facts)]
 
-    def measured(label: str, cell: Any) -> list[str]:
-        return [label, *(NOT_MEASURED if s is None else cell(s) for s in speeds)]
-
     return Table(
-        columns=[run.name for run in runs],
+        columns=list(comparison["models"]),
         groups={
             "Quality, lower is better": [
                 row("test, bits per byte", lambda f: f"{f['test']['bits_per_byte']:.4f}"),
@@ -93,14 +123,24 @@ def results(comparison: Mapping[str, Any], runs: Sequence[Run]) -> Table:
                 row("training tokens", lambda f: count(f["tokens"])),
                 row("passes over the training text", lambda f: f"{f['epochs']:.2f}"),
             ],
-            "Speed on this machine": [
-                measured("training time", lambda s: duration(s.seconds)),
-                measured("tokens per second", lambda s: count(s.tokens_per_second)),
-                measured("peak memory", lambda s: quantity(s.peak_memory, "B")),
-                *_gpu_rows(speeds),
-            ],
         },
     )
+
+
+def speeds(results: Sequence[Result]) -> Table:
+    """Times and memory of training on this machine, one column per model."""
+    measured = [result.speed for result in results]
+
+    def row(label: str, cell: Any) -> list[str]:
+        return [label, *(NOT_MEASURED if s is None else cell(s) for s in measured)]
+
+    rows = [
+        row("training time", lambda s: duration(s.seconds)),
+        row("tokens per second", lambda s: count(s.tokens_per_second)),
+        row("peak memory", lambda s: quantity(s.peak_memory, "B")),
+        *_gpu_rows(measured),
+    ]
+    return Table(columns=[result.name for result in results], groups={"Speed on this machine": rows})
 
 
 def matching(comparison: Mapping[str, Any]) -> Table:
@@ -135,14 +175,15 @@ def provenance(comparison: Mapping[str, Any]) -> Table:
         ["data, SHA-256 of the manifest", origin["data_sha256"]],
         ["tokenizer, SHA-256", origin["tokenizer_sha256"]],
     ]
-    return Table(columns=[""], groups={"Data": rows, "Training, the same for every model": _settings(origin["train"])})
+    groups = {"Data": rows, "Training, the same for every model": _settings(origin["train"])}
+    return Table(columns=[""], groups=groups, prose=True)
 
 
 def optimizers(comparison: Mapping[str, Any]) -> Table:
     """The settings tuned for each model, one column a model; a setting that its kind does not have is a dash."""
-    settings = {name: _flat(model["optimizer"]) for name, model in comparison["provenance"]["models"].items()}
+    settings = {name: flatten(model["optimizer"]) for name, model in comparison["provenance"]["models"].items()}
     keys = dict.fromkeys(key for one in settings.values() for key in one)
-    rows = [[key, *(one.get(key, "-") for one in settings.values())] for key in keys]
+    rows = [[key, *(_short(one.get(key, "-")) for one in settings.values())] for key in keys]
     return Table(columns=list(settings), groups={"Optimizer": rows})
 
 
@@ -157,15 +198,8 @@ def _settings(settings: Mapping[str, Any]) -> list[list[str]]:
     return [[key, f"{value:,}" if isinstance(value, int) else str(value)] for key, value in settings.items()]
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as one mapping of dotted keys; numbers are short."""
-    flat = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = f"{value:g}" if isinstance(value, float) else str(value)
-    return flat
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _matched(share: float) -> str:

@@ -4,7 +4,7 @@
     torchrun --nproc-per-node 2 -m stacklm.train --model dense
 
 It reads the same settings, shards and certificate as the stage `pretrain`, needs none of the pipeline's libraries, and
-writes to a folder of its own; the same command goes on where a killed one was. See docs/devices.md.
+writes to a folder of its own; the same command resumes where a killed one was. See docs/devices.md.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from stacklm.config.params import load
 from stacklm.config.schema import ParamsError, listed, nearest
-from stacklm.train.launch import FINAL
+from stacklm.train.distributed import FINAL
 from stacklm.train.pretrain import pretrain
 
 

@@ -13,39 +13,44 @@ another number of processes, sharded or not. Of the random states a process take
 from __future__ import annotations
 
 import errno
-import json
 import math
 import os
 import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import nn
 
 from stacklm.config.schema import listed
-from stacklm.files import read_json, remove, sha256, sync, write_json
-from stacklm.train.errors import CheckpointError, DiskFullError, NonFiniteError
-from stacklm.train.identity import decisive
-from stacklm.train.team import ALONE, Team
+from stacklm.files import remove, sha256, sync, write_json
+from stacklm.model.store import save_tensors
+from stacklm.train import CheckpointError, DiskFullError, NonFiniteError
+from stacklm.train.distributed import SINGLE, ProcessGroup
+from stacklm.train.resume import (
+    HASHES,
+    STATE,
+    DamagedError,
+    incompatible_fields,
+    read_state,
+    rounding_fields,
+    saved,
+    step_of,
+    verify,
+)
 
-TENSORS, STATE, HASHES = "tensors.safetensors", "state.json", "hashes.json"
+TENSORS = "tensors.safetensors"
 GPU_RANDOM = {
     "cuda": (torch.cuda.get_rng_state, torch.cuda.set_rng_state),
     "mps": (torch.mps.get_rng_state, torch.mps.set_rng_state),
 }
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-class _Damaged(Exception):
-    """A checkpoint whose files are not what was written."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,8 @@ class Progress:
 class Checkpoints:
     """A run's checkpoints in `folder`: the last `keep`, the one of the best validation loss, and those of milestone steps.
 
-    `identity` is a plain mapping of all that makes the run what it is; only a checkpoint on the same way is resumed
-    (`stacklm.train.identity`). All processes of `team` see the same folder, and call `save` and `restore` together.
+    `identity` is a plain mapping of all that makes the run what it is; only a checkpoint of an identical run is resumed
+    (`stacklm.train.resume`). All processes of `team` see the same folder, and call `save` and `restore` together.
     """
 
     def __init__(
@@ -70,7 +75,7 @@ class Checkpoints:
         identity: Mapping[str, Any],
         keep: int,
         milestone: Callable[[int], bool] = lambda step: False,
-        team: Team = ALONE,
+        team: ProcessGroup = SINGLE,
     ) -> None:
         self.folder, self.identity, self.team = folder, identity, team
         self.keep, self.milestone = keep, milestone
@@ -81,102 +86,102 @@ class Checkpoints:
         `valid_loss` belongs to this very step. Raises `NonFiniteError` for weights or a loss that are not finite, and
         `DiskFullError` where there is no room; the checkpoints that are there stay as they are.
         """
-        self.team.together(lambda: _check_finite(model, progress.step, valid_loss))
+        self.team.gather(lambda: _check_finite(model, progress.step, valid_loss))
         state = {"progress": asdict(progress), "valid_loss": valid_loss, "processes": self.team.size, "identity": self.identity}
         tensors = {**_weights(model), **_optimizer_state(model, optimizer), **_random_states(model, self.team.rank)}
         aside = self.folder / ".writing"
-        tidy = _removed_on_error(aside) if self.team.leads else nullcontext()
-        with _room_for(tensors, progress.step, self.folder), tidy:
-            self.team.together(lambda: _make_anew(aside) if self.team.leads else None)
+        with self._room_for(tensors, progress.step, aside):
+            self.team.gather(lambda: _make_empty(aside) if self.team.is_main else None)
             mine = _write(aside, tensors, self.team)
-            hashes = self.team.together(lambda: {file.name: sha256(file) for file in mine})
-            self.team.together(lambda: self._complete(aside, state, hashes) if self.team.leads else None)
+            hashes = self.team.gather(lambda: {file.name: sha256(file) for file in mine})
+            self.team.gather(lambda: self._complete(aside, state, hashes) if self.team.is_main else None)
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress | None:
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, last_step: int | None = None) -> Progress | None:
         """Bring model, optimizer and random states to the newest whole checkpoint; None where there is none.
 
-        A damaged one is reported, removed and passed over for the one before. Raises `CheckpointError`, naming the
-        fields that differ, for one of another identity.
+        A damaged one is reported, removed and passed over for the one before; so is one of `last_step` whose validation is
+        missing, since nothing would be left to do that makes it. Raises `CheckpointError` for a step beyond `last_step`, and,
+        naming the fields that differ, for another identity.
         """
-        folder = self.team.together(lambda: self._newest_whole() if self.team.leads else None)[0]
-        if folder is None:
+        found = self.team.gather(lambda: self._newest_whole(last_step) if self.team.is_main else None)[0]
+        if found is None:
             return None
-        state = read_json(folder / STATE)
+        folder, state = found
         self._check_identity(folder, state["identity"], state["progress"]["step"])
-        if self.team.leads and state["processes"] != self.team.size:
-            numbers = f"{state['processes']} processes, going on with {self.team.size}"
+        if last_step is not None and state["progress"]["step"] > last_step:
+            raise CheckpointError(
+                f"{folder} is beyond this run's last step, {last_step}: raise train.hard_stop, or use another work folder"
+            )
+        if self.team.is_main and state["processes"] != self.team.size:
+            numbers = f"{state['processes']} processes, resumed by {self.team.size}"
             print(f"checkpoint {folder.name} is of {numbers}: what follows differs by rounding", file=sys.stderr)
-        self.team.together(lambda: _load(folder, model, optimizer, self.team.rank))
+        self.team.gather(lambda: _load(folder, model, optimizer, self.team.rank))
         return Progress(**state["progress"])
 
     def _complete(self, aside: Path, state: dict[str, Any], hashes: list[dict[str, str]]) -> None:
         """What is done once, when the tensors are on the disk."""
         files = {name: digest for written in hashes for name, digest in written.items()}
-        missing = [name for name in files if not (aside / name).exists()]
-        if missing:
+        if missing := [name for name in files if not (aside / name).exists()]:
             raise CheckpointError(f"{aside} lacks {listed(missing)}: the folder must be one that all nodes share")
-        write_json(aside / STATE, state)
+        write_json(aside / STATE, state | {"files": sorted(files)})
         write_json(aside / HASHES, {**files, STATE: sha256(aside / STATE)})
-        os.replace(aside, self._folder(state["progress"]["step"]))
+        target = self.folder / f"step-{state['progress']['step']:08d}"
+        remove(target)  # no checkpoint, whatever it is: `restore` would have resumed from it
+        os.replace(aside, target)
         sync(self.folder)
         for old in self._superfluous():
             remove(old)
 
+    @contextmanager
+    def _room_for(self, tensors: dict[str, torch.Tensor], step: int, aside: Path) -> Iterator[None]:
+        """After an error remove what was written; turn a full disk into an error with the numbers."""
+        try:
+            yield
+        except BaseException as error:
+            if self.team.is_main:
+                remove(aside)
+            cause = _lack_of_room(error)
+            if cause is None:
+                raise
+            needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+            raise DiskFullError(
+                f"no room for the checkpoint of step {step}: it takes {needed:,} bytes, and the disk of {self.folder} has "
+                f"{shutil.disk_usage(self.folder).free:,} free ({cause}). The checkpoints before it are whole: free some space, "
+                "or move the folder to a larger disk; then the same command resumes"
+            ) from None
+
     def _superfluous(self) -> list[Path]:
-        saved = self._saved()
-        kept = {*saved[-self.keep :], *(folder for folder in saved if self.milestone(int(folder.name.removeprefix("step-"))))}
-        losses = {folder: loss for folder in saved if (loss := _valid_loss(folder)) is not None}
+        folders = saved(self.folder)
+        kept = {*folders[-self.keep :], *(folder for folder in folders if self.milestone(step_of(folder)))}
+        losses = {folder: loss for folder in folders if (loss := _valid_loss(folder)) is not None}
         if losses:
             kept.add(min(losses, key=losses.__getitem__))
-        return [folder for folder in saved if folder not in kept]
+        return [folder for folder in folders if folder not in kept]
 
-    def _newest_whole(self) -> Path | None:
-        for folder in reversed(self._saved()):
+    def _newest_whole(self, last_step: int | None) -> tuple[Path, dict[str, Any]] | None:
+        for folder in reversed(saved(self.folder)):
             try:
-                _verify(folder)
-                return folder
-            except _Damaged as error:
-                print(f"checkpoint {folder.name} is damaged, going back to the one before: {error}", file=sys.stderr)
+                state = verify(folder)
+                if step_of(folder) == last_step and state["valid_loss"] is None:
+                    raise DamagedError("the validation of the last step is missing")
+                return folder, state
+            except DamagedError as error:
+                print(f"checkpoint {folder.name} is damaged or incomplete, going back to the one before: {error}", file=sys.stderr)
                 remove(folder)
         return None
 
-    def _folder(self, step: int) -> Path:
-        return self.folder / f"step-{step:08d}"
-
-    def _saved(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"))
-
     def _check_identity(self, folder: Path, saved: Mapping[str, Any], step: int) -> None:
-        """What differs by rounding, or only from here on, may differ: the run goes on with it."""
-        if differences := decisive(saved, self.identity, step):
+        """What applies only from here on may differ, and with `resume: compatible` what differs by rounding too."""
+        if differences := incompatible_fields(saved, self.identity, step):
             changes = listed(f"{key} was {then} and is {now}" for key, (then, now) in differences.items())
-            raise CheckpointError(f"{folder} is a checkpoint of another run: {changes}; remove {folder.parent} to start anew")
-
-
-@contextmanager
-def _room_for(tensors: dict[str, torch.Tensor], step: int, folder: Path) -> Iterator[None]:
-    """Turn the end of the disk into an error with the numbers."""
-    try:
-        yield
-    except BaseException as error:
-        cause = _lack_of_room(error)
-        if cause is None:
-            raise
-        needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        raise DiskFullError(
-            f"no room for the checkpoint of step {step}: it takes {needed:,} bytes, and the disk of {folder} has "
-            f"{shutil.disk_usage(folder).free:,} free ({cause}). The checkpoints before it are whole: free some space, "
-            "or move the folder to a larger disk, and the same command goes on"
-        ) from None
-
-
-@contextmanager
-def _removed_on_error(aside: Path) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        remove(aside)
-        raise
+            raise CheckpointError(f"{folder} is a checkpoint of another run: {changes}; remove {folder.parent} to start again")
+        inexact = rounding_fields(saved, self.identity)
+        if inexact and self.identity.get("train", {}).get("resume") != "compatible":
+            changes = listed(f"{key} was {then} and is {now}" for key, (then, now) in inexact.items())
+            raise CheckpointError(
+                f"{folder} differs from this run by rounding: {changes}; set it back, allow it with train.resume = compatible, or "
+                f"remove {folder.parent} to start again"
+            )
 
 
 def _lack_of_room(error: BaseException) -> BaseException | None:
@@ -189,47 +194,36 @@ def _lack_of_room(error: BaseException) -> BaseException | None:
     return next(filter(None, map(_lack_of_room, failures)), None)
 
 
-def _make_anew(folder: Path) -> None:
+def _make_empty(folder: Path) -> None:
     remove(folder)  # left by a kill
     folder.mkdir(parents=True)
 
 
-def _write(aside: Path, tensors: dict[str, torch.Tensor], team: Team) -> list[Path]:
+def _write(aside: Path, tensors: dict[str, torch.Tensor], team: ProcessGroup) -> list[Path]:
     """Write the tensors, each once however many processes hold it; return the files that this process wrote."""
     if team.size == 1:
-        save_file(tensors, aside / TENSORS)
+        save_tensors(tensors, aside / TENSORS)
         sync(aside / TENSORS)
         return [aside / TENSORS]
-    from torch.distributed.checkpoint import HuggingFaceStorageWriter, save
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     save(tensors, storage_writer=HuggingFaceStorageWriter(str(aside), save_distributed=True))  # synced by the writer
     return list(aside.glob(f"shard-{team.rank + 1:05d}-*"))
 
 
 def _load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rank: int) -> None:
-    """Read what this process holds: weights in place, the optimizer's state and the random states anew."""
-    from torch.distributed.checkpoint import HuggingFaceStorageReader, load
+    """Read what this process holds: weights in place, the optimizer's state and the random states."""
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     reader = HuggingFaceStorageReader(str(folder))
-    saved = reader.read_metadata().state_dict_metadata
+    saved: dict[str, Any] = reader.read_metadata().state_dict_metadata
     _make_state(model, optimizer, {path: (meta.size, meta.properties.dtype) for path, meta in saved.items()})
     random = {path: state for path, state in _random_states(model, rank).items() if path in saved}
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # of reading alone, as each process does
         load({**_weights(model), **_optimizer_state(model, optimizer), **random}, storage_reader=reader, no_dist=True)
     _set_random_states(random)
-
-
-def _verify(folder: Path) -> None:
-    try:
-        hashes = read_json(folder / HASHES)
-        found = {file: sha256(folder / file) for file in hashes}
-    except FileNotFoundError as error:
-        raise _Damaged(f"{Path(error.filename).name} is missing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise _Damaged(f"{HASHES} cannot be read ({error})") from None
-    for file, written in hashes.items():
-        if found[file] != written:
-            raise _Damaged(f"{file} has SHA-256 {found[file]}, but {written} was written")
 
 
 def _check_finite(model: nn.Module, step: int, valid_loss: float | None) -> None:
@@ -241,7 +235,7 @@ def _check_finite(model: nn.Module, step: int, valid_loss: float | None) -> None
             raise NonFiniteError(f"step {step}: {name} is not finite; the checkpoint before it stays the last one")
 
 
-def _local(tensor: torch.Tensor) -> torch.Tensor:
+def _local(tensor: Any) -> torch.Tensor:
     """What this process holds of a tensor that may be sharded."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
@@ -249,8 +243,8 @@ def _local(tensor: torch.Tensor) -> torch.Tensor:
 def _valid_loss(folder: Path) -> float | None:
     """The validation loss of a saved step; None where it was not measured or the note is damaged."""
     try:
-        return read_json(folder / STATE)["valid_loss"]
-    except (OSError, ValueError, KeyError):
+        return read_state(folder)["valid_loss"]
+    except DamagedError:
         return None
 
 

@@ -2,7 +2,7 @@
 
 Figures are called `health/<what>/<where>`:
 
-    gradient          L2 norm of the gradient, by role of the parameters (`stacklm.model.roles`)
+    gradient          L2 norm of the gradient, by role of the parameters (`stacklm.model.count.roles`)
     update            L2 norm of what the optimizer's step changed, by role; estimated from a sample
     relative_update   that norm over the norm of the weights before the step, by role
     activation        RMS of what leaves each stack (`stack0`, ...), or each block of a dense model (`block0`, ...)
@@ -16,17 +16,18 @@ Dead is what is the same number at every token of the probe, a fixed batch: a Re
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
 
-from stacklm.model.dense import Block, SquaredReLU, SwiGLU
-from stacklm.model.packed import PackedFeedForward
-from stacklm.model.roles import roles
-from stacklm.model.stacked import Mix, ParallelStack
-from stacklm.train.team import whole
+from stacklm.model.count import roles
+from stacklm.model.dense import Block
+from stacklm.model.layers import LanguageModel, SquaredReLU, SwiGLU
+from stacklm.model.stacked import Mix, PackedFeedForward, ParallelStack
+from stacklm.train.distributed import full_tensor
 
 SAMPLE = 2**16
 """Numbers of a parameter that are kept over a step, at most: 256 KiB, where a copy of a large model would take gigabytes."""
@@ -56,7 +57,7 @@ class Health:
     are met alike; of parameters of up to `SAMPLE` numbers it is exact.
     """
 
-    def __init__(self, model: nn.Module, probe_BT: Tensor) -> None:
+    def __init__(self, model: LanguageModel, probe_BT: Tensor) -> None:
         self.model, self.probe_BT = model, probe_BT
         role_of = roles(model)
         self._parameters: dict[str, list[nn.Parameter]] = {}
@@ -67,7 +68,7 @@ class Health:
 
     def before_backward(self) -> None:
         """Take a sample of the weights."""
-        self._before = {role: [sample(whole(p)).clone() for p in parameters] for role, parameters in self._parameters.items()}
+        self._before = {role: [sample(full_tensor(p)).clone() for p in parameters] for role, parameters in self._parameters.items()}
 
     @torch.no_grad()
     def before_step(self) -> None:
@@ -77,14 +78,14 @@ class Health:
         for role, parameters in self._parameters.items():
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
             if gradients:
-                self._step[f"gradient/{role}"] = whole(nn.utils.get_total_norm(gradients))
+                self._step[f"gradient/{role}"] = full_tensor(nn.utils.get_total_norm(gradients))
 
     @torch.no_grad()
     def after_step(self) -> None:
         """Compare the sample with what it has become."""
         for role, parameters in self._parameters.items():
             weights = self._before.pop(role)
-            updates = [sample(whole(parameter)) - weight for parameter, weight in zip(parameters, weights, strict=True)]
+            updates = [sample(full_tensor(parameter)) - weight for parameter, weight in zip(parameters, weights, strict=True)]
             sizes = [parameter.numel() for parameter in parameters]
             update, weight = estimated_norm(updates, sizes), estimated_norm(weights, sizes)
             self._step |= {f"update/{role}": update, f"relative_update/{role}": update / weight}
@@ -99,19 +100,21 @@ class Health:
     @torch.no_grad()
     def _look(self) -> dict[str, Tensor]:
         """Run the probe through the model as it is in evaluation, with a look into every part."""
-        looks = [Look(name, part) for name, part in parts(self.model)]
+        looks = [ActivationProbe(name, part) for name, part in parts(self.model)]
         was_training = self.model.training
         self.model.eval()
         with ExitStack() as hooks:
             for look in looks:
                 look.begin(hooks)
-            type(self.model).features(self.model, self.probe_BT)  # as it is written: compiled code would pass hooks over
+            if "torch._dynamo" in sys.modules:  # where something is compiled; importing it takes seconds
+                hooks.enter_context(torch.compiler.set_stance("force_eager"))  # compiled code would pass hooks over
+            self.model.features(self.probe_BT)
         self.model.train(was_training)
         return {key: value for look in looks for key, value in look.figures()}
 
 
-class Look:
-    """What passes through one stack or block, seen by hooks on its modules. Layers that run in groups are met group by group."""
+class ActivationProbe:
+    """What passes through one stack or block, seen by hooks on its modules."""
 
     def __init__(self, name: str, part: nn.Module) -> None:
         self.name, self.part = name, part
@@ -134,8 +137,8 @@ class Look:
 
     def figures(self) -> Iterator[tuple[str, Tensor]]:
         yield f"activation/{self.name}", self.scale[0]
-        if self.dead_features:
-            share_N = torch.cat(self.dead_features).unflatten(0, (self.part.layers.attention.layers, -1)).float().mean(dim=-1)
+        if isinstance(self.part, ParallelStack):
+            share_N = torch.cat(self.dead_features).unflatten(0, (self.part.attention.layers, -1)).float().mean(dim=-1)
             yield f"dead_features/{self.name}", share_N.mean()
             yield f"dead_worst_layer/{self.name}", share_N.max()
         yield f"dead_hidden/{self.name}", torch.cat(self.dead_hidden).float().mean()

@@ -1,6 +1,6 @@
 """The loss of next-token prediction, without ever holding the logits of all tokens.
 
-Logits are made for a chunk of rows at a time: R of the B * T places of a batch. Training makes the gradients of a chunk
+Logits are computed for a chunk of rows at a time: R of the B * T positions of a batch. Training computes the gradients of a chunk
 along with its loss, while the logits are there: all that the gradients of a sum of losses lack is one factor, which the
 backward pass brings (as in Liger Kernel, Hsu et al. 2024, arXiv:2410.10989). So nothing is computed twice.
 """
@@ -14,23 +14,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stacklm.model.layers import Head, LanguageModel
+
 ROWS = 256
 """Rows of a chunk: more make products no faster, and with fewer the head's gradient is read and written more often."""
 
-
 Arithmetic = Callable[[], AbstractContextManager]
-"""What makes the context of forward passes: none for float32, or `torch.autocast`."""
+"""Makes the context of forward passes: none for float32, or `torch.autocast`."""
 
 
 class Objective(nn.Module):
     """What training minimises: the sum of a model's losses over all targets.
 
-    The model has `features`, ids [B, T] to [B, T, C], and a linear `head` with a `weight` [V, C] and perhaps a `bias` [V].
     Every forward pass has an `arithmetic()` of its own. Autocast keeps the weights that it rounded until it ends; were a later
     pass to use those again, their gradients would come last of all, after sharded weights have been done with.
     """
 
-    def __init__(self, model: nn.Module, arithmetic: Arithmetic = nullcontext) -> None:
+    def __init__(self, model: LanguageModel, arithmetic: Arithmetic = nullcontext) -> None:
         super().__init__()
         self.model, self.arithmetic = model, arithmetic
 
@@ -41,19 +41,19 @@ class Objective(nn.Module):
             return _SummedLoss.apply(features_RC, targets_BT.flatten(), *_linear(self.model.head))
 
     def no_sync(self) -> AbstractContextManager:
-        """To be entered for passes whose gradients are added up and not shared yet: alone, none ever are (see `parallel`)."""
+        """Around passes whose gradients are added up and not shared yet: one process never shares any (see `distributed`)."""
         return nullcontext()
 
-    def looked_into(self) -> AbstractContextManager:
-        """To be entered, after forward passes without a backward pass, to call modules of the model one by one."""
+    def unsharded(self) -> AbstractContextManager:
+        """Around calls of single modules of the model, after forward passes without a backward pass."""
         return nullcontext()
 
     def gather(self) -> None:
-        """Give the model its whole weights, to be written; it trains no more."""
+        """Give the model its whole weights, to be saved; it can be trained no further."""
 
 
 @torch.no_grad()
-def token_losses(model: nn.Module, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+def token_losses(model: LanguageModel, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
     """Minus the log-probability, in nats, that the model gives each target: [B, T], float32 or wider, without gradients."""
     x_RC, *head = _for_products(model.features(inputs_BT).flatten(0, 1), *_linear(model.head))
     chunks = zip(x_RC.split(ROWS), targets_BT.flatten().split(ROWS), strict=True)
@@ -73,8 +73,9 @@ class _SummedLoss(torch.autograd.Function):
         return torch.stack(losses).sum()
 
     @staticmethod
-    def backward(ctx, factor: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients in place, so that there are not two of the weight's; autograd refuses a second backward pass."""
+        (factor,) = grad_outputs
         grad_RC, *head_grads = (grad.mul_(factor) for grad in ctx.saved_tensors)
         return grad_RC, None, *head_grads
 
@@ -96,7 +97,7 @@ def _add_gradients(x_RC: Tensor, targets_R: Tensor, out_RC: Tensor, head: list[T
 
 
 def _losses(logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses [R], and the logits turned, in place, into exponentials [R, V] with their sums [R]: the softmax is their ratio."""
+    """Losses [R]; the logits turned, in place, into exponentials [R, V]; their sums [R]. The softmax is their ratio."""
     logits_RV -= logits_RV.amax(1, keepdim=True)
     target_R = logits_RV.gather(1, targets_R[:, None])[:, 0]
     sums_R = logits_RV.exp_().sum(1)
@@ -108,9 +109,9 @@ def _logits(x_RC: Tensor, head: list[Tensor]) -> Tensor:
     return logits_RV.to(_wide(logits_RV.dtype))
 
 
-def _linear(head: nn.Module) -> list[Tensor]:
+def _linear(head: Head) -> list[Tensor]:
     """The weight and, if there is one, the bias."""
-    return [part for part in (head.weight, getattr(head, "bias", None)) if part is not None]
+    return [part for part in (head.weight, head.bias) if part is not None]
 
 
 def _for_products(*parts: Tensor) -> list[Tensor]:

@@ -2,12 +2,8 @@
 
 Every update is one of training, from the weights that training starts from and on its batches, but the rate rises by the
 same factor each time. The loss after each is that of one more batch, which is not trained on: batches differ by more than
-neighbouring rates do. Where the rate is too low the loss hardly falls, then it falls fast, and above the rate of the least
-loss training comes apart.
-
-The suggestion is a fifth of that rate: at the least loss an update already spoils as much as it gains, and training stays
-near its peak for long. A tenth is usual (as in fastai), and was too careful here. The other usual choice, the rate of steepest
-descent, came no closer to the rates found by training and moved more between seeds. docs/LOG.md has the figures.
+neighbouring rates do. The suggestion is a fifth of the rate of the least loss, where an update already spoils as much as it
+gains; docs/LOG.md compares it with a tenth (as in fastai) and with the rate of steepest descent.
 """
 
 from __future__ import annotations
@@ -18,20 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from stacklm.config.model import Model
 from stacklm.config.optimizer import Muon, Optimizer
 from stacklm.config.schema import ParamsError
 from stacklm.config.train import Train
-from stacklm.data.batches import TrainBatches
 from stacklm.data.shards import Shards
-from stacklm.train.assemble import assemble
-from stacklm.train.errors import NonFiniteError
-from stacklm.train.machine import prepare
-from stacklm.train.optimizer import set_lr
-from stacklm.train.prefetch import Prefetch
-from stacklm.train.trainer import Run, accumulate
+from stacklm.progress import progress
+from stacklm.train import NonFiniteError
+from stacklm.train.device import setup_device
+from stacklm.train.trainer import Prefetch, Run, train_step
 from stacklm.train.validate import score
 
 SMOOTHING = 1 / 25
@@ -44,7 +36,7 @@ MARGIN = 5
 
 @dataclass(frozen=True)
 class RangeTest:
-    """The learning rates of the updates made, the losses after them (nats a token), and why no more were made."""
+    """The learning rates of the updates made, the losses after them (nats per token), and why no more were made."""
 
     lrs: list[float]
     losses: list[float]
@@ -63,7 +55,7 @@ class RangeTest:
 
     @property
     def caveat(self) -> str | None:
-        """Why the suggestion can not be trusted, if so: the least loss must lie inside the range."""
+        """Why the suggestion cannot be trusted, if so: the least loss must lie inside the range."""
         if self.best == len(self.losses) - 1:
             return f"the loss still fell at {self.lrs[-1]:.1e}, the end of the range; test up to a higher one"
         if self.lrs[self.best] < MARGIN * self.lrs[0]:
@@ -76,22 +68,41 @@ def lr_find(name: str, config: Train, model: Model, shards: Path, low: float, hi
 
     The rates are those of `peak_lr`; a group of parameters with a peak of its own keeps its proportion to it. Equal calls have
     equal results on a CPU. It sets up this process as `pretrain` does. Raises `ParamsError` for what is no range,
-    `DataError` for missing or damaged shards, and `NonFiniteError` where the first update gives no number.
+    `DataError` for missing or damaged shards, and `NonFiniteError` where the first update gives NaN or Inf.
     """
     if not 0 < low < high:
         raise ParamsError(f"lr-find: the learning rate rises from low to high, so 0 < low < high, not {low:g} and {high:g}")
     if steps < 2:
         raise ParamsError(f"lr-find: a range takes at least 2 updates, not {steps}")
-    run = _ready(name, config, model, shards, steps)
+    device = setup_device(config.device, config.threads)
+    data = Shards.open(shards)
+    batches = Prefetch(data.split("train"), config.context_length, config.global_batch_size, config.seed, device=device)
+    judge = [
+        (inputs_BT, targets_BT, torch.ones_like(targets_BT, dtype=torch.bool))
+        for inputs_BT, targets_BT in zip(*(rows.split(config.micro_batch_size) for rows in batches.batch(steps)), strict=True)
+    ]
+    run = Run(
+        name,
+        config,
+        model,
+        data.vocab_size,
+        batches=batches,
+        validate=lambda network: score(network, judge, data.token_bytes),
+        probe_BT=judge[0][0],
+        identity={},
+        work=Path(),
+        device=device,
+    )
+    run.model.train()
     lrs = [low * (high / low) ** (i / (steps - 1)) for i in range(steps)]
     losses: list[float] = []
     smoothed: list[float] = []
     ended = "the whole range"
-    with tqdm(lrs, desc=name, unit="step", mininterval=0.5) as bar:
+    with progress(lrs, desc=name, unit="step") as bar:
         for i, lr in enumerate(bar):
-            loss = update(run, i, lr / model.optimizer.peak_lr)
+            loss = _loss_after(run, i, lr / model.optimizer.peak_lr)
             if not math.isfinite(loss):
-                ended = f"then the loss or the gradient was no number, at {lr:.1e}"
+                ended = f"then the loss or the gradient became NaN or Inf, at {lr:.1e}"
                 break
             losses.append(loss)
             smoothed = smooth(losses, SMOOTHING * steps)
@@ -100,55 +111,24 @@ def lr_find(name: str, config: Train, model: Model, shards: Path, low: float, hi
                 ended = f"then the loss had risen to {RISEN} times its least"
                 break
     if not losses:
-        raise NonFiniteError(f"{name}: already the first update, at {low:.1e}, gives a loss that is no number; begin lower")
+        raise NonFiniteError(f"{name}: already the first update, at {low:.1e}, gives a loss that is NaN or Inf; begin lower")
     return RangeTest(lrs[: len(losses)], losses, smoothed, ended)
 
 
-def _ready(name: str, config: Train, model: Model, shards: Path, steps: int) -> Run:
-    """A run as training begins it, but that validates on the batch that comes after `steps` updates."""
-    device = prepare(config.device, config.threads)
-    data = Shards.open(shards)
-    batches = TrainBatches(data.split("train"), config.context, config.batch_size, config.seed)
-    judge = [
-        (inputs_BT, targets_BT, torch.ones_like(targets_BT, dtype=torch.bool))
-        for inputs_BT, targets_BT in zip(*(rows.split(config.micro_batch) for rows in batches.batch(steps)), strict=True)
-    ]
-    run = assemble(
-        name,
-        config,
-        model,
-        data.vocab_size,
-        batches=Prefetch(batches, device),
-        validate=lambda network: score(network, judge, data.token_bytes),
-        probe_BT=judge[0][0],
-        identity={},
-        work=Path(),
-        device=device,
-    )
-    run.model.train()
-    return run
-
-
-def update(run: Run, i: int, factor: float) -> float:
-    """Make the i-th update, as training does it, at so many times the peak rates.
-
-    Returns the loss after it, or NaN where the loss or gradient before it is no number.
-    """
-    set_lr(run.optimizer, factor)
-    inputs_BT, targets_BT = (tensor.to(run.device) for tensor in run.batches.batch(i))
+def _loss_after(run: Run, i: int, share: float) -> float:
+    """The loss after the i-th update, at that share of the peak rates; NaN where the loss or gradient before it is NaN or Inf."""
     try:
-        loss = accumulate(run.objective, inputs_BT, targets_BT, run.config.micro_batch)
-        norm = run.stepper.step(loss)
+        update = train_step(run, i + 1, lr_share=share)
     except NonFiniteError:  # within the backward pass
         return math.nan
-    return run.validate().loss if math.isfinite(loss) and math.isfinite(norm) else math.nan
+    return run.validate().loss if update.loss.isfinite() and update.norm.isfinite() else math.nan
 
 
 def peak_lrs(optimizer: Optimizer, suggestion: float) -> dict[str, float]:
     """The learning rates to set, by their keys: a peak of its own keeps its proportion to `peak_lr`."""
     found = {"peak_lr": suggestion}
     if isinstance(optimizer, Muon):
-        found["rest.peak_lr"] = float(f"{optimizer.rest.peak_lr * suggestion / optimizer.peak_lr:.1e}")
+        found["adamw.peak_lr"] = float(f"{optimizer.adamw.peak_lr * suggestion / optimizer.peak_lr:.1e}")
     return found
 
 

@@ -1,4 +1,4 @@
-"""What a run writes down while it runs: logs of JSON rows, and the figures of process and machine.
+"""What a run writes down while it runs: files of JSON rows, and the figures of process and machine.
 
 What repeats between equal runs and what does not go to different files, so that the first kind can be compared.
 """
@@ -7,41 +7,53 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
-from stacklm.files import read_jsonl, sync, write_text
+from stacklm.config.schema import listed
+from stacklm.files import json_line, sync, write_jsonl
+from stacklm.train import CheckpointError
 
+METRICS, TIMING, NON_FINITE = "metrics.jsonl", "timing.jsonl", "nonfinite.jsonl"
+MAX_ROWS = 2000
 GPU_MEMORY = {"cuda": torch.cuda.max_memory_allocated, "mps": torch.mps.driver_allocated_memory}
 
 
-class Log:
+def row_every(steps: int) -> int:
+    """Steps from one row to the next in a run with that horizon."""
+    return math.ceil(steps / MAX_ROWS)
+
+
+class JsonlWriter:
     """An append-only file of JSON rows, one for each reported step.
 
-    Opening it drops the rows after step `last`: a run resumed from that step's checkpoint writes them again.
+    It begins with `rows`: those up to the checkpoint that the run resumes from, which writes the others again.
     """
 
-    def __init__(self, path: Path, last: int) -> None:
+    def __init__(self, path: Path, rows: Sequence[dict[str, Any]] = ()) -> None:
         self.path = path
-        write_text(path, "".join(_line(row) for row in read_jsonl(path) if row["step"] <= last))
+        write_jsonl(path, rows)
         self._file = path.open("a", encoding="utf-8", newline="\n")
 
-    def __enter__(self) -> Log:
+    def __enter__(self) -> JsonlWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
         self._file.close()
 
     def append(self, row: dict[str, Any]) -> None:
-        """Write a row; it survives a kill of this process. Raises `ValueError` for a number that is not finite."""
-        self._file.write(_line(row))
+        """Write a row; it survives a kill of this process. Raises `ValueError` for a number that is NaN or Inf."""
+        self._file.write(json_line(row))
         self._file.flush()
 
     def sync(self) -> None:
@@ -49,23 +61,68 @@ class Log:
         sync(self.path)
 
 
-class NoLog:
-    """In place of a `Log`, for a process that writes none."""
+class NullWriter(JsonlWriter):
+    """In place of a `JsonlWriter`, for a process that writes none."""
 
-    def __init__(self, path: Path, last: int) -> None:
-        pass
+    def __init__(self, path: Path, rows: Sequence[dict[str, Any]] = ()) -> None: ...
 
-    def __enter__(self) -> NoLog:
-        return self
+    def __exit__(self, *error: object) -> None: ...
 
-    def __exit__(self, *error: object) -> None:
-        pass
+    def append(self, row: dict[str, Any]) -> None: ...
 
-    def append(self, row: dict[str, Any]) -> None:
-        pass
+    def sync(self) -> None: ...
 
-    def sync(self) -> None:
-        pass
+
+def read_rows(path: Path, last: int, every: int) -> list[dict[str, Any]]:
+    """The rows of a log up to step `last`; one for each multiple of `every` must be among them. A last line cut short is dropped.
+
+    Raises `CheckpointError`, with the line or the steps, for a log that is missing, cut or changed.
+    """
+    rows: list[dict[str, Any]] = []
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line, parse_constant=_no_number)
+            follows = is_count(row["step"]) and (not rows or row["step"] > rows[-1]["step"])
+        except (ValueError, KeyError, TypeError):
+            raise _unusable(path, f"line {number} is not a JSON object with a step") from None
+        if not follows:
+            raise _unusable(path, f"line {number} has step {row['step']!r} after step {rows[-1]['step'] if rows else None}")
+        rows.append(row)
+    kept = [row for row in rows if row["step"] <= last]
+    if missing := sorted(set(range(0, last + 1, every)) - {row["step"] for row in kept}):
+        more = f" and {len(missing) - 3:,} more" if len(missing) > 3 else ""
+        raise _unusable(path, f"no row of step {listed(missing[:3])}{more}, but there is a checkpoint of step {last}")
+    return kept
+
+
+def _unusable(path: Path, what: str) -> CheckpointError:
+    return CheckpointError(f"{path}: {what}; restore the file, or remove {path.parent} to train from the start")
+
+
+def is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+class LossSpikeDetector:
+    """Notices a loss far above those just before: by six standard deviations of the last 50, and by a tenth."""
+
+    def __init__(self) -> None:
+        self._losses: deque[float] = deque(maxlen=50)
+
+    def note(self, loss: float) -> str | None:
+        """What to say about this loss, if anything."""
+        said = None
+        if len(self._losses) >= 20:
+            usual, spread = statistics.mean(self._losses), statistics.stdev(self._losses)
+            if loss > max(usual + 6 * spread, 1.1 * usual):
+                said = f"the loss jumped to {loss:.3f}; over the last {len(self._losses)} steps it was {usual:.3f} ± {spread:.3f}"
+        self._losses.append(loss)
+        return said
 
 
 class Meter:
@@ -80,7 +137,7 @@ class Meter:
 
     @contextlib.contextmanager
     def training(self, tokens: int) -> Iterator[None]:
-        """Count the time inside the block as training on so many tokens."""
+        """Count the time inside the block as training on that many tokens."""
         started = time.perf_counter()
         yield
         self.seconds += time.perf_counter() - started
@@ -116,7 +173,3 @@ def peak_memory() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row, allow_nan=False) + "\n"

@@ -1,18 +1,61 @@
-"""Optimizers over parameter groups by role, and their steps within the backward pass."""
+"""Learning rates, optimizers over parameter groups by role, and when their steps are taken."""
 
 from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
-from stacklm.config.optimizer import AdamW, Muon, Optimizer
-from stacklm.model.roles import roles
-from stacklm.train import adafactor, muon
-from stacklm.train.errors import NonFiniteError
+from stacklm.config.optimizer import AdamW as AdamWConfig
+from stacklm.config.optimizer import Muon as MuonConfig
+from stacklm.config.optimizer import Optimizer
+from stacklm.config.train import Train
+from stacklm.model.count import roles
+from stacklm.train import NonFiniteError
+from stacklm.train.distributed import full_tensor
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Of Jordan et al.: they bring small singular values up fast, and leave all of them between about 0.7 and 1.2."""
+ADAMW_SCALE = 0.2
+"""The root mean square of AdamW's updates, as measured by Liu et al."""
+EPS = 1e-7
+LARGEST_UPDATE = 1.0
+"""The root mean square that an update of Adafactor is clipped to before it is scaled, d in the paper."""
+
+
+def lr_factor(step: int, config: Train) -> float:
+    """The share of the peak learning rate for the update that leads to `step`, 1 to `config.max_steps`.
+
+    It rises linearly and reaches 1 at `warmup_steps`, then falls to `final_lr_fraction` at the last step: along half a cosine
+    (Loshchilov & Hutter 2016, 1608.03983), along a line, or (`wsd`: Hu et al. 2024, 2404.06395) along a line over the
+    last `decay_fraction` of the steps after a plateau at 1.
+    """
+    if step <= config.warmup_steps:
+        return step / config.warmup_steps
+    start = plateau_end(config)
+    if step <= start:
+        return 1.0
+    fallen = (step - start) / (config.max_steps - start)
+    if config.lr_schedule == "cosine":
+        fallen = (1 - math.cos(math.pi * fallen)) / 2
+    return 1 - (1 - config.final_lr_fraction) * fallen
+
+
+def plateau_end(config: Train) -> int:
+    """The last step at the peak. With `wsd` all longer horizons share the learning rates up to here."""
+    if config.lr_schedule == "wsd":
+        return max(config.warmup_steps, config.max_steps - round(config.decay_fraction * config.max_steps))
+    return config.warmup_steps
+
+
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set the learning rate of every group to a share of its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
 
 
 def build_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
@@ -21,20 +64,186 @@ def build_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimi
     Roles, not shapes, decide: packing N layers makes a gain two-dimensional. Each group keeps its peak learning rate
     beside the present one, for `set_lr`. The first group is that of the matrices.
     """
-    if isinstance(settings, AdamW):
-        betas = (settings.beta1, settings.beta2)
-        return torch.optim.AdamW(_groups(model, settings), betas=betas, eps=settings.eps, fused=True)
-    if isinstance(settings, Muon):
-        rest = settings.rest
-        betas = (rest.beta1, rest.beta2)
-        return muon.Muon(_groups(model, settings), settings.momentum, settings.ns_steps, betas, rest.eps)
-    return adafactor.Adafactor(_groups(model, settings), settings.beta2_decay, settings.eps)
+    groups = _groups(model, settings)
+    if isinstance(settings, AdamWConfig):
+        return torch.optim.AdamW(groups, betas=(settings.beta1, settings.beta2), eps=settings.eps, fused=True)
+    if isinstance(settings, MuonConfig):
+        rest = settings.adamw
+        return Muon(groups, settings.momentum, settings.ns_steps, (rest.beta1, rest.beta2), rest.eps)
+    return Adafactor(groups, settings.beta2_decay, settings.eps)
 
 
-def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Set the learning rate of every group to a share of its peak."""
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * factor
+def _groups(model: nn.Module, settings: Optimizer) -> list[dict[str, Any]]:
+    members: dict[str, list[nn.Parameter]] = {"matrix": []}
+    for (_, parameter), role in zip(model.named_parameters(), roles(model).values(), strict=True):
+        members.setdefault(role, []).append(parameter)
+    rest_lr = settings.adamw.peak_lr if isinstance(settings, MuonConfig) else settings.peak_lr
+    matrices = {"peak_lr": settings.peak_lr, "weight_decay": settings.weight_decay}
+    others = {"peak_lr": rest_lr, "weight_decay": 0.0}
+    groups = [{"role": role, "params": found, **(matrices if role == "matrix" else others)} for role, found in members.items()]
+    return [group | {"lr": group["peak_lr"]} for group in groups]
+
+
+class Muon(torch.optim.Optimizer):
+    """The momentum of a matrix, made orthogonal, is its update; fused AdamW for the groups whose `role` is not matrix.
+
+    Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/, with the scale of Liu et al. 2025, arXiv:2502.16982: updates
+    are as large as AdamW's, whatever the shape, so learning rates and weight decay carry over from one to the other.
+
+    A parameter [..., E, C] is that many matrices [E, C]: packing layers changes no update. Decay is decoupled.
+    """
+
+    def __init__(
+        self, groups: list[dict[str, Any]], momentum: float, ns_steps: int, betas: tuple[float, float], eps: float
+    ) -> None:
+        super().__init__(groups, {"momentum": momentum, "ns_steps": ns_steps, "betas": betas, "eps": eps, "fused": True})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]  # no closure here
+        """Update every parameter that has a gradient."""
+        for group in self.param_groups:
+            gradients = _gradients(group)
+            if group["role"] == "matrix":
+                for parameter, gradient in gradients.items():
+                    self._update(parameter, gradient, group)
+            elif gradients:
+                self._update_rest(gradients, group)
+
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["momentum"] = torch.zeros_like(gradient)
+        average = state["momentum"].lerp_(gradient, 1 - group["momentum"])
+        update = orthogonal(gradient.lerp(average, group["momentum"]), group["ns_steps"])  # Nesterov momentum
+        scale = ADAMW_SCALE * max(parameter.shape[-2:]) ** 0.5
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(update, alpha=-group["lr"] * scale)
+
+    def _update_rest(self, gradients: dict[Tensor, Tensor], group: dict[str, Any]) -> None:
+        for parameter in gradients:
+            if not self.state[parameter]:
+                moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+                self.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
+        first, second, steps = ([self.state[p][key] for p in gradients] for key in ("exp_avg", "exp_avg_sq", "step"))
+        beta1, beta2 = group["betas"]
+        options = {"fused": True, "amsgrad": False, "maximize": False}
+        rates = {"beta1": beta1, "beta2": beta2, **{key: group[key] for key in ("lr", "weight_decay", "eps")}}
+        adamw(list(gradients), list(gradients.values()), first, second, [], steps, **options, **rates)
+
+
+def orthogonal(x: Tensor, steps: int) -> Tensor:
+    """About U V^T for every matrix U S V^T of x [..., E, C], by a Newton-Schulz iteration of batched products.
+
+    In bfloat16 on a GPU, as Jordan et al. do; elsewhere in x's own precision, since few CPUs gain by less.
+    """
+    a, b, c = COEFFICIENTS
+    working = x.to(torch.bfloat16 if x.is_cuda else x.dtype).reshape(-1, *x.shape[-2:])
+    tall = x.shape[-2] > x.shape[-1]
+    if tall:
+        working = working.mT
+    working = working / torch.linalg.vector_norm(working, dim=(-2, -1), keepdim=True).clamp(min=EPS)
+    for _ in range(steps):
+        gram = working @ working.mT
+        working = torch.baddbmm(working, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), working, beta=a)
+    if tall:
+        working = working.mT
+    return working.reshape(x.shape).to(x.dtype)
+
+
+class Adafactor(torch.optim.Optimizer):
+    """Of the second moments of a matrix only the means over its rows and over its columns are kept.
+
+    Shazeer & Stern 2018, arXiv:1804.04235, without momentum, as `torch.optim.Adafactor` has it for parameters of one layer each.
+    That one would factor packed biases over the layers, and scale and clip N packed matrices as one. Here groups have a `role`:
+    a parameter [..., E, C] is that many matrices [E, C], one [..., E] of role vector that many vectors, whose moments are kept
+    in full. Decay is decoupled.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], beta2_decay: float, eps: float) -> None:
+        super().__init__(groups, {"beta2_decay": beta2_decay, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]  # no closure here
+        """Update every parameter that has a gradient."""
+        for group in self.param_groups:
+            for parameter, gradient in _gradients(group).items():
+                self._update(parameter, gradient, group)
+
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state, lr = self.state[parameter], group["lr"]
+        state["step"] = state.get("step", torch.tensor(0.0)) + 1  # on the CPU, where it can be read without waiting
+        step = state["step"].item()
+        second_moments, dims = (_of_vectors, (-1,)) if group["role"] == "vector" else (_of_matrices, (-2, -1))
+        moments = second_moments(state, gradient, fresh=step ** group["beta2_decay"])
+        update = moments.clamp_(min=torch.finfo(moments.dtype).eps ** 2).rsqrt_().mul_(gradient)
+        size = _mean_square(parameter, dims).sqrt_().clamp_(min=group["eps"])
+        too_large = _mean_square(update, dims).sqrt_().div_(LARGEST_UPDATE).clamp_(min=1)
+        update.mul_(size / too_large * min(lr, step**-0.5))
+        parameter.mul_(1 - lr * group["weight_decay"]).sub_(update)
+
+
+def _of_vectors(state: dict[str, Tensor], gradient: Tensor, fresh: float) -> Tensor:
+    """The second moments of vectors; `fresh` is the weight of the newest."""
+    if "moments" not in state:
+        state["moments"] = torch.zeros_like(gradient)
+    return state["moments"].lerp_(gradient.square(), fresh).clone()
+
+
+def _of_matrices(state: dict[str, Tensor], gradient: Tensor, fresh: float) -> Tensor:
+    """The second moments [..., E, C] of matrices, of which the state has the means over C and over E."""
+    for name, dim in (("rows", -1), ("columns", -2)):
+        mean = _mean_square(gradient, (dim,))
+        state[name] = state[name].lerp_(mean, fresh) if name in state else mean * fresh
+    rows, columns = state["rows"], state["columns"]
+    return rows * (columns / rows.mean(-2, keepdim=True).clamp(min=torch.finfo(rows.dtype).eps))
+
+
+def _mean_square(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Over those dimensions, which stay with a size of 1."""
+    count = math.prod(x.shape[dim] for dim in dims)
+    return torch.linalg.vector_norm(x, dim=dims, keepdim=True).square_().div_(count)
+
+
+def _gradients(group: dict[str, Any]) -> dict[Tensor, Tensor]:
+    """The gradient of every parameter of a group that has one."""
+    return {parameter: parameter.grad for parameter in group["params"] if parameter.grad is not None}
+
+
+class AfterBackward:
+    """Optimizer steps, but none whose loss or gradient is NaN or Inf, and without waiting for the device.
+
+    The host would have to wait for a number to decide by it. A fused optimizer takes the decision from a tensor instead, as
+    from torch's `GradScaler` (its `found_inf`): where that is 1, parameters and moments stay as they are. For any other
+    optimizer the host asks. With the policy `stop` every later step is withheld too: the host learns of the bad one
+    a step later, and then finds the model as it was before.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, model: nn.Module, max_grad_norm: float | None, policy: Literal["stop", "skip"]
+    ) -> None:
+        self.optimizer: Any = optimizer
+        self.model, self.max_grad_norm, self.policy = model, max_grad_norm, policy
+        self._fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+        self._withheld: Tensor | None = None
+
+    def clip_grad_norm(self) -> Tensor:
+        """Clip all gradients together, if there is a bound; return their norm before that, a scalar."""
+        if self.max_grad_norm is None:
+            gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+            return full_tensor(nn.utils.get_total_norm(gradients))
+        return full_tensor(nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm))
+
+    def step(self, loss: Tensor, norm: Tensor) -> None:
+        """Take the optimizer's step, unless the loss or norm is NaN or Inf."""
+        bad = ~(loss.isfinite() & norm.isfinite())
+        if self.policy == "stop" and self._withheld is not None:
+            bad = bad | self._withheld
+        self._withheld = bad
+        if self._fused:
+            self.optimizer.grad_scale, self.optimizer.found_inf = None, bad.float()
+            self.optimizer.step()
+        elif not bad.item():
+            self.optimizer.step()
 
 
 class InBackward:
@@ -51,34 +260,26 @@ class InBackward:
         self._norms: list[float] = []
         model.zero_grad()
         for name, parameter in model.named_parameters():
-            parameter.register_post_accumulate_grad_hook(partial(self._update, name))
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(partial(self._update, name))
 
-    def step(self, loss: Tensor) -> Tensor:
-        """Nothing is left to do; the norm of all gradients since the last call, a scalar as `loss` is."""
-        norm = torch.tensor(math.hypot(*self._norms), device=loss.device)
+    def clip_grad_norm(self) -> Tensor:
+        """The norm of all gradients since the last call; the settings rule out clipping."""
+        norm = torch.tensor(math.hypot(*self._norms))
         self._norms.clear()
         return norm
 
+    def step(self, loss: Tensor, norm: Tensor) -> None:
+        """Nothing is left to do."""
+
     def _update(self, name: str, parameter: Tensor) -> None:
+        assert parameter.grad is not None
         norm = torch.linalg.vector_norm(parameter.grad).item()
         if not math.isfinite(norm):
             raise NonFiniteError(
                 f"the gradient of {name} has the norm {norm}; within a backward pass the parameters behind it are updated "
-                "already, so the run goes on from its last checkpoint: lower peak_lr or raise train.warmup_steps"
+                "already, so the run resumes from its last checkpoint: lower peak_lr or raise train.warmup_steps"
             )
         self._norms.append(norm)
         self.optimizer.step()  # of this parameter alone: it passes over those without a gradient
         parameter.grad = None
-
-
-def _groups(model: nn.Module, settings: Optimizer) -> list[dict[str, Any]]:
-    role_of = roles(model)
-    members: dict[str, list[nn.Parameter]] = {"matrix": []}
-    for name, parameter in model.named_parameters():
-        members.setdefault(role_of[name], []).append(parameter)
-    matrices = {"peak_lr": settings.peak_lr, "weight_decay": settings.weight_decay}
-    others = {"peak_lr": settings.rest.peak_lr if isinstance(settings, Muon) else settings.peak_lr, "weight_decay": 0.0}
-    groups = [
-        {"role": role, "params": parameters, **(matrices if role == "matrix" else others)} for role, parameters in members.items()
-    ]
-    return [group | {"lr": group["peak_lr"]} for group in groups]

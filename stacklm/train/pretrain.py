@@ -5,25 +5,21 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from stacklm.config.model import Model
 from stacklm.config.schema import ParamsError, plain
 from stacklm.config.train import Train, check_team
-from stacklm.data.batches import TrainBatches, evaluation_batches
+from stacklm.data.batches import evaluation_batches
 from stacklm.data.shards import Shards
-from stacklm.files import read_json, read_jsonl, sha256
+from stacklm.files import read_json, read_jsonl, sha256, write_jsonl
 from stacklm.model.build import ModelConfig
-from stacklm.model.store import save_model
-from stacklm.train.assemble import assemble
-from stacklm.train.errors import NotCertifiedError
-from stacklm.train.extend import adopt
-from stacklm.train.machine import prepare
-from stacklm.train.prefetch import Prefetch
-from stacklm.train.team import Team, joined, launched
-from stacklm.train.trainer import METRICS, TIMING, Run, train
+from stacklm.model.store import CONFIG, save_model
+from stacklm.train.certificate import check_certificate
+from stacklm.train.device import setup_device
+from stacklm.train.distributed import init_process_group, is_launched, launch
+from stacklm.train.metrics import METRICS, TIMING
+from stacklm.train.resume import warm_start
+from stacklm.train.trainer import Prefetch, Run, train
 from stacklm.train.validate import validate
 
 
@@ -39,59 +35,53 @@ def pretrain(
 ) -> None:
     """Train one model on the train split; write the folder `trained` and the file `timing`.
 
-    Alone, or with `config.processes` others that it starts, or as one of those that `torchrun` started. A killed run goes on
-    from the last checkpoint in `work`, and a longer one from where one in the folders `earlier` has come on the same way; on a
-    CPU either ends in the same bytes as one that was not killed and began anew. Raises `ParamsError` if the settings do not
-    fit the data, `NotCertifiedError` unless the certificate says that this very model can not see the tokens it is to
-    predict, and what `train` raises.
+    In this process, or in `config.nproc` processes that it starts, or as one of those that `torchrun` started. A killed
+    run resumes from the last checkpoint in `work`, and a longer one from a checkpoint of an identical run in the folders
+    `earlier`; on a CPU either ends in the same bytes as one that ran without interruption. Raises `ParamsError` if the
+    settings do not fit the data, `NotCertifiedError` unless the certificate says that this very model, with the present code,
+    cannot see the tokens it is to predict, and what `train` raises.
     """
-    check_team(config, model.optimizer, config.processes)
-    if config.processes > 1 and not launched():
-        from stacklm.train.launch import launch
-
-        launch(config.processes, pretrain, config, model, shards, certificate, trained, timing, work, earlier)
+    check_team(config, model.optimizer, config.nproc)
+    if config.nproc > 1 and not is_launched():
+        launch(config.nproc, pretrain, config, model, shards, certificate, trained, timing, work, earlier)
         return
-    device = prepare(config.device, config.threads)
+    device = setup_device(config.device, config.threads)
     data = Shards.open(shards)
-    _check_windows(config, data.splits["train"]["tokens"])
-    _check_certificate(certificate, ModelConfig(model.architecture, data.vocab_size, config.context))
-    with joined(device) as team:
+    context, batch_size, micro_batch_size = config.context_length, config.global_batch_size, config.micro_batch_size
+    _check_sequences(config, data.splits["train"]["tokens"])
+    check_certificate(certificate, ModelConfig(model.architecture, data.vocab_size, context), config)
+    train_stream, valid_stream = data.split("train"), data.split("valid")
+    with init_process_group(device) as team:
         check_team(config, model.optimizer, team.size)
-        settings = plain(config) | {"processes": team.size}
+        settings = plain(config) | {"nproc": team.size}
         identity = {"train": settings, "model": plain(model), "data": sha256(shards / "manifest.json")}
-        run = _run_of(config, model, data, identity, work, device, team)
-        team.together(lambda: adopt(work, earlier, identity, config) if team.leads else None)
+        run = Run(
+            f"pretrain {model.architecture.kind}",
+            config,
+            model,
+            data.vocab_size,
+            batches=Prefetch(train_stream, context, batch_size, config.seed, team.rank, team.size, device=device),
+            validate=lambda network: validate(
+                network, valid_stream, data.token_bytes, context, micro_batch_size, config.eval_tokens, team
+            ),
+            probe_BT=next(evaluation_batches(valid_stream, context, micro_batch_size))[0],
+            identity=identity,
+            work=work,
+            device=device,
+            team=team,
+        )
+        team.gather(lambda: warm_start(work, earlier, identity, config) if team.is_main else None)
         train(run)
         run.objective.gather()
-        team.together(lambda: _write(run, model, data, trained, timing) if team.leads else None)
-
-
-def _run_of(
-    config: Train, model: Model, data: Shards, identity: dict[str, Any], work: Path, device: torch.device, team: Team
-) -> Run:
-    batches = TrainBatches(data.split("train"), config.context, config.batch_size, config.seed, team.rank, team.size)
-    valid_stream = data.split("valid")
-    return assemble(
-        f"pretrain {model.architecture.kind}",
-        config,
-        model,
-        data.vocab_size,
-        batches=Prefetch(batches, device),
-        validate=lambda network: validate(
-            network, valid_stream, data.token_bytes, config.context, config.micro_batch, config.valid_tokens, team
-        ),
-        probe_BT=next(evaluation_batches(valid_stream, config.context, config.micro_batch))[0],
-        identity=identity,
-        work=work,
-        device=device,
-        team=team,
-    )
+        team.gather(lambda: _write(run, model, data, trained, timing) if team.is_main else None)
 
 
 def _write(run: Run, model: Model, data: Shards, trained: Path, timing: Path) -> None:
-    save_model(trained, run.model, model.architecture, data.vocab_size, run.config.context)
+    save_model(trained, run.model, model.architecture, data.vocab_size, run.config.context_length, data.tokenizer)
     shutil.copyfile(run.work / METRICS, trained / METRICS)
-    shutil.copyfile(run.work / TIMING, timing)
+    *times, last = read_jsonl(run.work / TIMING)
+    digest = read_json(trained / CONFIG)["sha256"]  # which tells these times from those of other weights
+    write_jsonl(timing, [*times, {**last, "model_sha256": digest}])
     final = read_jsonl(trained / METRICS)[-1]
     print(
         f"{run.name}: {run.config.last_step:,} steps, {final['tokens']:,} tokens, validation loss "
@@ -99,17 +89,11 @@ def _write(run: Run, model: Model, data: Shards, trained: Path, timing: Path) ->
     )
 
 
-def _check_windows(config: Train, tokens: int) -> None:
-    windows = tokens // config.context
-    if windows < config.batch_size:
+def _check_sequences(config: Train, tokens: int) -> None:
+    sequences = tokens // config.context_length
+    if sequences < config.global_batch_size:
         raise ParamsError(
-            f"train.context: the train split has {tokens:,} tokens, {windows} windows of {config.context}, but a batch takes "
-            f"train.batch_size = {config.batch_size} of them; shorten the context, shrink the batch or give more text"
+            f"train.context_length: the train split has {tokens:,} tokens, {sequences} sequences of {config.context_length}, "
+            f"but a batch takes train.global_batch_size = {config.global_batch_size} of them; "
+            "shorten the context, shrink the batch or give more text"
         )
-
-
-def _check_certificate(path: Path, subject: ModelConfig) -> None:
-    certificate = read_json(path)
-    if not certificate["passed"] or certificate["subject"] != plain(subject):
-        about = "says that it is not causal" if not certificate["passed"] else "is about another model"
-        raise NotCertifiedError(f"{path} {about}, so it is not trained; run the stage `audit` for it again")

@@ -1,4 +1,7 @@
-"""The training loop."""
+"""The training loop.
+
+A `Run` is put together from its settings; `train` is its loop, `train_step` one optimizer step.
+"""
 
 from __future__ import annotations
 
@@ -6,64 +9,86 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
+from stacklm.config.model import Model
 from stacklm.config.train import Train
 from stacklm.data.batches import TrainBatches
+from stacklm.model.build import build
+from stacklm.model.count import count
+from stacklm.model.layers import LanguageModel
+from stacklm.progress import progress
+from stacklm.train import Interrupted, NonFiniteError
 from stacklm.train.checkpoint import Checkpoints, Progress
-from stacklm.train.errors import NonFiniteError
-from stacklm.train.guard import Spikes
+from stacklm.train.device import apply_memory_options, autocast_context
+from stacklm.train.distributed import SINGLE, ProcessGroup, StopRequest, parallelize
 from stacklm.train.health import Health
-from stacklm.train.interrupt import Interrupted, StopRequest
-from stacklm.train.loss import Objective
-from stacklm.train.metrics import Log, Meter, NoLog
-from stacklm.train.optimizer import set_lr
-from stacklm.train.prefetch import Prefetch
-from stacklm.train.schedule import lr_factor, plateau_end
-from stacklm.train.team import ALONE, Team
+from stacklm.train.metrics import (
+    METRICS,
+    NON_FINITE,
+    TIMING,
+    JsonlWriter,
+    LossSpikeDetector,
+    Meter,
+    NullWriter,
+    read_rows,
+    row_every,
+)
+from stacklm.train.optimizer import AfterBackward, InBackward, build_optimizer, lr_factor, plateau_end, set_lr
 from stacklm.train.validate import Score
 
-METRICS, TIMING, NON_FINITE = "metrics.jsonl", "timing.jsonl", "non_finite.jsonl"
-MAX_ROWS = 2000
 MOST_SKIPPED = 10
 """Steps in a row that may be skipped before the run is given up."""
 
 
-class Stepper(Protocol):
-    """Takes the optimizer's step once the gradients are there, if it has not been taken yet."""
-
-    def step(self, loss: Tensor) -> Tensor:
-        """Return the norm of the gradients."""
-
-
-@dataclass(frozen=True)
 class Run:
-    """What a run is made of.
+    """A model with fresh weights, as the settings fix them, and all that its training needs.
 
-    `name` stands on its progress bar, `identity` says which checkpoints are its own, `work` keeps all it needs to resume.
+    `name` stands on the progress bar, `validate` scores a model, `probe_BT` are the ids by which its health is measured, `identity`
+    says which checkpoints are its own, `work` keeps all it needs to resume. The model is drawn on the CPU, so it is the same for
+    every device and every process of a team; what is random later, such as dropout, differs.
     """
 
-    name: str
-    config: Train
-    model: nn.Module
-    objective: Objective
-    optimizer: torch.optim.Optimizer
-    stepper: Stepper
-    batches: TrainBatches | Prefetch
-    validate: Callable[[], Score]
-    health: Health
-    flops_per_token: int
-    identity: Mapping[str, Any]
-    work: Path
-    device: torch.device
-    team: Team = ALONE
+    def __init__(
+        self,
+        name: str,
+        config: Train,
+        model: Model,
+        vocab_size: int,
+        batches: TrainBatches,
+        validate: Callable[[LanguageModel], Score],
+        probe_BT: Tensor,
+        identity: Mapping[str, Any],
+        work: Path,
+        device: torch.device,
+        team: ProcessGroup = SINGLE,
+    ) -> None:
+        self.name, self.config, self.batches, self.identity, self.work = name, config, batches, identity, work
+        self.device, self.team = device, team
+        torch.manual_seed(config.seed)
+        self.model = build(model.architecture, vocab_size, config.context_length)
+        if device.type != "cpu":
+            self.model.to(device)
+        apply_memory_options(self.model, config)
+        self.objective = parallelize(self.model, autocast_context(config, device), config, team)
+        if not team.is_main:
+            torch.manual_seed(config.seed + team.rank * 2**32)
+        self.optimizer = build_optimizer(self.model, model.optimizer)
+        if model.optimizer.optimizer_in_backward:
+            self.stepper = InBackward(self.optimizer, self.model)
+        else:
+            self.stepper = AfterBackward(self.optimizer, self.model, config.max_grad_norm, config.on_nonfinite)
+        self.validate = partial(validate, self.model)
+        self.health = Health(self.model, probe_BT.to(device))
+        self.flops_per_token = count(model.architecture, vocab_size, config.context_length).training_flops_per_token
 
 
 class Update(NamedTuple):
@@ -75,12 +100,43 @@ class Update(NamedTuple):
     norm: Tensor
 
 
+def train_step(run: Run, step: int, watch: bool = False, lr_share: float | None = None) -> Update:
+    """One optimizer step, the one that leads to `step`, on the mean loss of its batch over all tokens, in nats per token.
+
+    The batch goes through the model `micro_batch_size` rows at a time, and gradients add up. Processes of a team take their share
+    of the rows each, and average gradients at the last backward pass. The loss is that before the update. The learning rate is
+    `lr_share` of its peak, by default what the schedule says. With `watch` the model's health sees gradients and updates.
+    """
+    config, objective, stepper = run.config, run.objective, run.stepper
+    set_lr(run.optimizer, lr_factor(step, config) if lr_share is None else lr_share)
+    inputs_BT, targets_BT = (tensor.to(run.device, non_blocking=True) for tensor in run.batches.batch(step - 1))
+    micro_batches = list(zip(inputs_BT.split(config.micro_batch_size), targets_BT.split(config.micro_batch_size), strict=True))
+    loss = torch.zeros((), device=run.device)
+    if watch:
+        run.health.before_backward()
+
+    objective.zero_grad()
+    for i, (inputs, targets) in enumerate(micro_batches, start=1):
+        with nullcontext() if i == len(micro_batches) else objective.no_sync():
+            share = objective(inputs, targets) / targets_BT.numel()
+            share.backward()
+        loss += share.detach()
+    loss = run.team.mean(loss)
+    if watch:
+        run.health.before_step()
+    norm = stepper.clip_grad_norm()
+    stepper.step(loss, norm)
+    if watch:
+        run.health.after_step()
+    return Update(step, run.optimizer.param_groups[0]["lr"], loss, norm)
+
+
 def train(run: Run) -> None:
     """Train to `config.last_step`, from the newest checkpoint in `work/checkpoints` or from the start.
 
     Writes `work/metrics.jsonl`, equal in equal runs, and `work/timing.jsonl`, which varies: a row for every step of a
     short run, for about 2,000 steps of a long one. Step 0 is the untrained model. The figures of a step are read while
-    the next one is under way. All processes of a team call this; the first of them writes and shows progress. Raises
+    the next one is under way. All processes of a team call this; the main one writes and shows progress. Raises
     `NonFiniteError` before an update that would spoil the model, and `Interrupted` after SIGINT or SIGTERM to any process,
     with a checkpoint of the step that was under way.
     """
@@ -88,21 +144,21 @@ def train(run: Run) -> None:
     run.model.train()
     milestone = partial(is_milestone, config=config)
     checkpoints = Checkpoints(run.work / "checkpoints", run.identity, config.keep_checkpoints, milestone, team)
-    done = checkpoints.restore(run.model, run.optimizer)
+    done = checkpoints.restore(run.model, run.optimizer, config.last_step)
     first = done.step + 1 if done else 0
-    if team.leads:
+    if team.is_main:
         print(f"{run.name}: {config.batch_arithmetic}")
         if done:
             print(f"{run.name}: resuming after step {done.step:,} of {config.last_step:,}")
-    meter = Meter(done.seconds if done else 0.0, run.device)
-    reader = Reader(run)
-    log = Log if team.leads else NoLog
-    shown = {"desc": run.name, "unit": "step", "mininterval": 0.5, "disable": not team.leads}
+    meter, reader = Meter(done.seconds if done else 0.0, run.device), Reader(run)
+    log = JsonlWriter if team.is_main else NullWriter
+    logs, every = (run.work / METRICS, run.work / TIMING), row_every(config.max_steps)
+    rows = team.gather(lambda: [read_rows(path, first - 1, every) if first and team.is_main else [] for path in logs])[0]
     with (
-        log(run.work / METRICS, first - 1) as metrics,
-        log(run.work / TIMING, first - 1) as timing,
+        log(logs[0], rows[0]) as metrics,
+        log(logs[1], rows[1]) as timing,
         StopRequest(patient=team.size > 1) as stop,
-        tqdm(total=config.last_step, initial=max(first - 1, 0), **shown) as bar,
+        progress(desc=run.name, total=config.last_step, initial=max(first - 1, 0), unit="step", disable=not team.is_main) as bar,
     ):
 
         def due(step: int, every: int) -> bool:
@@ -116,20 +172,19 @@ def train(run: Run) -> None:
             losses = ", ".join(f"{name} {figures[name]:.3f}" for name in ("train_loss", "valid_loss") if name in figures)
             bar.set_postfix_str(f"{losses}, {usage['tokens_per_second']:,.0f} tokens/s", refresh=False)
 
-        def settle() -> None:
-            """Read and report the step that was under way, if it has not been."""
-            if reader.waiting:
-                step, figures = reader.read()
-                if due(step, row_every(config.steps)):
-                    report(step, figures)
+        def report_pending() -> None:
+            if update := reader.pending:
+                figures = reader.read()
+                if due(update.step, every):
+                    report(update.step, figures)
 
         def evaluate(step: int) -> float:
-            figures = reader.read()[1] if reader.waiting else {}
+            figures = reader.read()
             score = run.validate()
             if not math.isfinite(score.loss):
                 raise NonFiniteError(f"step {step}: the validation loss is {score.loss}; the last checkpoint is from before")
             figures |= {"valid_loss": score.loss, "valid_bits_per_byte": score.bits_per_byte}
-            with run.objective.looked_into():
+            with run.objective.unsharded():
                 figures |= run.health.read()
             report(step, figures)
             return score.loss
@@ -137,20 +192,20 @@ def train(run: Run) -> None:
         def checkpoint(step: int, valid_loss: float | None) -> None:
             metrics.sync()
             timing.sync()
-            progress = Progress(step, step * config.tokens_per_step, meter.seconds)
-            checkpoints.save(run.model, run.optimizer, progress, valid_loss)
+            done = Progress(step, step * config.tokens_per_step, meter.seconds)
+            checkpoints.save(run.model, run.optimizer, done, valid_loss)
 
         for step in range(first, config.last_step + 1):
             if step > 0:
                 with meter.training(config.tokens_per_step):
-                    begun = update(run, step, watch=due(step, config.valid_every))
-                    settle()
-                    reader.waiting = begun
+                    update = train_step(run, step, watch=due(step, config.eval_every))
+                    report_pending()
+                    reader.pending = update
                 bar.update()
-            valid_loss = evaluate(step) if due(step, config.valid_every) else None
+            valid_loss = evaluate(step) if due(step, config.eval_every) else None
             stopping = team.any(stop.signal is not None)
-            if stopping or due(step, config.checkpoint_every) or is_milestone(step, config):
-                settle()
+            if stopping or due(step, config.checkpoint_every) or milestone(step):
+                report_pending()
                 checkpoint(step, valid_loss)
             if stopping:
                 why = stop.signal or "another process was asked to stop"
@@ -158,93 +213,77 @@ def train(run: Run) -> None:
 
 
 def is_milestone(step: int, config: Train) -> bool:
-    """Whether the checkpoint of a step is kept for good; with `wsd` that from which any longer run can go on is."""
-    every = config.milestone_every
-    return bool(every and step % every == 0) or (config.schedule == "wsd" and step == plateau_end(config))
-
-
-def row_every(steps: int) -> int:
-    """Steps from one row to the next in a run with that horizon."""
-    return math.ceil(steps / MAX_ROWS)
-
-
-def update(run: Run, step: int, watch: bool = False) -> Update:
-    """Begin the optimizer step that leads to `step`: its loss is that before the update, in nats a token.
-
-    With `watch` the model's health is told of gradients and updates.
-    """
-    factor = lr_factor(step, run.config)
-    set_lr(run.optimizer, factor)
-    inputs_BT, targets_BT = (tensor.to(run.device, non_blocking=True) for tensor in run.batches.batch(step - 1))
-    if watch:
-        run.health.before_backward()
-    loss = run.team.mean(accumulate(run.objective, inputs_BT, targets_BT, run.config.micro_batch))
-    if watch:
-        run.health.before_step()
-    norm = run.stepper.step(loss)
-    if watch:
-        run.health.after_step()
-    return Update(step, run.optimizer.param_groups[0]["lr"], loss, norm)
-
-
-def accumulate(objective: Objective, inputs_BT: Tensor, targets_BT: Tensor, micro_batch: int) -> Tensor:
-    """Set the gradients of the mean loss over all tokens of a batch, `micro_batch` rows at a time; return that loss.
-
-    In a team the batch is this process's share and the loss the mean over it; the gradients are those of the whole batch.
-    """
-    objective.zero_grad()
-    total = torch.zeros((), device=inputs_BT.device)
-    *earlier, last = zip(inputs_BT.split(micro_batch), targets_BT.split(micro_batch), strict=True)
-
-    def add(inputs: Tensor, targets: Tensor) -> None:
-        loss = objective(inputs, targets) / targets_BT.numel()
-        loss.backward()
-        total.add_(loss.detach())
-
-    with objective.no_sync():
-        for part in earlier:
-            add(*part)
-    add(*last)
-    return total
+    """Whether the checkpoint of a step is kept for good; with `wsd` the one that any longer run can resume from is."""
+    every = config.keep_every
+    return bool(every and step % every == 0) or (config.lr_schedule == "wsd" and step == plateau_end(config))
 
 
 class Reader:
-    """Reads the figures of updates, one after the other, and says what they mean."""
+    """Reads the figures of updates, one after the other, and decides whether the run may continue."""
 
     def __init__(self, run: Run) -> None:
-        self.waiting: Update | None = None
+        self.pending: Update | None = None
         self._run = run
-        self._spikes = Spikes()
+        self._spikes = LossSpikeDetector()
         self._skipped = 0
 
-    def read(self) -> tuple[int, dict[str, float]]:
-        """The step that waits and its row. Raises `NonFiniteError` where it must not go on."""
-        update, self.waiting = self.waiting, None
+    def read(self) -> dict[str, float]:
+        """The figures of the pending update; none where there is none. Raises `NonFiniteError` where the run must stop."""
+        update, self.pending = self.pending, None
+        if update is None:
+            return {}
         loss, norm = update.loss.item(), update.norm.item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self._not_finite(update, loss, norm)
-            return update.step, {"lr": update.lr, "skipped": 1}
+            return {"lr": update.lr, "skipped": 1}
         self._skipped = 0
-        if (said := self._spikes.note(loss)) and self._run.team.leads:
-            tqdm.write(f"{self._run.name}: step {update.step:,}: {said}", file=sys.stderr)
-        return update.step, {"train_loss": loss, "lr": update.lr, "grad_norm": norm}
+        if warning := self._spikes.note(loss):
+            self._warn(f"step {update.step:,}: {warning}")
+        return {"train_loss": loss, "lr": update.lr, "grad_norm": norm}
 
     def _not_finite(self, update: Update, loss: float, norm: float) -> None:
-        """Keep what is needed to play the step again; go on only where that is the policy."""
+        """Record what is needed to repeat the step; return only where the policy is to skip it."""
         path, config = self._run.work / NON_FINITE, self._run.config
-        windows = self._run.batches.indices(update.step - 1)
-        note = {"step": update.step, "train_loss": str(loss), "lr": update.lr, "grad_norm": str(norm), "windows": windows}
-        if self._run.team.leads:
+        sequences = self._run.batches.indices(update.step - 1)
+        note = {"step": update.step, "train_loss": str(loss), "lr": update.lr, "grad_norm": str(norm), "sequences": sequences}
+        if self._run.team.is_main:
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(note) + "\n")
         what = f"step {update.step}: the loss is {loss} and the gradient's norm {norm}"
         self._skipped += 1
-        if config.non_finite == "skip" and self._skipped < MOST_SKIPPED:
-            if self._run.team.leads:
-                tqdm.write(f"{self._run.name}: {what}; skipped, its windows are listed in {path}", file=sys.stderr)
+        if config.on_nonfinite == "skip" and self._skipped < MOST_SKIPPED:
+            self._warn(f"{what}; skipped, its sequences are listed in {path}")
             return
         untouched = update.step - self._skipped
         raise NonFiniteError(
-            f"{what}; stopped before the update, so the model is still that of step {untouched}. The batch's windows are listed "
+            f"{what}; stopped before the update, so the model is still that of step {untouched}. The batch's sequences are listed "
             f"in {path}. The learning rate was {update.lr:g}: lower peak_lr or raise train.warmup_steps"
         )
+
+    def _warn(self, text: str) -> None:
+        if self._run.team.is_main:
+            tqdm.write(f"{self._run.name}: {text}", file=sys.stderr)
+
+
+class Prefetch(TrainBatches):
+    """The same batches, the next one made by a thread while the device works on this one.
+
+    Asked for in another order they are made on the spot. For a GPU they lie in pinned memory, from which copies run in parallel.
+    """
+
+    def __init__(self, *arguments: Any, device: torch.device) -> None:
+        super().__init__(*arguments)
+        self._pinned = device.type == "cuda"
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
+        self._ahead: dict[int, Future[tuple[Tensor, Tensor]]] = {}
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of a step, int64 [B, T] each. Raises what `TrainBatches` raises."""
+        ahead = self._ahead.pop(step, None)
+        made = ahead.result() if ahead else self._make(step)
+        self._ahead = {step + 1: self._worker.submit(self._make, step + 1)}
+        return made
+
+    def _make(self, step: int) -> tuple[Tensor, Tensor]:
+        inputs_BT, targets_BT = super().batch(step)
+        return (inputs_BT.pin_memory(), targets_BT.pin_memory()) if self._pinned else (inputs_BT, targets_BT)

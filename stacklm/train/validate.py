@@ -9,12 +9,13 @@ from itertools import islice
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
 
 from stacklm.data.batches import evaluation_batches
 from stacklm.data.shards import TokenStream
+from stacklm.model.layers import LanguageModel
+from stacklm.train.distributed import SINGLE, ProcessGroup
 from stacklm.train.loss import token_losses
-from stacklm.train.team import ALONE, Team
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Batches = Iterable[Batch]
@@ -43,38 +44,33 @@ class Score:
 
 
 def validate(
-    model: nn.Module,
+    model: LanguageModel,
     stream: TokenStream,
     token_bytes_V: np.ndarray,
     context: int,
     batch_size: int,
     tokens: int,
-    team: Team = ALONE,
+    team: ProcessGroup = SINGLE,
 ) -> Score:
     """Score the first `tokens` of the stream, or all where it has fewer; the processes of a team share the work.
 
     But for rounding the result depends neither on the batch size nor on the team, and all of a team have the same.
     """
     batches = _shared(_first(evaluation_batches(stream, context, batch_size), tokens), team)
-    scores = team.together(lambda: score(model, batches, token_bytes_V))
+    scores = team.gather(lambda: score(model, batches, token_bytes_V))
     return Score(*map(sum, zip(*map(astuple, scores), strict=True)))
 
 
-@torch.no_grad()
-def score(model: nn.Module, batches: Batches, token_bytes_V: np.ndarray) -> Score:
+def score(model: LanguageModel, batches: Batches, token_bytes_V: np.ndarray) -> Score:
     """Score batches of inputs, targets and mask [B, T] where the mask is true, in evaluation mode.
 
     Sums are taken in float64, so they depend on how tokens are batched only by the rounding of single losses.
     """
-    device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     tokens, nats, text_nats, text_bytes = 0, 0.0, 0.0, 0
-    for inputs_BT, targets_BT, mask_BT in batches:
-        nats_BT = token_losses(model, inputs_BT.to(device), targets_BT.to(device)).cpu()
-        scored = nats_BT[mask_BT].double()
-        sizes = torch.from_numpy(token_bytes_V)[targets_BT[mask_BT]]
-        tokens += len(scored)
+    for scored, targets, sizes in scored_tokens(model, batches, token_bytes_V):
+        tokens += len(targets)
         nats += scored.sum().item()
         text_nats += scored[sizes > 0].sum().item()
         text_bytes += int(sizes.sum())
@@ -82,7 +78,17 @@ def score(model: nn.Module, batches: Batches, token_bytes_V: np.ndarray) -> Scor
     return Score(tokens, nats, text_nats, text_bytes)
 
 
-def _shared(batches: Batches, team: Team) -> Iterator[Batch]:
+@torch.no_grad()
+def scored_tokens(model: LanguageModel, batches: Batches, token_bytes_V: np.ndarray) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Of each batch the tokens where the mask is true, in order: nats in float64, ids, and bytes of text, [n] each, on the CPU."""
+    device = next(model.parameters()).device
+    for inputs_BT, targets_BT, mask_BT in batches:
+        nats_BT = token_losses(model, inputs_BT.to(device), targets_BT.to(device)).cpu()
+        targets = targets_BT[mask_BT]
+        yield nats_BT[mask_BT].double(), targets, torch.from_numpy(token_bytes_V)[targets]
+
+
+def _shared(batches: Batches, team: ProcessGroup) -> Iterator[Batch]:
     """Every n-th batch, for this one of n processes.
 
     Where they do not come out even some have the last one once more, with no place to be scored: processes whose weights

@@ -1,4 +1,4 @@
-"""What a pretraining is, as far as files tell.
+"""What a pretraining is, as far as files tell: its facts, the pipeline run that it belongs to, its curves. No MLflow here.
 
 The facts that hold from its first step (settings, data, code, the start) are noted in the state folder when it begins;
 a run that was trained elsewhere and came through DVC has them read from its outputs.
@@ -6,24 +6,63 @@ a run that was trained elsewhere and came through DVC has them read from its out
 
 from __future__ import annotations
 
+import bisect
+import getpass
+import hashlib
+import os
+import platform
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stacklm.config.model import Model
-from stacklm.config.schema import read
+from stacklm.config.schema import flatten, read
 from stacklm.files import read_json, read_jsonl, sha256, write_json
 from stacklm.pipeline.project import Project
 from stacklm.pipeline.stages import stage
+from stacklm.pipeline.tracking.store import LOCAL_PAGES, is_server, tracking_uri
+from stacklm.pipeline.watchdog import entry_point
+from stacklm.report.runs import timing_of
 
 PRETRAIN = stage("pretrain")
+FLOW_RUN, FLOW_RUN_ID = "STACKLM_FLOW_RUN", "STACKLM_FLOW_RUN_ID"
+"""Environment variables that a flow sets for its stages: what it is called, and its id in Prefect."""
+
+FINGERPRINT = "stacklm.fingerprint"
+"""The tag by which a run is found."""
+
+POINTS = 2000
+"""Points of a curve, at most about: more are not seen, and make MLflow slow."""
+
+METRICS = {
+    "valid_bits_per_byte": "bits_per_byte/valid",
+    "train_loss": "loss/train",
+    "valid_loss": "loss/valid",
+    "lr": "optimizer/learning_rate",
+    "grad_norm": "optimizer/grad_norm",
+    "tokens": "progress/tokens",
+    "flops": "progress/training_flops",
+}
+TIMING = {
+    "seconds": ("progress/seconds", 1),
+    "tokens_per_second": ("speed/tokens_per_second", 1),
+    "cpu_percent": ("system/cpu_utilization_percentage", 1),
+    "system_memory_percent": ("system/system_memory_usage_percentage", 1),
+    "system_memory_bytes": ("system/system_memory_usage_megabytes", 1e-6),
+    "process_rss_bytes": ("system/process_memory_megabytes", 1e-6),
+    "peak_memory_bytes": ("system/process_peak_memory_megabytes", 1e-6),
+    "gpu_memory_bytes": ("system/gpu_0_memory_usage_megabytes", 1e-6),
+}
+"""The name of each figure in MLflow, where the part before the slash is a group of charts, and the factor to its unit."""
+HEALTH = "health/"
+"""Figures whose names in the rows begin so are shown under these names: which there are depends on the model."""
 
 
 @dataclass(frozen=True)
-class Run:
+class Pretraining:
     """One pretraining of `model`: growing in a work folder, or `published` in the project's outputs.
 
     `fingerprint` is the identity of its settings, inputs and code; the run in MLflow is found by it.
@@ -37,25 +76,30 @@ class Run:
     published: bool
 
     @classmethod
-    def growing(cls, project: Project, model: str, fingerprint: str, work: Path) -> Run:
+    def growing(cls, project: Project, model: str, fingerprint: str, work: Path) -> Pretraining:
         return cls(project, model, fingerprint, work / "metrics.jsonl", work / "timing.jsonl", published=False)
 
     @classmethod
-    def finished(cls, project: Project) -> Iterator[Run]:
+    def finished(cls, project: Project) -> Iterator[Pretraining]:
         """The runs whose outputs are complete in the project."""
         for record in sorted((project.root / PRETRAIN.record("*")).parent.glob(Path(PRETRAIN.record("*")).name)):
             model = record.stem.partition("@")[2]
             outputs = PRETRAIN.paths(PRETRAIN.writes, project.root, model)
             if all(path.exists() for path in outputs.values()):
                 fingerprint = read_json(record)["fingerprint"]
-                yield cls(project, model, fingerprint, outputs["trained"] / "metrics.jsonl", outputs["timing"], published=True)
+                timing = PRETRAIN.made(project.root, model)["timing"]
+                yield cls(project, model, fingerprint, outputs["trained"] / "metrics.jsonl", timing, published=True)
 
     @property
     def trained(self) -> Path:
         return self.project.root / PRETRAIN.writes["trained"].format(model=self.model)
 
+    def times(self) -> list[dict[str, Any]]:
+        """The rows of times and memory so far; none where a published model was restored and its times were not."""
+        return timing_of(self.trained, self.timing) if self.published else read_jsonl(self.timing)
+
     def note(self, kind: str) -> Path:
-        """The file of the state folder that keeps this run's `facts`, `receipt` or `lock`."""
+        """The file of the state folder that keeps this run's `facts`, `receipt`, `lock` or `ids` in MLflow."""
         return self.project.state / "tracking" / f"{self.fingerprint[:16]}.{kind}"
 
     def facts(self) -> dict[str, Any]:
@@ -64,9 +108,18 @@ class Run:
         return read_json(noted) if noted.exists() else self._collect(self._record(PRETRAIN.record(self.model)))
 
     def begin(self, record: Mapping[str, Any]) -> None:
-        """Note the facts, `record` being the leaf's; a resumed run keeps those it began with."""
+        """Note the facts, `record` being the stage runner's; a resumed run keeps those it began with."""
         if not self.note("facts").exists():
-            write_json(self.note("facts"), {**self._collect(record), "git": _git(self.project.root)})
+            write_json(self.note("facts"), {**self._collect(record), "git": _git(self.project.root), "pipeline": pipeline_run()})
+
+    def page(self) -> str | None:
+        """The address of the run in MLflow's pages; None where MLflow does not have it yet."""
+        ids = self.note("ids")
+        if not ids.exists():
+            return None
+        uri = tracking_uri(self.project)
+        server = uri.rstrip("/") if is_server(uri) else LOCAL_PAGES
+        return f"{server}/#/experiments/{read_json(ids)['experiment']}/runs/{read_json(ids)['run']}"
 
     def evaluation(self) -> dict[str, Any] | None:
         """The published evaluation, if it is of exactly these weights."""
@@ -76,12 +129,14 @@ class Run:
         ours = self.trained.exists() and inputs.get(self.trained.relative_to(self.project.root).as_posix()) == sha256(self.trained)
         return read_json(path) if ours and path.exists() else None
 
-    def report(self) -> Path | None:
-        """The folder of the published report, if it is of exactly the models that are published now."""
+    def reports(self) -> dict[str, Path]:
+        """The folders of the published report and of its times, if they are of exactly the models that are published now."""
         compare = stage("compare")
         inputs = self._record(compare.record()).get("inputs", {})
-        path, models = self.project.root / compare.writes["report"], self.project.root / compare.reads["trained"]
-        return path if path.exists() and inputs.get(compare.reads["trained"]) == sha256(models) else None
+        paths = {"report": compare.writes["report"], "speed": compare.untracked_writes["speed"]}
+        if inputs.get(compare.reads["trained"]) != sha256(self.project.root / compare.reads["trained"]):
+            return {}
+        return {name: self.project.root / path for name, path in paths.items() if (self.project.root / path).exists()}
 
     def _record(self, path: str) -> dict[str, Any]:
         record = self.project.root / path
@@ -93,31 +148,86 @@ class Run:
         upstream = [self._record(stage(name).record()).get("params", {}) for name in ("download", "tokenizer")]
         settings = {key: value for params in upstream for key, value in params.items()}
         data = _data(self.project.root, settings.get("data", {}))
-        rows = read_jsonl(self.timing)
+        rows = self.times()
         ended = self.timing.stat().st_mtime if rows else time.time()
         return {
             "fingerprint": self.fingerprint,
             "model": self.model,
             "started": round(ended - (rows[-1]["seconds"] if rows else 0), 3),
-            "steps": train["steps"],
-            "params": flatten({**entry, "train": train, **settings}),
-            "size": _size(read(Model, entry), data["vocab_size"], train["context"]),
+            "steps": train["max_steps"],
+            "params": _params({**entry, "train": train, **settings}),
+            "size": _size(read(Model, entry), data["vocab_size"], train["context_length"]),
             "data": data,
             "code": record["code"],
             "versions": record["versions"],
         }
 
 
-def flatten(tree: Any, key: str = "") -> dict[str, Any]:
-    """Nested settings as one level of dotted keys: `architecture.stacks.0.layers`."""
-    if isinstance(tree, Mapping) or (isinstance(tree, list) and any(isinstance(item, Mapping) for item in tree)):
-        items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
-        return {k: v for name, item in items for k, v in flatten(item, f"{key}.{name}" if key else str(name)).items()}
-    return {key: ", ".join(map(str, tree)) if isinstance(tree, list) else tree}
+def pipeline_run() -> dict[str, Any] | None:
+    """The flow, `dvc repro` or `dvc exp run` that this stage belongs to; None where a person started the stage alone.
+
+    `started` is in seconds since the epoch.
+    """
+    process = entry_point()
+    if process is None:
+        return None
+    flow, experiment = os.environ.get(FLOW_RUN), os.environ.get("DVC_EXP_NAME")
+    started = time.time() if flow else process.create_time()
+    identity = [platform.node(), os.environ.get(FLOW_RUN_ID) or [process.pid, started], experiment]
+    command = "stacklm run-flow" if flow else "dvc exp run" if experiment else "dvc repro"
+    called = experiment or flow or time.strftime("%Y-%m-%d %H:%M", time.localtime(started))
+    tags = {
+        "dvc.experiment": experiment,
+        "dvc.experiment.baseline": os.environ.get("DVC_EXP_BASELINE_REV"),
+        "prefect.flow_run": flow,
+        "prefect.flow_run_id": os.environ.get(FLOW_RUN_ID),
+    }
+    return {
+        "identity": hashlib.sha256(repr(identity).encode()).hexdigest(),
+        "name": f"{command} · {called}",
+        "command": command,
+        "started": round(started, 3),
+        "tags": {name: value for name, value in tags.items() if value},
+    }
+
+
+def user() -> str:
+    """Who trains, for MLflow; `unknown` where the system has no name for them."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
+
+
+class Point(NamedTuple):
+    """One value of a curve; `seconds` of training had passed."""
+
+    key: str
+    step: int
+    value: float
+    seconds: float
+
+
+def points(metrics: Sequence[Mapping[str, Any]], timing: Sequence[Mapping[str, Any]], steps: int) -> list[Point]:
+    """All points to show of a run of `steps` optimizer steps. Of growing rows it is always a beginning of the same points."""
+    clock = _Clock(timing)
+    curves = [(row_key, key, 1, metrics) for row_key, key in METRICS.items()]
+    curves += [(row_key, key, factor, timing) for row_key, (key, factor) in TIMING.items()]
+    curves += [(key, key, 1, metrics) for key in dict.fromkeys(key for row in metrics for key in row) if key.startswith(HEALTH)]
+    return [
+        Point(key, row["step"], row[row_key] * factor, clock.at(row["step"]))
+        for row_key, key, factor, rows in curves
+        for row in _thin((row for row in rows if row.get(row_key) is not None), steps)
+    ]
+
+
+def _params(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as MLflow's parameters."""
+    return {key: ", ".join(map(str, value)) if isinstance(value, list) else value for key, value in flatten(settings).items()}
 
 
 def _size(model: Model, vocab_size: int, context: int) -> dict[str, int]:
-    """Parameters and FLOPs a token, under the names of MLflow's metrics."""
+    """Parameters and FLOPs per token, under the names of MLflow's metrics."""
     from stacklm.model.count import count
 
     counts = count(model.architecture, vocab_size, context)
@@ -163,3 +273,30 @@ def _git(root: Path) -> dict[str, Any]:
         }
     except (OSError, subprocess.CalledProcessError):
         return {}
+
+
+def _thin(rows: Iterator[Mapping[str, Any]], steps: int) -> Iterator[Mapping[str, Any]]:
+    """The first row of every `steps / POINTS` steps, and that of the last step."""
+    width = -(-steps // POINTS)
+    bucket = -1
+    for row in rows:
+        if row["step"] // width != bucket or row["step"] == steps:
+            bucket = row["step"] // width
+            yield row
+
+
+class _Clock:
+    """Seconds of training at any step, between the rows that have them by a straight line."""
+
+    def __init__(self, timing: Sequence[Mapping[str, Any]]) -> None:
+        self._steps = [0, *(row["step"] for row in timing)]
+        self._seconds = [0.0, *(row["seconds"] for row in timing)]
+
+    def at(self, step: int) -> float:
+        i = bisect.bisect_left(self._steps, step)
+        if i == len(self._steps):
+            return self._seconds[-1]
+        if self._steps[i] == step or i == 0:
+            return self._seconds[i]
+        share = (step - self._steps[i - 1]) / (self._steps[i] - self._steps[i - 1])
+        return self._seconds[i - 1] + share * (self._seconds[i] - self._seconds[i - 1])

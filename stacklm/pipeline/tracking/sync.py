@@ -1,24 +1,51 @@
-"""Everything that is published, brought up to date in MLflow, whatever was missed while it could not be reached."""
+"""MLflow brought up to date: with everything that is published, and with a run that is training.
+
+What is published is compared with receipts, whatever was missed while MLflow could not be reached.
+
+A training is followed every two seconds by a process of its own, because MLflow in the training process would take its memory,
+its time and its interpreter lock, all of which are measured there. That process lives as long as its standard input: when
+training ends in any way, `kill -9` included, the pipe closes, the run gets its last rows and its status, and the process is gone
+within seconds.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from stacklm.files import read_json, write_json
+import stacklm
+from stacklm.files import read_json, sha256, write_json
 from stacklm.pipeline.project import Project
-from stacklm.pipeline.stages import STAGES
-from stacklm.pipeline.tracking.run import Run
-from stacklm.pipeline.tracking.tracker import WAIT, store_identity, tracking_uri
+from stacklm.pipeline.stages import STAGES, stage
+from stacklm.pipeline.tracking.run import Pretraining
+from stacklm.pipeline.tracking.store import WAIT, shown_uri, store_identity
+
+if TYPE_CHECKING:
+    from stacklm.pipeline.tracking.mirror import Mirror
 
 SHOWN = ("tokenizer", "pretrain", "evaluate", "compare")
 """The stages whose outputs a run shows."""
 
+INTERVAL = 2.0
+"""Seconds between two looks at the files."""
+LAST_WORDS = 3.0
+"""Seconds that the process has to finish once training has ended."""
+FINISHED = "FINISHED"
 
-def pending(project: Project) -> list[Run]:
+
+def pending(project: Project) -> list[Pretraining]:
     """The published runs that MLflow has not been given in their present state. Looks at names, sizes and times only."""
-    return [run for run in Run.finished(project) if _receipt(run) != _stamp(run)]
+    return [run for run in Pretraining.finished(project) if _receipt(run) != _stamp(run)]
 
 
 def sync_all(project: Project) -> bool:
@@ -26,13 +53,14 @@ def sync_all(project: Project) -> bool:
     try:
         for run in pending(project):
             sync(run)
+        _register(project)
     except Exception as error:
         warn(project, error)
         return False
     return True
 
 
-def sync(run: Run) -> None:
+def sync(run: Pretraining) -> None:
     """Bring one published run up to date in MLflow. Raises whatever MLflow raises."""
     from stacklm.pipeline.tracking.mirror import Mirror
 
@@ -42,31 +70,143 @@ def sync(run: Run) -> None:
         write_json(run.note("receipt"), {**_stamp(run), "files": before})
 
 
+def _register(project: Project) -> None:
+    """Keep the registered model at the last comparison; its receipt is the comparison's hash."""
+    comparison, receipt = project.root / stage("compare").writes["comparison"], project.state / "tracking" / "registry.receipt"
+    if not comparison.exists():
+        return
+    wanted = [*store_identity(project)[:2], sha256(comparison)]
+    if not receipt.exists() or read_json(receipt) != wanted:
+        from stacklm.pipeline.tracking.weights import register
+
+        register(project, read_json(comparison))
+        write_json(receipt, wanted)
+
+
 def warn(project: Project, error: Exception) -> None:
     reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
     print(
-        f"\nstacklm: MLflow at {tracking_uri(project)} could not be brought up to date ({reason}). Nothing is lost: "
+        f"\nstacklm: MLflow at {shown_uri(project)} could not be brought up to date ({reason}). Nothing is lost: "
         "results lie in files, and MLflow gets them as soon as it answers.",
         file=sys.stderr,
     )
 
 
-def _receipt(run: Run) -> dict | None:
+def _receipt(run: Pretraining) -> dict | None:
     path = run.note("receipt")
     return read_json(path) if path.exists() else None
 
 
-def _stamp(run: Run) -> dict:
+def _stamp(run: Pretraining) -> dict:
     """The place in MLflow, and size and time of each file that the run shows there."""
     root = run.project.root
     paths = [
         path
         for stage in STAGES
         if stage.name in SHOWN
-        for path in (root / stage.record(run.model), *stage.paths(stage.writes, root, run.model).values())
+        for path in (root / stage.record(run.model), *stage.made(root, run.model).values())
     ]
     files = sorted(file for path in paths for file in ([path, *path.rglob("*")] if path.is_dir() else [path]) if file.is_file())
     return {
         "store": store_identity(run.project),
         "files": {file.relative_to(root).as_posix(): [stat.st_size, stat.st_mtime_ns] for file in files for stat in [file.stat()]},
     }
+
+
+class Follower:
+    """`with Follower(project, model, record, work): train()` shows the training in MLflow while it runs.
+
+    `record` is the stage runner's record of the stage; `work` is the folder in which `metrics.jsonl` and `timing.jsonl`
+    grow. Nothing that happens to MLflow reaches the training: it may be down, hang or be killed.
+    """
+
+    def __init__(self, project: Project, model: str, record: Mapping[str, Any], work: Path) -> None:
+        self._project, self._record = project, record
+        self._run = Pretraining.growing(project, model, record["fingerprint"], work)
+        self._process: subprocess.Popen | None = None
+
+    def __enter__(self) -> Follower:
+        try:
+            self._run.begin(self._record)
+            self._process = _start(self._run)
+        except Exception as error:
+            warn(self._project, error)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._process is None:
+            return
+        interrupted = kind is not None and not issubclass(kind, Exception)
+        word = FINISHED if kind is None else "KILLED" if interrupted else "FAILED"
+        try:
+            self._process.communicate(word, timeout=LAST_WORDS + 1)
+        except (OSError, subprocess.TimeoutExpired):
+            self._process.kill()
+            self._process.wait()
+
+
+def _start(run: Pretraining) -> subprocess.Popen:
+    package = str(Path(stacklm.__file__).parent.parent)
+    words = [run.project.root, run.project.state, run.model, run.fingerprint, run.metrics.parent]
+    return subprocess.Popen(
+        [sys.executable, "-m", __name__, *map(str, words)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        cwd=run.project.root,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])},
+    )
+
+
+def _main(root: str, state: str, model: str, fingerprint: str, work: str) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; training decides what it means
+    if hasattr(os, "nice"):
+        os.nice(5)
+    _Shadow(Pretraining.growing(Project(Path(root), Path(state)), model, fingerprint, Path(work))).follow()
+    os._exit(0)  # no waiting for threads that MLflow may have left
+
+
+class _Shadow:
+    """What runs in the process beside training."""
+
+    def __init__(self, run: Pretraining) -> None:
+        self._run = run
+        self._mirror: Mirror | None = None
+        self._warned = False
+        self._word = ""
+        self._ended = threading.Event()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def follow(self) -> None:
+        """Look at the files until training has ended."""
+        pause = 0.0
+        with FileLock(self._run.note("lock")):
+            while not self._ended.wait(pause):
+                started = time.monotonic()
+                self._try(lambda mirror: mirror.grow())
+                pause = max(INTERVAL, 5 * (time.monotonic() - started))
+            self._try(lambda mirror: mirror.end(self._word))
+
+    def _try(self, step: Callable[[Mirror], None]) -> None:
+        from stacklm.pipeline.tracking.mirror import Mirror
+
+        try:
+            self._mirror = self._mirror or Mirror(self._run)
+            step(self._mirror)
+        except Exception as error:
+            self._mirror = None  # what MLflow has is unknown now: ask it again
+            if not self._warned:
+                warn(self._run.project, error)
+            self._warned = True
+
+    def _listen(self) -> None:
+        """Wait for training to end; then there is little time left, and none for a good end that was never shown."""
+        self._word = sys.stdin.read() or "KILLED"
+        self._ended.set()
+        if self._mirror or self._word != FINISHED:
+            time.sleep(LAST_WORDS)
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

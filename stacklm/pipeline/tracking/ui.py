@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from stacklm.pipeline.project import Project
-from stacklm.pipeline.tracking.tracker import artifact_root, connect, is_server, tracking_uri
-from stacklm.pipeline.tracking.view import address
+from stacklm.pipeline.tracking.pages import address
+from stacklm.pipeline.tracking.store import artifact_root, connect, is_server, tracking_uri
+
+if TYPE_CHECKING:
+    import uvicorn
 
 HOST = "127.0.0.1"
 
@@ -19,7 +24,7 @@ HOST = "127.0.0.1"
 def ui(project: Project, port: int = 5000, say: Callable[[str], None] = print) -> None:
     """Serve MLflow's pages until Ctrl-C. A tracking server has pages of its own: then only their address is said.
 
-    Raises `RuntimeError` where the port is taken.
+    Raises `RuntimeError` where the port is taken or reserved.
     """
     uri = tracking_uri(project)
     if is_server(uri):
@@ -29,37 +34,52 @@ def ui(project: Project, port: int = 5000, say: Callable[[str], None] = print) -
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
-        except OSError:
-            raise RuntimeError(f"port {port} is taken (another `stacklm ui`?): stop it, or choose another with --port") from None
+        except OSError as error:
+            why = "is taken (another `stacklm ui`?): stop it, or" if error.errno == errno.EADDRINUSE else f"- {error.strerror}:"
+            raise RuntimeError(f"port {port} {why} choose another with --port") from None
     say("starting MLflow's pages ...")
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     _, experiment = connect(project)
-    server = _server(uri, artifact_root(project).as_uri(), port)
-    threading.Thread(target=_announce, args=(server, address(f"http://{HOST}:{port}", experiment), say), daemon=True).start()
+    page = address(f"http://{HOST}:{port}", experiment)
+    server = _server(uri, artifact_root(project), port, page)
+    threading.Thread(target=_announce, args=(server, page, say), daemon=True).start()
     with contextlib.suppress(KeyboardInterrupt):  # raised again by uvicorn after it has shut down
         server.run()
 
 
-def _server(uri: str, artifacts: str, port: int) -> object:
+def _server(uri: str, artifacts: str, port: int, page: str) -> uvicorn.Server:
     """What `mlflow ui --workers 1` starts as a child, in this process: no child is left when it is killed."""
     import warnings
 
     warnings.filterwarnings("ignore", module="mlflow")
     import uvicorn
-    from mlflow.server import ARTIFACT_ROOT_ENV_VAR, BACKEND_STORE_URI_ENV_VAR, REGISTRY_STORE_URI_ENV_VAR, SERVE_ARTIFACTS_ENV_VAR
+    from mlflow.server import constants
 
-    os.environ.update(
-        {
-            BACKEND_STORE_URI_ENV_VAR: uri,
-            REGISTRY_STORE_URI_ENV_VAR: uri,
-            ARTIFACT_ROOT_ENV_VAR: artifacts,
-            SERVE_ARTIFACTS_ENV_VAR: "true",
-        }
-    )
-    return uvicorn.Server(uvicorn.Config("mlflow.server.fastapi_app:app", host=HOST, port=port, log_level="warning"))
+    os.environ[constants.BACKEND_STORE_URI_ENV_VAR] = os.environ[constants.REGISTRY_STORE_URI_ENV_VAR] = uri
+    os.environ[constants.ARTIFACT_ROOT_ENV_VAR] = artifacts
+    os.environ[constants.SERVE_ARTIFACTS_ENV_VAR] = "true"
+    from mlflow.server.fastapi_app import app
+
+    return uvicorn.Server(uvicorn.Config(_with_front_page(app, page), host=HOST, port=port, log_level="warning"))
 
 
-def _announce(server: object, page: str, say: Callable[[str], None]) -> None:
+def _with_front_page(app: Any, page: str) -> Any:
+    """MLflow's application, whose plain address leads to `page`: MLflow itself would open its pages for agents, without metrics.
+
+    An address that names a page (behind the #, which no server sees) leads there.
+    """
+    from starlette.responses import HTMLResponse
+
+    front = HTMLResponse(f"<script>location.replace('/?front' + (location.hash || {'#' + page.partition('#')[2]!r}))</script>")
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        plain = scope["type"] == "http" and scope["path"] == "/" and not scope["query_string"]
+        await (front if plain else app)(scope, receive, send)
+
+    return application
+
+
+def _announce(server: uvicorn.Server, page: str, say: Callable[[str], None]) -> None:
     while not server.started:
         time.sleep(0.05)
     say(f"{page}\n(stop with Ctrl-C)")

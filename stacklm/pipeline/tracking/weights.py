@@ -1,100 +1,180 @@
-"""A trained model as MLflow keeps it: the safetensors and settings of training, with a signature.
+"""A trained model as MLflow keeps it: safetensors, settings and tokenizer, to continue text; and the registered model.
 
-Loading reads numbers and settings and never unpickles: `mlflow.pyfunc.load_model(uri).predict(ids)` takes token ids
-int64 `[B, T]` and gives logits float32 `[B, T, V]`.
+`mlflow.pyfunc.load_model(uri)` reads numbers and settings, never unpickles and runs no code from the files; it needs
+this package. `.predict(["def "])` gives what follows each prompt, `.get_raw_model()` the torch module: ids int64
+`[B, T]` to logits float32 `[B, T, V]`.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
+import re
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stacklm.files import read_json, sha256
-from stacklm.pipeline.tracking.notes import weights_note
+from stacklm.config.evaluate import Sample
+from stacklm.config.schema import plain, read
+from stacklm.files import sha256
+from stacklm.pipeline.project import Project
+from stacklm.pipeline.tracking.pages import weights_note
+from stacklm.pipeline.tracking.run import FINGERPRINT, Pretraining
+from stacklm.pipeline.tracking.store import connect, experiment_name
+from stacklm.report.comparison import SMALLEST_DIFFERENCE
 
 if TYPE_CHECKING:
-    import numpy as np
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
-    from mlflow.models import Model
+    from mlflow.models import ModelSignature
+    from torch import nn
 
-FLAVOR = "stacklm"
-FILES = ("model.safetensors", "config.json")
+WEIGHTS = "model.safetensors"
+TRAINED, TOKENIZER = "model", "tokenizer"
+"""The folders of a logged model's data."""
+REQUIREMENTS = ("torch", "numpy", "safetensors", "tokenizers", "tiktoken", "pyarrow", "ruamel.yaml", "tqdm")
+"""What loading imports, besides this package and MLflow."""
 LARGEST_COPY = 500_000_000
 """Bytes. A larger model is linked: MLflow shows it, and its weights stay where training put them."""
+DIGEST = "stacklm.sha256"
+CHAMPION = "champion"
+MODEL_ID = "stacklm.model_id"
+"""The tag of a version with the id of its logged model, which MLflow's own database does not keep."""
 
 
-def log_weights(client: MlflowClient, experiment: str, run: str, trained: Path, facts: Mapping[str, Any]) -> str:
-    """Log the model in folder `trained` as an output of a run, if that very model is not there yet; return its id.
+def log_weights(
+    client: MlflowClient, experiment: str, run: str, trained: Path, tokenizer: Path | None, facts: Mapping[str, Any]
+) -> LoggedModel:
+    """Log the model in folder `trained` as an output of a run, if that very model is not there yet, and return it.
 
-    `facts` are the run's. What an interrupted attempt left is removed.
+    `facts` are the run's. Without its tokenizer a model is kept, but cannot predict text. What an interrupted attempt
+    left is removed.
     """
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
-    digest = sha256(trained / FILES[0])
+    digest = " ".join(sha256(path) for path in (trained, tokenizer) if path)
     for model in client.search_logged_models([experiment], filter_string=f"source_run_id = '{run}'"):
-        if model.status == LoggedModelStatus.READY and model.tags.get("stacklm.sha256") == digest:
-            return model.model_id
+        if model.status == LoggedModelStatus.READY and model.tags.get(DIGEST) == digest:
+            return model
         client.delete_logged_model(model.model_id)
-    size = sum((trained / file).stat().st_size for file in FILES)
-    tags = {"stacklm.sha256": digest}
-    if size > LARGEST_COPY:
-        tags.update({"stacklm.link": (trained / FILES[0]).as_uri(), "mlflow.model.isExternal": "true"})
+    tags, link = {DIGEST: digest}, (trained / WEIGHTS).stat().st_size > LARGEST_COPY
+    if link:
+        tags.update({"stacklm.link": (trained / WEIGHTS).as_uri(), "mlflow.model.isExternal": "true"})
     params = {key: str(value) for key, value in facts["params"].items()}
     model = client.create_logged_model(experiment, facts["model"], run, tags, params, model_type=params["architecture.kind"])
     client.set_logged_model_tags(model.model_id, {"mlflow.note.content": weights_note(model.model_id)})
     with tempfile.TemporaryDirectory() as folder:
-        description = Path(folder) / "MLmodel"
-        _describe(trained, model, run, size).save(description)
-        client.log_model_artifact(model.model_id, str(description))
-    if size <= LARGEST_COPY:
-        for file in FILES:
-            client.log_model_artifact(model.model_id, str(trained / file), FLAVOR)
+        data, saved = Path(folder) / "data", Path(folder) / "saved"
+        shutil.copytree(trained, data / TRAINED, ignore=shutil.ignore_patterns("*.jsonl", *([WEIGHTS] if link else [])))
+        if tokenizer:
+            shutil.copytree(tokenizer, data / TOKENIZER)
+        _save(saved, data, model, run)
+        client.log_model_artifacts(model.model_id, str(saved))
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     client.log_outputs(run, [LoggedModelOutput(model.model_id, facts["steps"])])
-    return model.model_id
+    return client.get_logged_model(model.model_id)
 
 
-def _describe(trained: Path, logged: LoggedModel, run: str, size: int) -> Model:
-    """The MLmodel file: how to load it, and what goes in and out."""
-    import numpy as np
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import Schema, TensorSpec
+def better(comparison: Mapping[str, Any]) -> str | None:
+    """The model with the fewest bits per byte on the test set; None where the comparison does not tell the best two apart."""
+    ranked = sorted(comparison["models"].items(), key=lambda item: item[1]["test"]["bits_per_byte"])
+    if len(ranked) < 2 or ranked[1][1]["test"]["loss"] - ranked[0][1]["test"]["loss"] < SMALLEST_DIFFERENCE:
+        return None
+    return ranked[0][0]
 
-    vocab_size = read_json(trained / FILES[1])["vocab_size"]
-    signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype("int64"), (-1, -1))]),
-        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, -1, vocab_size))]),
-    )
-    model = Model(
-        artifact_path=logged.artifact_location,
-        run_id=run,
-        model_uuid=logged.model_id,
+
+def register(project: Project, comparison: Mapping[str, Any]) -> None:
+    """Register the logged models of a comparison, and move the alias to the better one.
+
+    Where there is no better one, no version has the alias. Raises whatever MLflow raises.
+    """
+    runs = {run.model: run for run in Pretraining.finished(project)}
+    if not any(run.reports() for run in runs.values()):
+        return  # other models were compared than those that are published
+    client, experiment = connect(project)
+    name = re.sub(r"[/:]+", "-", experiment_name()).strip("-")
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name, description="The language models of each comparison.")
+    known = {version.tags.get(MODEL_ID): version.version for version in client.search_model_versions(f"name = '{name}'")}
+    versions = {}
+    for model in comparison["models"]:
+        logged = _logged(client, experiment, runs[model])
+        versions[model] = known.get(logged.model_id) or _create_version(client, name, logged)
+    best, champion = better(comparison), client.get_registered_model(name).aliases.get(CHAMPION)
+    if best and versions[best] != champion:
+        client.set_registered_model_alias(name, CHAMPION, versions[best])
+    elif not best and champion:
+        client.delete_registered_model_alias(name, CHAMPION)
+
+
+def _logged(client: MlflowClient, experiment: str, run: Pretraining) -> LoggedModel:
+    (found,) = client.search_runs([experiment], f"tags.`{FINGERPRINT}` = '{run.fingerprint}'", max_results=1)
+    return client.search_logged_models([experiment], filter_string=f"source_run_id = '{found.info.run_id}'")[0]
+
+
+def _create_version(client: MlflowClient, name: str, logged: LoggedModel) -> str:
+    return client.create_model_version(
+        name,
+        logged.artifact_location,
+        run_id=logged.source_run_id,
+        tags={"model": logged.name, MODEL_ID: logged.model_id},
         model_id=logged.model_id,
-        signature=signature,
-        model_size_bytes=size,
+    ).version
+
+
+def _save(folder: Path, data: Path, logged: LoggedModel, run: str) -> None:
+    """Write the model in MLflow's own format."""
+    import mlflow
+    from mlflow.models import Model
+
+    mlflow.pyfunc.save_model(
+        folder,
+        loader_module=__name__,
+        data_path=data,
+        mlflow_model=Model(logged.artifact_location, run, model_uuid=logged.model_id, model_id=logged.model_id),
+        signature=_signature(),
+        input_example=[Sample().prompt],
+        pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in REQUIREMENTS],
     )
-    model.add_flavor(FLAVOR, data=FLAVOR, format="safetensors")
-    return model.add_flavor("python_function", loader_module=__name__, data=FLAVOR)
 
 
-class _Scorer:
-    """The model behind MLflow's `predict`."""
+def _signature() -> ModelSignature:
+    """Text to text; the settings of sampling are parameters."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    kinds = {int: DataType.long, float: DataType.double}
+    settings = {name: value for name, value in plain(Sample()).items() if name != "prompt"}
+    params = ParamSchema([ParamSpec(name, kinds[type(value)], value) for name, value in settings.items()])
+    return ModelSignature(Schema([ColSpec(DataType.string)]), Schema([ColSpec(DataType.string)]), params)
+
+
+class _Writer:
+    """The model behind MLflow's `predict`, on the CPU."""
 
     def __init__(self, folder: Path) -> None:
+        from stacklm.data.tokenizer import Tokenizer
+        from stacklm.model.cache import Decoder
         from stacklm.model.store import load_model
 
-        self._model = load_model(folder)[0].eval()
+        self._words = Tokenizer.load(folder / TOKENIZER)
+        model, config = load_model(folder / TRAINED, self._words.digest)
+        self._model = model.eval()
+        self._decoder = Decoder(self._model, config.context_length)
 
-    def predict(self, ids_BT: np.ndarray, params: dict | None = None) -> np.ndarray:
-        import torch
+    def predict(self, prompts: Any, params: dict[str, Any] | None = None) -> list[str]:
+        """The text that follows each prompt; `prompts` is a frame of one column, and `params` are settings of `Sample`."""
+        from stacklm.evaluate.generate import stream
 
-        with torch.no_grad():
-            return self._model(torch.as_tensor(ids_BT)).float().numpy()
+        sample = read(Sample, plain(Sample()) | (params or {}), "params")
+        texts = prompts.iloc[:, 0] if hasattr(prompts, "iloc") else prompts
+        return ["".join(stream(self._decoder, self._words, text, sample)) for text in texts]
+
+    def get_raw_model(self) -> nn.Module:
+        return self._model
 
 
-def _load_pyfunc(path: str) -> _Scorer:
-    """What MLflow calls with the folder of `FILES`."""
-    return _Scorer(Path(path))
+def _load_pyfunc(path: str) -> _Writer:
+    """What MLflow calls with the folder of a model's data."""
+    return _Writer(Path(path))

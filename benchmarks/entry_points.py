@@ -1,0 +1,51 @@
+"""Seconds until each entry point of an up-to-date project says that there is nothing to do, and until help appears.
+
+    python benchmarks/entry_points.py [--repeats 5]
+
+Run it in a project in which `dvc repro` has finished. The figures are medians of interleaved runs; aims: 0.5 s for help,
+5 s for `dvc repro`, 15 s for the flow (which starts a Prefect server of its own and stops it).
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+
+from stacklm.pipeline.project import Project, environment
+
+COMMANDS = {
+    "stacklm --help": ([sys.executable, "-m", "stacklm", "--help"], 0.5),
+    "dvc repro": ([sys.executable, "-m", "dvc", "repro"], 5),
+    "stacklm status": ([sys.executable, "-m", "stacklm", "status"], 5),
+    "stacklm run-flow pretrain": ([sys.executable, "-m", "stacklm", "run-flow", "pretrain"], 15),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    repeats = parser.parse_args().repeats
+    root = Project.find().root
+    if "Everything is up to date" not in run(COMMANDS["stacklm status"][0], root)[1]:
+        raise SystemExit("this project is not up to date: run `dvc repro` first")
+    seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
+    for _ in range(repeats):
+        for name, (command, _aim) in COMMANDS.items():
+            seconds[name].append(run(command, root)[0])
+    print(f"{'command':<28}{'median':>8}{'best':>8}{'aim':>8}   seconds, {repeats} runs")
+    for name, (_command, aim) in COMMANDS.items():
+        print(f"{name:<28}{statistics.median(seconds[name]):>8.2f}{min(seconds[name]):>8.2f}{aim:>8.1f}")
+
+
+def run(command: list[str], root: object) -> tuple[float, str]:
+    """Wall seconds of a command that must end well, and what it printed."""
+    begin = time.perf_counter()
+    done = subprocess.run(command, cwd=root, env=environment(), capture_output=True, text=True, check=True)
+    return time.perf_counter() - begin, done.stdout
+
+
+if __name__ == "__main__":
+    main()

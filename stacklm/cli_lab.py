@@ -1,0 +1,51 @@
+"""`stacklm lab`: what an experiment takes, how far it is, and what it found. `stacklm run-flow lab NAME` runs it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from stacklm.lab.schedule import Lab
+    from stacklm.pipeline.lab import Files
+
+app = typer.Typer(no_args_is_help=True, help="Experiments: plan, status and verdicts. `stacklm run-flow lab NAME` runs one.")
+
+Name = Annotated[str, typer.Argument(help="An experiment: the name of a file in experiments/, without .yaml.")]
+
+
+@app.command()
+def plan(name: Name) -> None:
+    """Say what an experiment takes and what its seeds can see, before it runs."""
+    from stacklm.lab.text import differences_table, plan_text
+
+    files, lab, workers = _opened(name)
+    print(f"{plan_text(lab, files.records(), workers)}\n\n{differences_table(lab)}")
+
+
+@app.command()
+def status(name: Name) -> None:
+    """Say which trials are done and which come next, and how long they take."""
+    from stacklm.lab.text import status_text
+
+    files, lab, workers = _opened(name)
+    print(status_text(lab, files.records(), workers))
+
+
+@app.command()
+def show(name: Name) -> None:
+    """Print the verdicts so far from the records, without training."""
+    from stacklm.lab.text import result_text
+
+    files, lab, _ = _opened(name)
+    print(result_text(lab, files.records()))
+
+
+def _opened(name: str) -> tuple[Files, Lab, int]:
+    from stacklm.pipeline.lab import Files
+    from stacklm.pipeline.project import Project, trainings_at_once
+
+    files = Files(Project.find(), name)
+    lab = files.lab()
+    return files, lab, trainings_at_once(lab.settings)

@@ -1,0 +1,1 @@
+"""The lab: experiments over several seeds, and verdicts with intervals."""

@@ -1,0 +1,120 @@
+"""Arms at an equal budget: what one costs on every axis, and the shape that meets the baseline's on the axis held equal."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from stacklm.config.model import Architecture, Dense, Model
+from stacklm.config.schema import ParamsError
+from stacklm.config.train import Train
+from stacklm.model.build import ModelConfig
+from stacklm.model.cache import KEYS_AND_VALUES
+from stacklm.model.count import count
+from stacklm.plan.plan import cache_bytes
+
+Axis = Literal["parameters", "training_flops", "tokens"]
+
+CLOSE, FAR = 0.01, 0.05
+"""Relative mismatch on the axis held equal above which an experiment warns, and above which it is refused."""
+WIDEST = 1 << 20
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one arm takes: trained parameters, FLOPs and tokens of a whole run, matrix products in series per token (the
+    serial depth), and bytes of keys and values per token while decoding (None where they are not cached)."""
+
+    parameters: int
+    training_flops: int
+    tokens: int
+    depth: int
+    kv_bytes: int | None
+
+
+def cost(model: Model, train: Train, vocab_size: int) -> Cost:
+    """What a run of that model takes, counted without running it."""
+    architecture, context = model.architecture, train.context_length
+    counts = count(architecture, vocab_size, context)
+    tokens = train.last_step * train.tokens_per_step
+    return Cost(
+        parameters=counts.total,
+        training_flops=tokens * counts.training_flops_per_token,
+        tokens=tokens,
+        depth=architecture.depth(context),
+        kv_bytes=cache_bytes(ModelConfig(architecture, vocab_size, context), KEYS_AND_VALUES),
+    )
+
+
+def mismatch(arm: Cost, baseline: Cost) -> dict[str, float]:
+    """The relative difference on every axis that both have: `arm / baseline - 1`."""
+    pairs = ((name, getattr(arm, name), getattr(baseline, name)) for name in Cost.__dataclass_fields__)
+    return {name: ours / theirs - 1 for name, ours, theirs in pairs if ours is not None and theirs}
+
+
+def scaled(architecture: Architecture, factor: float) -> Architecture:
+    """The same architecture with all widths multiplied by `factor`: d_model, heads of the same dim, features and d_ff.
+
+    Raises `ParamsError` naming the first width that would not be a whole number.
+    """
+    widths: dict[str, object] = {name: _times(name, getattr(architecture, name), factor) for name in ("d_model", "n_heads")}
+    if isinstance(architecture, Dense):
+        return replace(architecture, **widths, d_ff=_times("d_ff", architecture.d_ff, factor))
+    stacks = tuple(
+        replace(
+            stack,
+            features=_times(f"stacks[{i}].features", stack.features, factor),
+            d_ff=_times(f"stacks[{i}].d_ff", stack.d_ff, factor),
+        )
+        for i, stack in enumerate(architecture.stacks)
+    )
+    return replace(architecture, **widths, stacks=stacks)
+
+
+def _times(name: str, width: int, factor: float) -> int:
+    product = width * factor
+    if product != int(product) or product < 1:
+        raise ParamsError(f"size {factor:g}: {name} {width} * {factor:g} = {product:g} is not a whole number")
+    return int(product)
+
+
+def fitted(name: str, model: Model, train: Train, vocab_size: int, target: Cost, axis: Axis) -> tuple[Model, Cost]:
+    """The model with the d_ff that comes nearest to the target on the axis held equal, and what it takes.
+
+    The d_ff of several stacks keep their proportions. On the axis `tokens` shapes stay as they are. Raises `ParamsError`
+    with the numbers where no d_ff comes within `FAR`.
+    """
+    if axis != "tokens":
+        wanted = getattr(target, axis)
+
+        def missed(d_ff: int) -> int:
+            counts = count(with_d_ff(model.architecture, d_ff), vocab_size, train.context_length)
+            return (counts.total if axis == "parameters" else counts.training_flops_per_token * target.tokens) - wanted
+
+        above = 1 + bisect_left(range(1, WIDEST), 0, key=missed)
+        nearest = min(range(max(1, above - 1), above + 1), key=lambda d_ff: abs(missed(d_ff)))
+        model = replace(model, architecture=with_d_ff(model.architecture, nearest))
+    reached = cost(model, train, vocab_size)
+    off = mismatch(reached, target)[axis]
+    if abs(off) > FAR:
+        raise ParamsError(
+            f"{name} cannot meet the budget: the nearest is {getattr(reached, axis):,} {axis} at d_ff "
+            f"{d_ff_of(model.architecture)}, {off:+.1%} of the baseline's {getattr(target, axis):,}; at most {FAR:.0%} is "
+            "allowed: change its other widths or its number of layers"
+        )
+    return model, reached
+
+
+def d_ff_of(architecture: Architecture) -> int:
+    """Of the first stack, or of every layer."""
+    return architecture.d_ff if isinstance(architecture, Dense) else architecture.stacks[0].d_ff
+
+
+def with_d_ff(architecture: Architecture, d_ff: int) -> Architecture:
+    """The architecture with that `d_ff_of`; those of further stacks in proportion."""
+    if isinstance(architecture, Dense):
+        return replace(architecture, d_ff=d_ff)
+    first = architecture.stacks[0].d_ff
+    stacks = tuple(replace(stack, d_ff=max(1, round(stack.d_ff * d_ff / first))) for stack in architecture.stacks)
+    return replace(architecture, stacks=stacks)

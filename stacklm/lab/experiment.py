@@ -1,0 +1,176 @@
+"""An experiment, `experiments/NAME.yaml`: a baseline, candidates, the budget held equal, seeds, and what would refute it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+from stacklm.code import digest
+from stacklm.config.model import Model
+from stacklm.config.params import Params, assign, load_plain
+from stacklm.config.schema import Differences, ParamsError, Positive, Range, differing_fields, flatten, listed, plain, read
+from stacklm.config.train import Train, passes
+from stacklm.lab.budget import CLOSE, Axis, Cost, cost, fitted, mismatch, scaled
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Either the baseline with declared changes, `change: {architecture.conv_size: 4}`, or a whole `model`.
+
+    A whole model declares by `differs` the keys in which it differs; a key stands for all below it.
+    """
+
+    change: dict[str, Any] | None = None
+    model: Model | None = None
+    differs: tuple[str, ...] = ("architecture",)
+
+    def __post_init__(self) -> None:
+        if (self.change is None) == (self.model is None):
+            raise ParamsError("write either `change`, keys of the baseline with their new values, or `model`")
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Learning rates are tuned on the valid set with `tune`, the verdict is reached on the test set with `judge`."""
+
+    tune: tuple[Annotated[int, Range(0)], ...]
+    judge: tuple[Annotated[int, Range(0)], ...]
+
+    def __post_init__(self) -> None:
+        for name, seeds in (("tune", self.tune), ("judge", self.judge)):
+            if twice := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
+                raise ParamsError(f"{name}: {listed(twice)} stand there twice")
+        if not self.tune:
+            raise ParamsError("tune: [] is not allowed; learning rates need at least one seed")
+        if len(self.judge) < 3:
+            raise ParamsError(f"judge: {len(self.judge)} seeds give no verdict; at least 3 are needed")
+        if shared := sorted({*self.tune} & {*self.judge}):
+            raise ParamsError(f"tune and judge share {listed(shared)}; the verdict needs seeds that nothing was tuned on")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """`sizes` multiply all widths; `train` holds keys of the section `train` with values in place of the project's."""
+
+    question: str
+    refuted_by: str
+    budget: Axis
+    margin: Annotated[float, Range(0, 0.2, open_low=True)]
+    baseline: Model
+    candidates: dict[str, Candidate]
+    seeds: Seeds
+    sizes: tuple[Positive, ...] = (1.0,)
+    rates: Annotated[int, Range(3, 15)] = 5
+    train: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.candidates:
+            raise ParamsError("candidates: {} is not allowed; name at least one")
+        if "baseline" in self.candidates:
+            raise ParamsError("candidates.baseline: the name of the baseline; choose another one")
+        if not self.sizes or len({*self.sizes}) < len(self.sizes):
+            raise ParamsError(f"sizes: {listed(self.sizes) or '[]'} must be different numbers, at least one")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One model at one size, with the shape that meets the budget, and what it takes."""
+
+    name: str
+    size: float
+    model: Model
+    cost: Cost
+    mismatch: dict[str, float]
+    changed: Differences
+    """The keys in which it differs from the baseline of its size, with both values."""
+
+    @property
+    def warning(self) -> str | None:
+        """Where the budget is met, but not within 1%."""
+        axis, off = max(self.mismatch.items(), key=lambda item: abs(item[1]), default=("", 0.0))
+        return f"{self.name} at size {self.size:g}: {axis} {off:+.1%} of the baseline's" if abs(off) > CLOSE else None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training: an arm's model with its learning rate, and the settings with the seed."""
+
+    model: Model
+    train: Train
+    data: str
+    """Digest of the tokens that are trained and judged on."""
+    code: str
+    """Identity of the code that trains and evaluates."""
+
+    @cached_property
+    def identity(self) -> str:
+        """Equal for trials that give the same weights, whatever experiment they belong to."""
+        return digest(plain(self))[:16]
+
+    @property
+    def shape(self) -> str:
+        """Equal for trials that differ in nothing that the audit looks at: in the learning rate, the seed or the schedule."""
+        return digest([plain(self.model.architecture), plain(passes(self.train)), self.data, self.code])[:16]
+
+
+def load_experiment(path: Path) -> Experiment:
+    """Read and check an experiment's file. Raises `ParamsError` with file and key."""
+    tree = load_plain(path)
+    try:
+        return read(Experiment, tree)
+    except ParamsError as error:
+        raise ParamsError(f"{path.name}: {error}") from None
+
+
+def arms(experiment: Experiment, params: Params) -> list[Arm]:
+    """The baseline and all candidates at every size, with shapes that meet the budget.
+
+    Raises `ParamsError` for an arm that cannot meet it, for a change of a key that does not exist, and for a difference
+    from the baseline that is not declared.
+    """
+    train, vocab_size = settings(experiment, params), params.tokenizer.vocab_size
+    found = []
+    for size in experiment.sizes:
+        baseline = replace(experiment.baseline, architecture=scaled(experiment.baseline.architecture, size))
+        target = cost(baseline, train, vocab_size)
+        found.append(Arm("baseline", size, baseline, target, {experiment.budget: 0.0}, {}))
+        for name, candidate in experiment.candidates.items():
+            model = candidate.model or changed(experiment.baseline, candidate.change or {}, f"candidates.{name}.change")
+            model = replace(model, architecture=scaled(model.architecture, size))
+            model, reached = fitted(f"candidates.{name}", model, train, vocab_size, target, experiment.budget)
+            differences = differing_fields(plain(baseline), plain(model))
+            _check_declared(name, candidate, differences)
+            held = {experiment.budget: mismatch(reached, target)[experiment.budget]}
+            found.append(Arm(name, size, model, reached, held, differences))
+    return found
+
+
+def settings(experiment: Experiment, params: Params) -> Train:
+    """The section `train` of the project with the experiment's own values."""
+    return read(Train, {**plain(params.train), **(experiment.train or {})}, "train")
+
+
+def changed(baseline: Model, change: Mapping[str, Any], where: str) -> Model:
+    """The baseline with other values at dotted keys. Raises `ParamsError` for a key that it does not have."""
+    tree = plain(baseline)
+    keys = flatten(tree)
+    for key, value in change.items():
+        if not any(one == key or one.startswith(f"{key}.") for one in keys):
+            raise ParamsError(f"{where}: no key {key!r} in the baseline; its keys are {listed(keys)}")
+        assign(tree, key.split("."), value, where)
+    return read(Model, tree, where)
+
+
+def _check_declared(name: str, candidate: Candidate, differences: Mapping[str, Any]) -> None:
+    """The learning rate is tuned for every arm, and the solver chooses d_ff: neither needs to be declared."""
+    declared = [*(candidate.change or candidate.differs), "optimizer.peak_lr"]
+    for key in differences:
+        if not key.endswith(".d_ff") and not any(key == one or key.startswith(f"{one}.") for one in declared):
+            baseline, ours = differences[key]
+            raise ParamsError(
+                f"candidates.{name}: differs from the baseline in {key} ({ours!r} instead of {baseline!r}), which is not declared; "
+                "give both the same value, or name the key in `differs`"
+            )

@@ -1,0 +1,197 @@
+"""What an experiment still needs, and what it has found: a pure function of its file and the records of its trials.
+
+First the learning rate of every arm at every size is bracketed on the tuning seeds and the valid set; then every arm is
+trained with its best rate on the judging seeds, and the test set decides. Nothing here trains: whoever runs trials asks
+`pending` again after each of them, so that any number of workers, and any interruption, lead to the same verdict.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from stacklm.config.train import Train
+from stacklm.lab.experiment import Arm, Experiment, Trial
+from stacklm.lab.statistics import Verdict, false_win_rate, relative_differences, smallest_detectable, verdicts
+from stacklm.lab.tuning import best_rate, first_rates, next_rates
+
+Records = Mapping[str, Mapping[str, Any]]
+"""By the identity of a trial: its record, or `{"failed": why}` where it diverged or failed for good."""
+Purpose = Literal["tune", "judge"]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A trial with what it is for."""
+
+    trial: Trial
+    arm: Arm
+    purpose: Purpose
+
+    @property
+    def name(self) -> str:
+        """Such as `stacked size 2, lr 0.004, seed 101`."""
+        rate = self.trial.model.optimizer.peak_lr
+        return f"{self.arm.name} size {self.arm.size:g}, lr {rate:.3g}, seed {self.trial.train.seed}"
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The learning rates of every arm of one size, and the valid scores of those whose trials are all there."""
+
+    rates: dict[str, list[float]]
+    scores: dict[str, dict[float, list[float]]]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every rate has its scores."""
+        return all(len(self.scores[name]) == len(rates) for name, rates in self.rates.items())
+
+    @property
+    def best(self) -> dict[str, float] | None:
+        """The best rate of every arm; None while trials are missing. Raises `ValueError` where every rate of an arm diverged."""
+        return {name: best_rate(scores) for name, scores in self.scores.items()} if self.complete else None
+
+
+@dataclass(frozen=True)
+class Lab:
+    """An experiment with its arms and what identifies its data and code."""
+
+    experiment: Experiment
+    arms: Sequence[Arm]
+    settings: Train
+    """The section `train` of every trial, but for the seed."""
+    data: str
+    code: str
+    _trials: dict[tuple[str, float, float, int], Trial] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def sizes(self) -> list[float]:
+        return sorted({arm.size for arm in self.arms})
+
+    def trial(self, arm: Arm, rate: float, seed: int) -> Trial:
+        """The training of one arm with that learning rate and seed."""
+        key = arm.name, arm.size, rate, seed
+        if key not in self._trials:
+            model = replace(arm.model, optimizer=replace(arm.model.optimizer, peak_lr=rate))
+            self._trials[key] = Trial(model, replace(self.settings, seed=seed), self.data, self.code)
+        return self._trials[key]
+
+    def tuning(self, records: Records, size: float) -> Tuning:
+        """The learning rates that every arm of a size needs so far, and the scores of those whose trials are all there."""
+        arms = [arm for arm in self.arms if arm.size == size]
+        rates = {arm.name: first_rates(arm.model.optimizer.peak_lr, self.experiment.rates) for arm in arms}
+        while True:
+            found = Tuning(rates, {arm.name: self._scored(records, arm, rates[arm.name]) for arm in arms})
+            further = next_rates(found.scores) if found.complete else {}
+            if not further:
+                return found
+            for name, rate in further.items():
+                rates[name].append(rate)
+
+    def _scored(self, records: Records, arm: Arm, rates: Sequence[float]) -> dict[float, list[float]]:
+        found = {}
+        for rate in rates:
+            trials = [self.trial(arm, rate, seed).identity for seed in self.experiment.seeds.tune]
+            if all(identity in records for identity in trials):
+                found[rate] = [score(records[identity], "valid") for identity in trials]
+        return found
+
+    def trials(self, records: Records) -> list[Planned]:
+        """All trials that are known to be needed, done or not: tuning before judging, small sizes first, seed by seed over all
+        arms, so that pairs are complete early."""
+        found = []
+        for size in self.sizes:
+            arms = {arm.name: arm for arm in self.arms if arm.size == size}
+            tuning = self.tuning(records, size)
+            tuned = [(arms[name], rate) for name, rates in tuning.rates.items() for rate in rates]
+            judged = [(arms[name], rate) for name, rate in (tuning.best or {}).items()]
+            for seed in self.experiment.seeds.tune:
+                found += [Planned(self.trial(arm, rate, seed), arm, "tune") for arm, rate in tuned]
+            for seed in self.experiment.seeds.judge:
+                found += [Planned(self.trial(arm, rate, seed), arm, "judge") for arm, rate in judged]
+        return found
+
+    def pending(self, records: Records) -> list[Planned]:
+        """The trials that can run now, in order; empty when there is nothing left to do."""
+        return [planned for planned in self.trials(records) if planned.trial.identity not in records]
+
+    def flops_to_come(self, records: Records) -> float:
+        """Training FLOPs of all that is left, with the judging that follows a tuning which is not finished."""
+        judged = [arm for size in self.sizes if not self.tuning(records, size).complete for arm in self.arms if arm.size == size]
+        later = sum(arm.cost.training_flops for arm in judged) * len(self.experiment.seeds.judge)
+        return later + sum(planned.arm.cost.training_flops for planned in self.pending(records))
+
+    def result(self, records: Records, size: float) -> Result | None:
+        """What the judging seeds say at one size; None while fewer than 3 seeds are complete for all arms.
+
+        A seed with which any arm failed is left out for all, and counted.
+        """
+        chosen = self.tuning(records, size).best
+        if chosen is None:
+            return None
+        arms = {arm.name: arm for arm in self.arms if arm.size == size}
+        scores: dict[int, dict[str, float]] = {}
+        for seed in self.experiment.seeds.judge:
+            identities = {name: self.trial(arm, chosen[name], seed).identity for name, arm in arms.items()}
+            if all(identity in records for identity in identities.values()):
+                scores[seed] = {name: score(records[identity], "test") for name, identity in identities.items()}
+        whole = {seed: row for seed, row in scores.items() if all(map(math.isfinite, row.values()))}
+        if len(whole) < 3:
+            return None
+        baseline = [row["baseline"] for row in whole.values()]
+        differences = {
+            name: relative_differences([row[name] for row in whole.values()], baseline) for name in arms if name != "baseline"
+        }
+        return Result(
+            size=size,
+            rates=chosen,
+            seeds=tuple(whole),
+            left_out=tuple(seed for seed in scores if seed not in whole),
+            scores={name: tuple(row[name] for row in whole.values()) for name in arms},
+            verdicts=verdicts(differences, self.experiment.margin),
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """Test scores of all arms at one size on the same seeds, and a verdict on each candidate."""
+
+    size: float
+    rates: Mapping[str, float]
+    seeds: tuple[int, ...]
+    left_out: tuple[int, ...]
+    """Seeds with which an arm failed."""
+    scores: Mapping[str, tuple[float, ...]]
+    verdicts: Mapping[str, Verdict]
+
+    @property
+    def sigma(self) -> float:
+        """Relative standard deviation of the baseline over seeds."""
+        values = np.asarray(self.scores["baseline"])
+        return float(values.std(ddof=1) / values.mean())
+
+    def pairing(self, name: str) -> float:
+        """The sd of a candidate's paired differences over that of unpaired ones, by the baseline's sigma: below 1 pairing helps."""
+        return self.verdicts[name].sd / (math.sqrt(2) * self.sigma)
+
+    @property
+    def false_wins(self) -> float:
+        """Of the baseline against itself: how often a t test would find a winner between two random halves of its seeds."""
+        values = np.asarray(self.scores["baseline"])
+        half = len(values) // 2
+        return false_win_rate(values[:half] / values[half : 2 * half] - 1) if half >= 2 else math.nan
+
+    @property
+    def detectable(self) -> float:
+        """The smallest relative difference that these seeds see with 80% power, if pairing gains nothing."""
+        return smallest_detectable(len(self.seeds), math.sqrt(2) * self.sigma)
+
+
+def score(record: Mapping[str, Any], split: str) -> float:
+    """Bits per byte of a record; infinite for a trial that diverged or failed."""
+    return math.inf if "failed" in record else record[split]["bits_per_byte"]

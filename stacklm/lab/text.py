@@ -1,0 +1,173 @@
+"""What an experiment would take, how far it is, and what it found, as text for a terminal."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from stacklm.console import table
+from stacklm.lab.schedule import Lab, Planned, Records, Result
+from stacklm.lab.statistics import ALPHA, Verdict, seeds_needed, smallest_detectable
+from stacklm.units import duration
+
+SIGMA = 0.002
+"""Relative sd of bits per byte between seeds where none has been measured: that of small models in the literature, roughly."""
+
+
+def arms_table(lab: Lab) -> str:
+    """Every arm at every size on all axes of a budget, with the mismatch on the one held equal."""
+    axis = lab.experiment.budget
+    rows = [
+        (
+            arm.name,
+            f"{arm.size:g}",
+            f"{arm.cost.parameters:,}",
+            f"{arm.cost.training_flops:.3g}",
+            f"{arm.cost.tokens:,}",
+            f"{arm.cost.depth}",
+            "-" if arm.cost.kv_bytes is None else f"{arm.cost.kv_bytes:,}",
+            f"{arm.mismatch[axis]:+.2%}",
+        )
+        for arm in lab.arms
+    ]
+    columns = (
+        "arm",
+        "size",
+        "parameters",
+        "training FLOPs",
+        "tokens",
+        "depth",
+        "KV bytes per token",
+        f"{axis} against the baseline",
+    )
+    warnings = [f"warning: {arm.warning}" for arm in lab.arms if arm.warning]
+    return "\n".join([table(columns, rows, left=1), *warnings])
+
+
+def differences_table(lab: Lab) -> str:
+    """The diff of the resolved settings: each key in which a candidate differs from the baseline of its size."""
+    rows = [
+        (arm.name, f"{arm.size:g}", key, f"{ours}", f"{theirs}") for arm in lab.arms for key, (theirs, ours) in arm.changed.items()
+    ]
+    return table(("candidate", "size", "key", "candidate's", "baseline's"), rows, left=3)
+
+
+def plan_text(lab: Lab, records: Records, workers: int) -> str:
+    """What the experiment takes and what its seeds can see, before it runs."""
+    experiment, arms = lab.experiment, len(lab.arms)
+    tune = arms * experiment.rates * len(experiment.seeds.tune)
+    judge = arms * len(experiment.seeds.judge)
+    seeds, margin = len(experiment.seeds.judge), experiment.margin
+    sigma, source = measured_sigma(lab, records)
+    sd = math.sqrt(2) * sigma
+    needed = seeds_needed(margin, sd)
+    lines = [
+        f"question: {experiment.question}",
+        f"refuted by: {experiment.refuted_by}",
+        "",
+        arms_table(lab),
+        "",
+        f"trials: {tune} to tune learning rates ({experiment.rates} each, more where the best is at an edge), {judge} to judge",
+        f"time: {time_left(lab, records, workers)}",
+        f"margin: {margin:.2%}; {seeds} seeds see a difference of {smallest_detectable(seeds, sd):.2%} with 80% power ({source})",
+        f"to tell equal arms from the margin takes {f'{needed} seeds' if needed else 'more than 1,000 seeds'}",
+    ]
+    return "\n".join(lines)
+
+
+def status_text(lab: Lab, records: Records, workers: int) -> str:
+    """Trials done, failed and still to come, as far as they are known, and when they will be done."""
+    pending = lab.pending(records)
+    done = [planned for planned in lab.trials(records) if planned.trial.identity in records]
+    diverged = [planned.name for planned in done if "failed" in records[planned.trial.identity]]
+    lines = [f"done: {len(done)} trials", *(f"  diverged: {name}" for name in diverged), f"to run now: {len(pending)}"]
+    lines += [f"  next: {planned.name} ({planned.purpose})" for planned in pending[:3]]
+    if pending:
+        lines.append(f"time left: {time_left(lab, records, workers)}")
+    return "\n".join(lines)
+
+
+def result_text(lab: Lab, records: Records) -> str:
+    """The verdicts so far, size by size."""
+    found = {size: lab.result(records, size) for size in lab.sizes}
+    return "\n\n".join(
+        _result(lab, records, result) if result else f"size {size:g}: not judged yet; at least 3 seeds of all arms are needed"
+        for size, result in found.items()
+    )
+
+
+def _result(lab: Lab, records: Records, result: Result) -> str:
+    rows = [
+        (
+            name,
+            f"{result.rates[name]:.2e}",
+            f"{statistics.mean(scores):.4f}",
+            *(_interval(result.verdicts[name]) if name in result.verdicts else ("", "", "baseline")),
+        )
+        for name, scores in result.scores.items()
+    ]
+    speed = flops_per_second(lab, records)
+    flops = sum(arm.cost.training_flops for arm in lab.arms if arm.size == result.size)
+    seconds = flops / speed if speed else None
+    columns = ("arm", "learning rate", "test bits per byte", "difference", "interval", "verdict")
+    lines = [
+        f"size {result.size:g}: {len(result.seeds)} seeds, margin {lab.experiment.margin:.2%}, intervals of {1 - 2 * ALPHA:.0%}",
+        table(columns, rows),
+        *(sentence(name, verdict, seconds) for name, verdict in result.verdicts.items()),
+        f"baseline over seeds: sd {result.sigma:.2%}; the smallest difference that these seeds see: {result.detectable:.2%}",
+    ]
+    if result.left_out:
+        lines.append(f"seeds {', '.join(map(str, result.left_out))} left out, with which an arm failed")
+    return "\n".join(lines)
+
+
+def sentence(name: str, verdict: Verdict, seconds: float | None = None) -> str:
+    """One sentence that says what was found, such as `stacked: 0.4% better (-0.7% to -0.1%): better`."""
+    mean = f"{abs(verdict.mean):.2%} {'better' if verdict.mean < 0 else 'worse'}"
+    text = f"{name}: {mean} ({verdict.low:+.2%} to {verdict.high:+.2%}): {verdict.outcome}"
+    if verdict.outcome == "not worse":
+        return f"{text} than the margin of {verdict.margin:.2%}"
+    if verdict.outcome != "no verdict":
+        return text
+    if verdict.more_seeds is None:
+        return f"{text}; more seeds will hardly decide"
+    time = f", about {duration(verdict.more_seeds * seconds)}" if seconds else ""
+    return f"{text}; {verdict.more_seeds} more seeds would probably decide{time}"
+
+
+def _interval(verdict: Verdict) -> tuple[str, str, str]:
+    return f"{verdict.mean:+.2%}", f"{verdict.low:+.2%} to {verdict.high:+.2%}", verdict.outcome
+
+
+def measured_sigma(lab: Lab, records: Records) -> tuple[float, str]:
+    """The baseline's relative sd over seeds at the largest size judged, and where the number is from."""
+    for size in reversed(lab.sizes):
+        if result := lab.result(records, size):
+            return result.sigma, f"sd over seeds {result.sigma:.2%}, measured at size {size:g}"
+    return SIGMA, f"sd over seeds {SIGMA:.2%}, assumed until it is measured"
+
+
+def flops_per_second(lab: Lab, records: Records) -> float | None:
+    """Of one training at a time, by the median of the experiment's own trials; None before the first."""
+    own = [records[planned.trial.identity] for planned in lab.trials(records) if planned.trial.identity in records]
+    speeds = [record["flops"] / record["seconds"] for record in own if record.get("seconds")]
+    return statistics.median(speeds) if speeds else None
+
+
+def time_left(lab: Lab, records: Records, workers: int) -> str:
+    """How long what is left takes with that many trials at once."""
+    speed = flops_per_second(lab, records)
+    if speed is None:
+        return "unknown until the first trial has run"
+    return f"about {duration(lab.flops_to_come(records) / speed / workers)} with {workers} at once"
+
+
+def shown(planned: Planned, record: Mapping[str, Any], done: int, left: int) -> str:
+    """A line about a trial that has ended."""
+    if "failed" in record:
+        return f"{planned.name}: {record['failed']} ({done} done, {left} known to come)"
+    split = "valid" if planned.purpose == "tune" else "test"
+    bits = record[split]["bits_per_byte"]
+    return f"{planned.name}: {bits:.4f} {split} bits per byte, {duration(record['seconds'])} ({done} done, {left} known to come)"

@@ -1,0 +1,115 @@
+"""One trial: a model is audited and trained, its weights are scored document by document, and a small record stays."""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from stacklm.audit.audit import audit
+from stacklm.config.schema import plain
+from stacklm.data.batches import evaluation_batches
+from stacklm.data.shards import Shards
+from stacklm.files import read_json, sha256, write_json
+from stacklm.lab.budget import cost
+from stacklm.lab.experiment import Trial
+from stacklm.model.build import ModelConfig
+from stacklm.model.layers import LanguageModel
+from stacklm.model.store import WEIGHTS, load_model
+from stacklm.train import NotCertifiedError
+from stacklm.train.certificate import check_certificate
+from stacklm.train.pretrain import pretrain
+from stacklm.train.validate import scored_tokens
+
+RECORD = "record.json"
+DOCUMENTS = "documents.npz"
+
+
+@dataclass(frozen=True)
+class DocumentScores:
+    """Nats and bytes of every document's text, [D] each, in the order of the split."""
+
+    nats_D: NDArray[np.float64]
+    bytes_D: NDArray[np.int64]
+
+    @property
+    def bits_per_byte(self) -> float:
+        return float(self.nats_D.sum() / (math.log(2) * self.bytes_D.sum()))
+
+
+def run_trial(trial: Trial, shards: Path, work: Path, batch_size: int = 16) -> dict[str, Any]:
+    """Train and score one model; its record, which is also written to the trial's folder below `work`.
+
+    What is there already is not done again: a finished trial is read, a killed one resumes from its last checkpoint, and a
+    certificate holds for all trials of one shape. Raises `AuditError` for a model that is not causal, `NonFiniteError`
+    where training diverges, and `ValueError` for shards that are not those of the trial.
+    """
+    data = Shards.open(shards)
+    if trial.data != sha256(shards / "manifest.json"):
+        raise ValueError(f"{shards} does not hold the tokens of trial {trial.identity}")
+    folder = work / "trials" / trial.identity
+    if (folder / RECORD).exists():
+        return read_json(folder / RECORD)
+    folder.mkdir(parents=True, exist_ok=True)
+    certificate = certified(trial, data, work)
+    trained, started = folder / "model", time.monotonic()
+    pretrain(trial.train, trial.model, shards, certificate, trained, folder / "timing.jsonl", folder / "run")
+    seconds = time.monotonic() - started
+    model, config = load_model(trained)
+    found = {split: score_documents(model, data, split, config.context_length, batch_size) for split in ("valid", "test")}
+    arrays = {f"{split}_{name}": value for split, scores in found.items() for name, value in vars(scores).items()}
+    np.savez_compressed(folder / DOCUMENTS, **arrays)
+    record = {
+        "identity": trial.identity,
+        **plain(trial),
+        **{split: {"bits_per_byte": scores.bits_per_byte, "documents": len(scores.nats_D)} for split, scores in found.items()},
+        "weights": sha256(trained / WEIGHTS),
+        "flops": cost(trial.model, trial.train, data.vocab_size).training_flops,
+        "seconds": round(seconds, 1),
+        "machine": {"processor": platform.machine(), "torch": torch.__version__, "python": platform.python_version()},
+    }
+    write_json(folder / RECORD, record)  # last: it says that all the rest is whole
+    return record
+
+
+def certified(trial: Trial, data: Shards, work: Path) -> Path:
+    """The certificate of the trial's shape, made where there is none that holds for the present code."""
+    subject = ModelConfig(trial.model.architecture, data.vocab_size, trial.train.context_length)
+    path = work / "certificates" / f"{trial.shape}.json"
+    try:
+        check_certificate(path, subject, trial.train)
+    except NotCertifiedError:
+        audit(trial.model.architecture, trial.train, data.folder, path)
+    return path
+
+
+def score_documents(model: LanguageModel, data: Shards, split: str, context: int, batch_size: int) -> DocumentScores:
+    """Every document of a split by itself, from one pass over the whole stream: a token belongs to the document whose end
+    token comes next. Special tokens stand for no text and do not count."""
+    stream = data.split(split)
+    nats_D, bytes_D = np.zeros(stream.documents), np.zeros(stream.documents, np.int64)
+    ended = 0
+    model.eval()
+    for scored in scored_tokens(model, evaluation_batches(stream, context, batch_size), data.token_bytes):
+        nats, targets, sizes = (values.numpy() for values in scored)
+        ends = targets == stream.end_id
+        document = ended + np.cumsum(ends) - ends
+        text = sizes > 0
+        nats_D += np.bincount(document[text], nats[text], minlength=stream.documents)
+        bytes_D += np.bincount(document[text], sizes[text], minlength=stream.documents).astype(np.int64)
+        ended += int(ends.sum())
+    return DocumentScores(nats_D, bytes_D)
+
+
+def read_documents(folder: Path) -> Mapping[str, DocumentScores]:
+    """The scores of a finished trial's documents, by split."""
+    with np.load(folder / DOCUMENTS, allow_pickle=False) as arrays:
+        return {split: DocumentScores(arrays[f"{split}_nats_D"], arrays[f"{split}_bytes_D"]) for split in ("valid", "test")}

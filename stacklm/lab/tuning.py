@@ -1,0 +1,67 @@
+"""The learning rate of every arm: a grid of factor 2, extended until the best is inside it, with equal trials for all.
+
+Scores are means over the tuning seeds on the valid set, less is better; a training that diverged has an infinite one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+MOST = 15
+"""Rates per arm after which the best counts as found wherever it lies."""
+
+Scores = Mapping[float, Sequence[float]]
+"""Of each rate, the score of every tuning seed."""
+
+
+def first_rates(peak_lr: float, points: int) -> list[float]:
+    """That many rates around one, each twice the one before."""
+    return [peak_lr * 2.0 ** (i - points // 2) for i in range(points)]
+
+
+def next_rates(arms: Mapping[str, Scores]) -> dict[str, float]:
+    """One more rate for every arm where the best of any arm is the first or the last of its grid; empty when all are inside.
+
+    An arm gets the rate beyond the edge that is nearer to its best, so that all arms have as many trials.
+    Raises `ValueError` for arms with different numbers of trials.
+    """
+    if len({sum(map(len, scores.values())) for scores in arms.values()}) > 1:
+        raise ValueError(f"unequal trials: { ({name: len(scores) for name, scores in arms.items()}) }")
+    if all(_inside(scores) or len(scores) >= MOST for scores in arms.values()):
+        return {}
+    return {name: _beyond(scores) for name, scores in arms.items()}
+
+
+def best_rate(scores: Scores) -> float:
+    """The rate of the least mean score: the minimum of the parabola through the best of the grid and its neighbours, over log2.
+
+    The best of the grid itself where a neighbour is missing or diverged. Raises `ValueError` where every rate diverged.
+    """
+    rates, means = _means(scores)
+    best = int(np.argmin(means))
+    if not math.isfinite(means[best]):
+        raise ValueError(f"every learning rate from {rates[0]:g} to {rates[-1]:g} diverged")
+    around = slice(best - 1, best + 2)
+    if best in (0, len(rates) - 1) or not np.isfinite(means[around]).all():
+        return rates[best]
+    a, b, _ = np.polyfit(np.log2(rates[around]), means[around], 2)
+    return float(2 ** (-b / (2 * a))) if a > 0 else rates[best]
+
+
+def _means(scores: Scores) -> tuple[list[float], np.ndarray]:
+    rates = sorted(scores)
+    means = np.array([np.mean(scores[rate]) for rate in rates])
+    return rates, np.where(np.isfinite(means), means, np.inf)
+
+
+def _inside(scores: Scores) -> bool:
+    return 0 < int(np.argmin(_means(scores)[1])) < len(scores) - 1
+
+
+def _beyond(scores: Scores) -> float:
+    rates, means = _means(scores)
+    low = int(np.argmin(means)) < len(rates) / 2
+    return rates[0] / 2 if low else rates[-1] * 2

@@ -1,0 +1,113 @@
+"""The experiments of a project: their files, the records of their trials, and what those belong to.
+
+    experiments/NAME.yaml            the experiment
+    experiments/NAME/origin.json     the tokens and the code that its trials were made with
+    experiments/NAME/records/ID.json one small record for each trial; all of them belong into git
+
+Work in progress and weights are in `.stacklm/lab`, where equal trials of all experiments are one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from stacklm.code import digest, source_root, units
+from stacklm.config.params import Params, load
+from stacklm.config.schema import ParamsError, listed, nearest
+from stacklm.files import read_json, sha256, write_json
+from stacklm.lab.experiment import Experiment, arms, load_experiment, settings
+from stacklm.lab.schedule import Lab
+from stacklm.pipeline.code import changed_units, shortened
+from stacklm.pipeline.project import Project
+from stacklm.pipeline.stages import stage
+
+FOLDER = "experiments"
+CODE = ("stacklm.lab.trial",)
+"""The module whose code, with all that it imports, decides what a trial gives."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where one experiment of a project is."""
+
+    project: Project
+    name: str
+
+    @property
+    def file(self) -> Path:
+        return self.project.root / FOLDER / f"{self.name}.yaml"
+
+    @property
+    def origin(self) -> Path:
+        return self.project.root / FOLDER / self.name / "origin.json"
+
+    @property
+    def shards(self) -> Path:
+        return stage("shards").paths(stage("shards").writes, self.project.root)["shards"]
+
+    @property
+    def work(self) -> Path:
+        return self.project.state / "lab"
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        """Raises `ParamsError` where there is none of that name, naming those that there are."""
+        if not self.file.is_file():
+            names = sorted(path.stem for path in (self.project.root / FOLDER).glob("*.yaml"))
+            raise ParamsError(
+                f"no experiment {self.name!r} ({FOLDER}/{self.name}.yaml); there {'is' if len(names) == 1 else 'are'} "
+                f"{listed(names) or 'none'}{nearest(self.name, names)}"
+            )
+        return load_experiment(self.file)
+
+    @cached_property
+    def params(self) -> Params:
+        return load(self.project.params_file)
+
+    def check(self) -> None:
+        """Raise `ParamsError` unless all arms of the experiment can be built and meet its budget."""
+        arms(self.experiment, self.params)
+
+    def lab(self) -> Lab:
+        """The experiment with the tokens and the code that its trials began with; of one that has not begun both are empty."""
+        origin = self._origin() or {"data": "", "code": {}}
+        found = arms(self.experiment, self.params)
+        return Lab(self.experiment, found, settings(self.experiment, self.params), origin["data"], digest(origin["code"]))
+
+    def begin(self) -> Lab:
+        """The experiment with the present tokens and code, which become those of its trials.
+
+        Raises `ParamsError` where it has begun with others, or where there are no tokens.
+        """
+        before, now = self._origin(), self._present()
+        if before and before != now:
+            changed = changed_units(before["code"], now["code"])
+            why = f"{shortened(changed)} changed" if changed else "its tokens changed"
+            trials = len(list((self.origin.parent / "records").glob("*.json")))
+            raise ParamsError(
+                f"{self.name}: {trials} trials were made before {why}, and trials of both must not be compared: "
+                f"undo the change, or remove {FOLDER}/{self.name}/ to begin again"
+            )
+        write_json(self.origin, now)
+        return self.lab()
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        """The records of all experiments of the project, by identity."""
+        files = sorted((self.project.root / FOLDER).glob("*/records/*.json"))
+        return {path.stem: read_json(path) for path in files}
+
+    def save(self, record: dict[str, Any]) -> None:
+        """Keep the record of one trial."""
+        write_json(self.origin.parent / "records" / f"{record['identity']}.json", record)
+
+    def _origin(self) -> dict[str, Any] | None:
+        return read_json(self.origin) if self.origin.exists() else None
+
+    def _present(self) -> dict[str, Any]:
+        manifest = self.shards / "manifest.json"
+        if not manifest.is_file():
+            raise ParamsError("there are no tokens to train on yet: `dvc repro shards` makes them")
+        return {"data": sha256(manifest), "code": units(CODE, source_root(self.project.root))}

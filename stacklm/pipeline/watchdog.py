@@ -1,0 +1,74 @@
+"""No orphans: a stage ends by itself when the entry point that started it is gone, `kill -9` included.
+
+A watching thread is used, and not a signal on the parent's death, because between a stage and its entry point there may be
+a shell, and because it works on every system.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+
+FLOW_PID = "STACKLM_FLOW_PID"
+"""Environment variable with the process id of the flow that a stage belongs to."""
+REPRO = "stacklm.pipeline.repro"
+"""The module that a flow runs for DVC's command line."""
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether this very process (not a later one with its id) runs; a zombie does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def entry_point() -> psutil.Process | None:
+    """The process of `dvc` that started this one, or None where a person started it directly."""
+    for parent in psutil.Process().parents():
+        try:
+            words = parent.cmdline()
+        except psutil.Error:
+            continue
+        if any(word == REPRO or Path(word).stem == "dvc" for word in words[:3]):
+            return parent
+    return None
+
+
+def exit_with_entry_point(interval: float = 0.3) -> None:
+    """Start a thread that ends this process as soon as one of the processes it works for is gone.
+
+    `interval` is in seconds. What a stage has written is safe at any moment, so the end is immediate.
+    """
+    watched = [process for process in (entry_point(), _flow()) if process is not None]
+    if "DVC_STAGE" in os.environ and not watched:
+        raise SystemExit("stacklm: the dvc process that started this stage is gone")
+    if watched:
+        exit_with(watched, interval)
+
+
+def exit_with(watched: list[psutil.Process], interval: float = 0.3) -> None:
+    """Start a thread that ends this process as soon as one of those is gone."""
+    threading.Thread(target=_watch, args=(watched, interval), daemon=True, name="watchdog").start()
+
+
+def _flow() -> psutil.Process | None:
+    pid = os.environ.get(FLOW_PID)
+    if pid is None:
+        return None
+    try:
+        return psutil.Process(int(pid))
+    except psutil.NoSuchProcess:
+        raise SystemExit("stacklm: the flow that started this stage is gone") from None
+
+
+def _watch(watched: list[psutil.Process], interval: float) -> None:
+    while all(alive(process) for process in watched):
+        time.sleep(interval)
+    sys.stderr.write("stacklm: the process that started this one is gone; stopping\n")
+    os._exit(143)

@@ -1,0 +1,129 @@
+"""An experiment from its file to its verdict, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from stacklm.config.schema import ParamsError
+from stacklm.pipeline.lab import Files
+from support.checkout import Checkout
+from support.flows_project import wait_for
+
+EXPERIMENT = """\
+question: Does SwiGLU help?
+refuted_by: the interval lies above the margin
+budget: parameters
+margin: 0.005
+baseline: {architecture: {kind: dense, d_model: 16, n_heads: 2, n_layers: 1, d_ff: 32}, optimizer: {peak_lr: 3.2e-2}}
+candidates:
+  swiglu: {change: {architecture.ffn: swiglu}}
+seeds: {tune: [101], judge: [1, 2, 3]}
+rates: 3
+"""
+FAKES = """
+import math, os, random, sys
+import flows.lab
+from flows.run import run
+
+def fake(trial, shards, work):
+    with open("trained.txt", "a") as file:
+        print(trial.identity, file=file)
+    if trial.train.seed == 2 and trial.model.architecture.ffn == "swiglu" and os.path.exists("broken"):
+        raise RuntimeError("out of luck")
+    rate, seed = trial.model.optimizer.peak_lr, trial.train.seed
+    gain = 0.98 if trial.model.architecture.ffn == "swiglu" else 1
+    bits = gain * (2 + 0.004 * random.Random(seed).gauss(0, 1) + 0.01 * math.log2(rate / 0.02) ** 2)
+    scores = {"bits_per_byte": bits, "documents": 3}
+    return {"identity": trial.identity, "valid": scores, "test": scores, "seconds": 2.0, "flops": 10**9}
+
+flows.lab.run_apart = fake
+sys.exit(run("lab", experiment="one"))
+"""
+
+
+@pytest.fixture
+def project(checkout: Checkout) -> Checkout:
+    (checkout.root / "experiments").mkdir(exist_ok=True)
+    (checkout.root / "experiments" / "one.yaml").write_text(EXPERIMENT)
+    return checkout
+
+
+def records(project: Checkout) -> dict[str, dict]:
+    files = (project.root / "experiments" / "one" / "records").glob("*.json")
+    return {path.stem: json.loads(path.read_text()) for path in files}
+
+
+def test_the_course_of_an_experiment_with_made_up_scores(project):
+    """All but training: a failed trial is tried twice and stops no other; the next run trains that one alone; then nothing."""
+    (project.root / "broken").touch()
+    printed = project.run(sys.executable, "-c", FAKES, check=False)
+    trained = (project.root / "trained.txt").read_text().split()
+    (failed,) = {identity for identity in trained if trained.count(identity) == 2}
+    assert len({*trained}) == len(trained) - 1 == len(records(project)) + 1
+    assert "1 trials failed; the same command tries them again" in printed and "out of luck" in printed
+    assert "not judged yet" in printed
+
+    (project.root / "broken").unlink()
+    printed = project.run(sys.executable, "-c", FAKES)
+    assert (project.root / "trained.txt").read_text().split() == [*trained, failed]
+    assert "swiglu: 2.0" in printed and ": better" in printed
+
+    before = records(project)
+    again = project.run(sys.executable, "-c", FAKES)
+    assert (project.root / "trained.txt").read_text().split() == [*trained, failed]
+    assert records(project) == before and ": better" in again
+    assert project.cli("lab", "show", "one") in again.replace("\r", "")
+    assert "to run now: 0" in project.cli("lab", "status", "one")
+    assert "sd over seeds" in project.cli("lab", "plan", "one")
+
+
+def test_other_code_or_tokens_are_not_mixed_with_the_trials_there(project):
+    files = Files(project.project, "one")
+    files.begin()
+    origin = json.loads(files.origin.read_text())
+    assert files.begin().code == files.lab().code  # the same once more
+    for other, why in (
+        ({**origin, "code": {**origin["code"], "stacklm/train/trainer.py train_step": "0" * 16}}, r"train_step changed"),
+        ({**origin, "data": "0" * 64}, "its tokens changed"),
+    ):
+        files.origin.write_text(json.dumps(other))
+        with pytest.raises(ParamsError, match=rf"one: 0 trials were made before .*{why}.* remove experiments/one/ to begin again"):
+            files.begin()
+
+
+def test_an_experiment_that_cannot_run_is_refused_before_a_server_starts(project):
+    assert "no experiment 'two' (experiments/two.yaml)" in project.cli("run-flow", "lab", "two", code=2)
+    file = project.root / "experiments" / "one.yaml"
+    file.write_text(EXPERIMENT.replace("judge: [1, 2, 3]", "judge: [1]"))
+    assert "at least 3 are needed" in project.cli("run-flow", "lab", "one", code=2)
+    file.write_text(EXPERIMENT.replace("d_ff: 32}", "d_ff: 32, d_f: 1}"))
+    assert "did you mean `d_ff`" in project.cli("lab", "plan", "one", code=2)
+    assert "only the flow lab has one" in project.cli("run-flow", "pretrain", "one", code=2)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="there is no kill -9 on Windows")
+def test_a_real_experiment_that_is_killed_ends_in_the_same_records(project, tmp_path):
+    whole = project.copy(tmp_path / "whole")
+    whole.extra["PREFECT_API_URL"] = project.extra["PREFECT_API_URL"]
+    assert "verdict" in whole.stacklm("run-flow", "lab", "one")
+
+    running = project.start(sys.executable, "-m", "stacklm", "run-flow", "lab", "one")
+    wait_for(lambda: len(records(project)) >= 2, seconds=300)
+    children = psutil.Process(running.pid).children(recursive=True)
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert not alive
+    project.stacklm("run-flow", "lab", "one")
+    weights = {identity: record["weights"] for identity, record in records(project).items()}
+    assert weights == {identity: record["weights"] for identity, record in records(whole).items()}
+    log = Path(project.root, "log.txt").read_text()
+    assert "Traceback" not in log

@@ -1,0 +1,155 @@
+"""A small project of its own for a test, and commands run in it as a user would."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stacklm import cli
+from stacklm.pipeline.project import Project
+from support import ROOT
+
+COPIED = {"stacklm", "flows", "experiments", ".dvc", ".dvcignore", ".gitignore", "dvc.yaml"}
+
+TINY_PARAMS = """\
+data:
+  source: {kind: stdlib, max_bytes: 400_000}
+  valid_fraction: 0.2
+  test_fraction: 0.2
+tokenizer: {vocab_size: 300}
+train:
+  max_steps: 12
+  context_length: 16
+  global_batch_size: 4
+  micro_batch_size: 4
+  warmup_steps: 2
+  eval_every: 6
+  eval_tokens: 256
+  checkpoint_every: 4
+  threads: 1
+models:
+  stacked:
+    architecture: {kind: stacked, d_model: 16, n_heads: 2, stacks: [{layers: 4, features: 4, d_ff: 16}]}
+  dense:
+    architecture: {kind: dense, d_model: 16, n_heads: 2, n_layers: 1, d_ff: 16}
+evaluate:
+  threads: 1
+  batch_size: 64
+  sample: {prompt: "def ", max_new_tokens: 8}
+"""
+
+
+class Checkout:
+    """A copy of this project with tiny settings, under git, in which commands run as in a user's shell."""
+
+    def __init__(self, root: Path, **extra: str) -> None:
+        self.root = root
+        self.extra = extra
+        self.project = Project(root, root / ".stacklm")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Isolated from the user's own git, DVC, Prefect and MLflow."""
+        own = {
+            name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_", "DVC_", "STACKLM_"))
+        }
+        return {
+            **own,
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), own["PATH"]]),
+            "DVC_NO_ANALYTICS": "1",
+            "PREFECT_PROFILES_PATH": os.devnull,
+            "DVC_SITE_CACHE_DIR": str(self.root / ".dvc" / "site"),
+            "GIT_CONFIG_GLOBAL": os.devnull,
+            "OMP_NUM_THREADS": "1",
+            **self.extra,
+        }
+
+    def start(self, *command: str, **environment: str) -> subprocess.Popen:
+        """Start a command; its output goes to `self.log`."""
+        with (self.root / "log.txt").open("a") as log:
+            return subprocess.Popen(
+                command,
+                cwd=self.root,
+                env={**self.environment, **environment},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+            )
+
+    def run(self, *command: str, check: bool = True, timeout: float = 1200, **environment: str) -> str:
+        """Run a command to its end and return all it printed."""
+        done = subprocess.run(
+            command,
+            cwd=self.root,
+            env={**self.environment, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            timeout=timeout,
+        )
+        if check:
+            assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    def repro(self, *arguments: str, **keywords) -> str:
+        return self.run("dvc", "repro", *arguments, **keywords)
+
+    def stacklm(self, *arguments: str, **keywords) -> str:
+        """The command line with the code of this copy."""
+        return self.run(sys.executable, "-m", "stacklm", *arguments, **keywords)
+
+    def cli(self, *arguments: str, stdin: bytes = b"", code: int = 0) -> str:
+        """The command line in this process, with the code that is tested, for commands that need no process of their own.
+
+        All that it printed. A start of the interpreter with torch takes seconds, a call does not.
+        """
+        import torch
+
+        threads, printed = torch.get_num_threads(), io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
+        with contextlib.ExitStack() as stack:
+            for context in (contextlib.chdir(self.root), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed)):
+                stack.enter_context(context)
+            patch = stack.enter_context(pytest.MonkeyPatch.context())
+            patch.setattr(sys, "argv", ["stacklm", *arguments])
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+            with pytest.raises(SystemExit) as end:
+                cli.main()
+        torch.set_num_threads(threads)
+        text = printed.buffer.getvalue().decode()
+        assert (end.value.code or 0) == code, text
+        return text
+
+    def set(self, *assignments: str) -> None:
+        self.stacklm("params", *(word for assignment in assignments for word in ("--set", assignment)))
+
+    def commit(self, message: str) -> None:
+        self.run("git", "add", "-A")
+        self.run("git", "-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "-q", "-m", message)
+
+    def copy(self, target: Path) -> Checkout:
+        shutil.copytree(self.root, target, symlinks=True)
+        return Checkout(target, **self.extra)
+
+
+def make_checkout(root: Path) -> Checkout:
+    files = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    for file in files:
+        if file.split("/")[0] in COPIED and (ROOT / file).is_file():
+            (root / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / file, root / file)
+    (root / "params.yaml").write_text(TINY_PARAMS)
+    checkout = Checkout(root)
+    checkout.run("git", "init", "-q")
+    (root / ".git" / "info" / "exclude").write_text("log.txt\n")
+    checkout.commit("start")
+    return checkout

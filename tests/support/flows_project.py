@@ -1,0 +1,128 @@
+"""A project whose stages take no time: the real table of stages, settings, DVC and Prefect, but scripts for the work."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flows.server import Server
+from stacklm.pipeline.stages import STAGES, Stage
+from support.checkout import TINY_PARAMS, Checkout
+
+EVERYTHING = [
+    *("inputs", "download", "tokenizer", "shards"),
+    *("audit@stacked", "audit@dense", "pretrain@stacked", "pretrain@dense", "evaluate@stacked", "evaluate@dense", "compare"),
+]
+
+WORK = '''\
+"""Make the outputs named on the command line; note what ran; fail, hang or meet as files of those names ask."""
+import json, os, sys, time
+from pathlib import Path
+
+parent, end = os.getppid(), time.time() + 240
+address, *outputs = sys.argv[1:]
+if Path("fail").exists() and Path("fail").read_text() == address:
+    sys.exit(f"{address} found a loss that is not finite")
+Path(f"began-{address}").touch()
+print(f"{address} at work")
+print(f"{address}:  50%|#####     | 5/10 [00:00<00:00, 99.0step/s]", file=sys.stderr, flush=True)
+if address.startswith("pretrain"):
+    work = Path(".stacklm/work") / f"{address}-0123"
+    work.mkdir(parents=True, exist_ok=True)
+    (work / "metrics.jsonl").write_text('{"step": 6}\\n')
+while Path("hang").exists():
+    if os.getppid() != parent or time.time() > end:
+        sys.exit("left alone")
+    time.sleep(0.05)
+while Path("meet").exists() and address.startswith("pretrain") and len(list(Path().glob("began-pretrain*"))) < 2:
+    if time.time() > end:
+        sys.exit("nobody came")
+    time.sleep(0.05)
+with open("ran.txt", "a") as log:
+    print(address, file=log)
+scores = {"loss": 2.0, "bits_per_byte": 1.5}
+facts = {"total_parameters": 9, "tokens": 8, "training_flops": 7, "valid": scores, "test": scores}
+comparison = {"finding": "dense is the best", "models": {"dense": facts}}
+for output in map(Path, outputs):
+    if output.suffix:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(comparison))
+    else:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "report.md").write_text("# Report\\n\\n![loss](loss.png)\\n\\nThe end.\\n")
+'''
+
+
+def make_project(root: Path) -> Checkout:
+    root.mkdir()
+    (root / "params.yaml").write_text(TINY_PARAMS)
+    (root / "work.py").write_text(WORK)
+    (root / "dvc.yaml").write_text(json.dumps({"stages": {stage.name: _definition(stage) for stage in STAGES}}))
+    project = Checkout(root)
+    project.run("git", "init", "-q")
+    project.run("dvc", "init", "-q")
+    return project
+
+
+def _definition(stage: Stage) -> dict[str, Any]:
+    model = "${item.model}"
+    reads, writes = ([path.format(model=model) for path in paths.values()] for paths in (stage.reads, stage.writes))
+    return {
+        **({"matrix": {"model": "${models}"}} if stage.per_model else {}),
+        **({"always_changed": True} if stage.always else {}),
+        "cmd": f'"{sys.executable}" work.py {stage.address(model)} {" ".join(writes)}',
+        "deps": reads,
+        "outs": writes,
+    }
+
+
+def flow(project: Checkout, server: Server, name: str = "pretrain", **keywords) -> str:
+    """Run a flow to its end against a server; what it printed."""
+    return project.stacklm("run-flow", name, PREFECT_API_URL=server.url, **keywords)
+
+
+def start_flow(project: Checkout, server: Server, name: str = "pretrain") -> subprocess.Popen:
+    return project.start(sys.executable, "-m", "stacklm", "run-flow", name, PREFECT_API_URL=server.url)
+
+
+def ran(project: Checkout) -> list[str]:
+    """The stages that did work so far, without the one that looks at the inputs each time."""
+    return [line for line in (project.root / "ran.txt").read_text().split() if line != "inputs"]
+
+
+def ask(server: Server, path: str, **query: Any) -> Any:
+    """A question to the server's REST API."""
+    request = urllib.request.Request(f"{server.url}/{path}", json.dumps(query).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request) as answer:
+        return json.load(answer)
+
+
+def flow_runs(project: Checkout, server: Server) -> list[dict]:
+    """The runs that took this project's lock, oldest first."""
+    place = f"{platform.node()}:{project.root}"
+    return [run for run in ask(server, "flow_runs/filter", sort="START_TIME_ASC") if run["labels"].get("stacklm.project") == place]
+
+
+def task_states(server: Server, run: dict) -> dict[str, str]:
+    """The state of each task run of a flow run. The server writes them down a moment after the flow's end."""
+
+    def states() -> dict[str, str]:
+        found = ask(server, "task_runs/filter", flow_runs={"id": {"any_": [run["id"]]}})
+        return {task["name"]: task["state_name"] for task in found}
+
+    wait_for(lambda: not {"Running", "Pending"} & set(states().values()))
+    return states()
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end, "waited in vain"
+        time.sleep(0.05)

@@ -1,0 +1,183 @@
+"""A small project whose files are written by hand in their real formats, as if stages had run; no training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from functools import cache
+from pathlib import Path
+
+import pytest
+import tokenizers
+import torch
+from tokenizers import Regex, models, pre_tokenizers, trainers
+
+from stacklm.config.model import Dense, Model, Stack, Stacked
+from stacklm.config.schema import plain
+from stacklm.config.tokenizer import END_OF_TEXT
+from stacklm.config.train import Train
+from stacklm.data.tokenizer import PATTERNS
+from stacklm.files import read_json, sha256, write_json, write_text
+from stacklm.model.build import build
+from stacklm.model.store import save_model
+from stacklm.pipeline.project import Project
+from stacklm.pipeline.tracking.store import connect
+
+TRAIN = Train(max_steps=20, context_length=8, global_batch_size=2, micro_batch_size=2, warmup_steps=2, eval_every=5)
+MODELS = {
+    "stacked": Model(Stacked(8, 2, (Stack(2, 4, 8), Stack(2, 8, 16)))),
+    "dense": Model(Dense(8, 2, 1, 16)),
+}
+VOCAB = 257
+
+
+def metrics(steps: int) -> list[dict]:
+    """The rows of steps 0 to `steps`, with a validation every 5."""
+    rows = [{"step": s, "tokens": 16 * s, "flops": 1000 * s} for s in range(steps + 1)]
+    for row in rows[1:]:
+        row.update(train_loss=3.5 - 0.1 * row["step"], lr=1e-3, grad_norm=1.0)
+    for row in rows[::5]:
+        row.update(valid_loss=3.6 - 0.1 * row["step"], valid_bits_per_byte=2 - 0.05 * row["step"])
+    return rows
+
+
+def timing(steps: int) -> list[dict]:
+    """Half a second a step."""
+    return [
+        {
+            "step": s,
+            "seconds": 0.5 * s,
+            "tokens_per_second": 32.0,
+            "process_rss_bytes": 3e8,
+            "peak_memory_bytes": 4e8,
+            "cpu_percent": 99.0,
+            "system_memory_bytes": 5e9,
+            "system_memory_percent": 20.0,
+        }
+        for s in range(steps + 1)
+    ]
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def record(project: Project, model: str) -> dict:
+    """What the stage runner would record of a pretraining."""
+    record = {
+        "stage": f"pretrain@{model}",
+        "params": {"train": plain(TRAIN), f"models.{model}": plain(MODELS[model])},
+        "inputs": {"out/shards": sha256(project.root / "out/shards")},
+        "code": "c0de" * 16,
+        "versions": {"python": "3.11.7", "torch": "2.13.0"},
+    }
+    return {"fingerprint": hashlib.sha256(json.dumps(record).encode()).hexdigest(), **record}
+
+
+@cache
+def bytes_tokenizer() -> str:
+    """A tokenizer.json of the end token and one token per byte."""
+    bpe = tokenizers.Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PATTERNS["gpt2"]), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False)
+    bpe.train_from_iterator([], trainer)
+    return bpe.to_str()
+
+
+def prepare_data(project: Project) -> None:
+    """Leave what the stages before pretrain leave."""
+    out = project.root / "out"
+    write_text(out / "tokenizer" / "tokenizer.json", bytes_tokenizer())
+    write_json(out / "tokenizer" / "token_bytes.json", [0] + [1] * 256)
+    splits = {
+        name: {"tokens": n, "documents": 4, "bytes": 2 * n, "words": n // 2}
+        for name, n in (("train", 800), ("valid", 90), ("test", 80))
+    }
+    manifest = {
+        "version": 1,
+        "dtype": "uint16",
+        "vocab_size": VOCAB,
+        "end_id": 0,
+        "tokenizer": sha256(out / "tokenizer"),
+        "splits": splits,
+    }
+    write_json(out / "shards" / "manifest.json", manifest)
+    data = {"source": {"kind": "stdlib", "max_bytes": 2000}, "valid_fraction": 0.1, "test_fraction": 0.1}
+    write_json(out / "records" / "download.json", {"params": {"data": data}})
+    write_json(
+        out / "records" / "tokenizer.json", {"params": {"tokenizer": {"vocab_size": VOCAB, "special_tokens": ["<|endoftext|>"]}}}
+    )
+
+
+def publish_model(project: Project, model: str, seed: int = 1) -> None:
+    """Leave what pretrain leaves, with random weights."""
+    out = project.root / "out"
+    torch.manual_seed(seed)
+    architecture = MODELS[model].architecture
+    network, context, digest = build(architecture, VOCAB, TRAIN.context_length), TRAIN.context_length, sha256(out / "tokenizer")
+    save_model(out / "models" / model, network, architecture, VOCAB, context, digest)
+    write_rows(out / "models" / model / "metrics.jsonl", metrics(TRAIN.max_steps))
+    *times, last = timing(TRAIN.max_steps)
+    digest = read_json(out / "models" / model / "config.json")["sha256"]
+    write_rows(out / "timing" / f"{model}.jsonl", [*times, {**last, "model_sha256": digest}])
+    write_json(out / "records" / f"pretrain@{model}.json", record(project, model))
+
+
+def publish_evaluation(project: Project, model: str, loss: float = 1.5) -> None:
+    """Leave what evaluate leaves."""
+    out = project.root / "out"
+    split = {
+        "tokens": 80,
+        "bytes": 160,
+        "words": 40,
+        "loss": loss,
+        "bits_per_byte": loss / 2 / math.log(2),
+        "word_perplexity": 20.0,
+    }
+    write_json(
+        out / "evaluations" / f"{model}.json",
+        {"valid": split, "test": split, "sample": {"prompt": "def ", "text": "def f(): pass"}},
+    )
+    write_json(out / "records" / f"evaluate@{model}.json", {"inputs": {f"out/models/{model}": sha256(out / "models" / model)}})
+
+
+def publish_report(project: Project, **losses: float) -> None:
+    """Leave what compare leaves, with these losses on the test set by model."""
+    out = project.root / "out"
+    models = {name: {"test": {"loss": loss, "bits_per_byte": loss / 2}} for name, loss in (losses or {"stacked": 1.5}).items()}
+    write_text(out / "report" / "report.md", "# Comparison\n")
+    write_json(out / "comparison.json", {"finding": "none", "models": models})
+    write_json(out / "records" / "compare.json", {"inputs": {"out/models": sha256(out / "models")}})
+
+
+def client(project: Project):
+    return connect(project)[0]
+
+
+def runs(project: Project) -> list:
+    """The trainings in the project's experiment."""
+    return [run for run in all_runs(project) if "stacklm.fingerprint" in run.data.tags]
+
+
+def all_runs(project: Project) -> list:
+    """All runs of the project's experiment, those of the pipeline included."""
+    tracker, experiment = connect(project)
+    return list(tracker.search_runs([experiment]))
+
+
+def curve(project: Project, key: str) -> list[tuple[int, float]]:
+    """The points of the only run's curve, by step, repeated ones included."""
+    (run,) = runs(project)
+    return sorted((metric.step, metric.value) for metric in client(project).get_metric_history(run.info.run_id, key))
+
+
+def isolate(patch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"):
+        patch.delenv(name, raising=False)

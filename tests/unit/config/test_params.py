@@ -1,0 +1,142 @@
+"""params.yaml as shipped, contradictions across values, and changing single values."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+
+from stacklm.config.optimizer import AdamW, Muon, Rest
+from stacklm.config.params import load, parse, preview, section, set_values
+from stacklm.config.schema import ParamsError, plain
+from support import ROOT
+
+SHIPPED = ROOT / "params.yaml"
+
+
+@pytest.fixture
+def tree() -> dict:
+    return plain(load(SHIPPED))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "params.yaml"
+    path.write_text(SHIPPED.read_text(encoding="utf-8"), encoding="utf-8")
+    return path
+
+
+def change(tree: dict, key: str, value: object) -> dict:
+    """A copy of `tree` with one value replaced."""
+    tree = copy.deepcopy(tree)
+    *path, last = key.split(".")
+    place = tree
+    for name in path:
+        place = place[int(name)] if isinstance(place, list) else place[name]
+    place[last] = value
+    return tree
+
+
+def test_the_shipped_file_compares_a_stacked_with_a_dense_model():
+    kinds = {model.architecture.kind for model in load(SHIPPED).models.values()}
+    assert kinds == {"stacked", "dense"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("models.stacked.architecture.stacks.0.features", 7, ["models.stacked.architecture", "features 7", "d_model"]),
+        ("models.stacked.architecture.n_heads", 7, ["models.stacked.architecture", "heads: 7", "does not divide d_model"]),
+        ("models.dense.architecture.kind", "dens", ["models.dense.architecture.kind", "'dens'", "did you mean `dense`?"]),
+        ("models.dense.layers", 3, ["models.dense.layers", "unknown key"]),
+        ("models.dense.optimizer.kind", "adam", ["models.dense.optimizer.kind", "'adam'", "did you mean `adamw`?"]),
+        ("models.dense.optimizer.momentum", 0.9, ["optimizer.momentum", "unknown key of kind adamw", "one of kind muon"]),
+        (
+            "models.dense.optimizer.optimizer_in_backward",
+            True,
+            ["models.dense.optimizer.optimizer_in_backward", "max_grad_norm = 1 must be null"],
+        ),
+        ("tokenizer.vocab_size", 100, ["tokenizer.vocab_size: 100", ">= 257"]),
+        ("tokenizer.vocab_size", 2**33, ["tokenizer.vocab_size", "<= "]),
+        ("tokenizer.special_tokens", ["<pad>"], ["tokenizer", "special_tokens", "<|endoftext|>"]),
+        ("train.stepz", 3, ["train.stepz", "unknown key", "did you mean `max_steps`?"]),
+        ("train.max_steps", "many", ["train.max_steps", "whole number", "'many'"]),
+        ("train.micro_batch_size", 5, ["train", "micro_batch_size: 5", "global_batch_size"]),
+        ("train.warmup_steps", 10**6, ["train", "warmup_steps", "below max_steps"]),
+        ("train.context_length", 10**7, ["train.context_length: 10000000", "data.source.max_bytes"]),
+        ("train.lr_schedule", "cosin", ["train.lr_schedule", "cosine, linear, wsd", "did you mean `cosine`?"]),
+        ("data.valid_fraction", 0.97, ["data", "valid_fraction 0.97", "below 1"]),
+        ("data.test_fraction", 0, ["data", "test_fraction", "> 0"]),
+        ("data.source.kind", "file", ["data.source.kind", "stdlib, files, huggingface", "did you mean `files`?"]),
+        ("data.source", {"kind": "huggingface", "name": "a/b", "revision": "main"}, ["revision: 'main'", "pin a commit"]),
+        ("models", {}, ["models", "at least one"]),
+        ("models", {"a/b": {}}, ["models.a/b"]),
+        ("trian", {}, ["trian", "unknown key", "did you mean `train`?"]),
+    ],
+)
+def test_values_that_contradict_or_exceed_are_named(tree, key, value, words):
+    with pytest.raises(ParamsError) as caught:
+        parse(change(tree, key, value))
+    for word in ["params.yaml", *words]:
+        assert word in str(caught.value)
+
+
+def test_an_optimizer_is_adamw_where_no_kind_is_named(tree):
+    assert parse(change(tree, "models.dense.optimizer", {"peak_lr": 3e-3})).models["dense"].optimizer == AdamW(peak_lr=3e-3)
+    muon = {"kind": "muon", "peak_lr": 3e-3, "adamw": {"beta1": 0.8}}
+    assert parse(change(tree, "models.dense.optimizer", muon)).models["dense"].optimizer == Muon(
+        peak_lr=3e-3, adamw=Rest(beta1=0.8)
+    )
+
+
+def test_steps_in_backward_need_a_batch_in_one_pass_and_no_clipping(file):
+    in_backward = ["models.dense.optimizer.kind=adafactor", "models.dense.optimizer.optimizer_in_backward=true"]
+    params = set_values(file, [*in_backward, "train.max_grad_norm=null"])
+    assert load(file) == params and params.train.max_grad_norm is None
+    with pytest.raises(
+        ParamsError, match=r"optimizer_in_backward: true .*train\.micro_batch_size = 8 must be train\.global_batch_size = 16"
+    ):
+        preview(file, ["train.micro_batch_size=8"])
+
+
+def test_set_values_keeps_comments_and_changes_only_what_is_named(file):
+    before = load(file)
+    changes = ["train.max_steps=77", "models.dense.optimizer.peak_lr=3e-3", "models.stacked.architecture.stacks.1.d_ff=96"]
+    after = set_values(file, [*changes, "evaluate.sample.seed=9", "train.max_grad_norm=0.5"])  # the last two are not in the file
+    assert load(file) == after
+    assert (after.train.max_steps, after.evaluate.sample.seed, after.train.max_grad_norm) == (77, 9, 0.5)
+    assert section(after, "models.dense.optimizer").peak_lr == 3e-3
+    assert section(after, "models.stacked").architecture.stacks[1].d_ff == 96
+    assert after.data == before.data
+    assert [line for line in SHIPPED.read_text().splitlines() if line.lstrip().startswith("#")] == [
+        line for line in file.read_text().splitlines() if line.lstrip().startswith("#")
+    ]
+
+
+def test_preview_gives_what_set_values_would_write_and_writes_nothing(file):
+    before = file.read_bytes()
+    assert preview(file, ["train.max_steps=77"]).train.max_steps == 77
+    with pytest.raises(ParamsError, match="warmup_steps"):
+        preview(file, ["train.warmup_steps=1_000_000"])
+    assert file.read_bytes() == before
+
+
+SCALARS = """
+1 1e3 1e-3 1.e3 +.5 .5 5. 017 0o17 0x1F 0b11 1_000 1_0.5 12e03 1:30 190:20:30 yes no on off y n true True TRUE null Null ~
+.inf -.inf .nan .NaN 2024-01-01 2024-01-01T10:00:00Z +1 -0.0 -0 0.0 1e400 1e-400 '1' "1" "\\x00" 1,000 0.1.2 +inf inf nan
+"""
+
+
+def test_every_scalar_is_read_as_dvc_reads_it(tmp_path):
+    """DVC decides by its own reading what is stale."""
+    from dvc.utils.serialize import parse_yaml
+
+    from stacklm.config.params import _load_yaml
+
+    for text in SCALARS.split():
+        line = f"key: {text}"
+        assert repr(_load_yaml(line, "a line")) == repr(parse_yaml(line, "params.yaml")), text
+    for settings in [SHIPPED, *(SHIPPED.parent / "docs" / "params").glob("*.yaml")]:
+        load(settings)
+        assert _load_yaml(settings.read_text(), "file") == parse_yaml(settings.read_text(), "params.yaml")

@@ -1,0 +1,115 @@
+"""The whole course of an experiment, with made-up scores in place of trainings."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from stacklm.config.params import load
+from stacklm.lab.experiment import arms, load_experiment, settings
+from stacklm.lab.schedule import Lab, Planned
+from stacklm.lab.statistics import ALPHA
+from support.checkout import TINY_PARAMS
+
+FILE = """\
+question: Which of three is best?
+refuted_by: no difference
+budget: parameters
+margin: 0.005
+baseline: {architecture: {kind: dense, d_model: 16, n_heads: 2, n_layers: 2, d_ff: 64}, optimizer: {peak_lr: 2e-3}}
+candidates:
+  better: {change: {architecture.ffn: swiglu}}
+  equal: {change: {optimizer.beta2: 0.99}}
+  worse: {change: {optimizer.beta1: 0.5}}
+seeds: {tune: [101, 102], judge: [1, 2, 3, 4, 5, 6, 7, 8]}
+sizes: [1, 2]
+"""
+TRUTH = {"baseline": 2.0, "better": 1.96, "equal": 2.0, "worse": 2.06}
+BEST = {"baseline": 1e-3, "better": 3e-3, "equal": 1e-3, "worse": 1.6e-2}
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    root = tmp_path_factory.mktemp("lab")
+    (root / "params.yaml").write_text(TINY_PARAMS)
+    (root / "one.yaml").write_text(FILE)
+    params, experiment = load(root / "params.yaml"), load_experiment(root / "one.yaml")
+    return Lab(experiment, arms(experiment, params), settings(experiment, params), data="d", code="c")
+
+
+def measured(planned: Planned) -> dict:
+    """A bowl over the learning rate, with noise of its own for each seed and less for each arm."""
+    name, seed, rate = planned.arm.name, planned.trial.train.seed, planned.trial.model.optimizer.peak_lr
+    noise = 0.004 * random.Random(f"{seed}").gauss(0, 1) + 0.001 * random.Random(f"{seed}{name}").gauss(0, 1)
+    bits = TRUTH[name] / planned.arm.size**0.1 * (1 + noise + 0.01 * math.log2(rate / BEST[name]) ** 2)
+    return {"valid": {"bits_per_byte": bits}, "test": {"bits_per_byte": 1.1 * bits}}
+
+
+def course(lab: Lab, at_once: int = 1, record=measured) -> tuple[dict, list[Planned]]:
+    """All trials in the order in which that many workers would run them."""
+    records, done = {}, []
+    while pending := lab.pending(records):
+        for planned in pending[:at_once]:
+            assert planned.trial.identity not in records
+            records[planned.trial.identity] = record(planned)
+            done.append(planned)
+    return records, done
+
+
+def test_rates_are_bracketed_then_every_arm_is_judged_with_its_best(lab):
+    records, done = course(lab)
+    for size in (1.0, 2.0):
+        mine = [planned for planned in done if planned.arm.size == size]
+        assert [planned.purpose for planned in mine] == sorted((planned.purpose for planned in mine), reverse=True)
+        tuned = {name: sum(p.arm.name == name and p.purpose == "tune" for p in mine) for name in TRUTH}
+        assert len({*tuned.values()}) == 1 and tuned["worse"] > 5 * 2  # its best lay outside of the first five rates
+        result = lab.result(records, size)
+        assert result.seeds == (1, 2, 3, 4, 5, 6, 7, 8) and result.left_out == ()
+        for name, best in BEST.items():
+            # noise of the tuning seeds is common to all rates of an arm, so the parabola is exact
+            assert result.rates[name] == pytest.approx(best, rel=1e-6)
+        outcomes = {name: verdict.outcome for name, verdict in result.verdicts.items()}
+        assert outcomes == {"better": "better", "equal": "not worse", "worse": "worse"}
+        for name, verdict in result.verdicts.items():
+            assert verdict.low < TRUTH[name] / 2 - 1 < verdict.high
+        assert all(result.pairing(name) < 1 for name in outcomes)  # the seeds' common noise cancels
+        assert 0 < result.sigma < 0.02 and result.detectable > result.sigma
+        assert 0 <= result.false_wins <= 8 * ALPHA
+
+
+def test_the_order_of_work_changes_nothing(lab):
+    one, several = course(lab)[0], course(lab, at_once=7)[0]
+    assert one == several
+
+
+def test_nothing_is_trained_twice_after_an_interruption(lab):
+    records, done = course(lab)
+    half = {planned.trial.identity: records[planned.trial.identity] for planned in done[: len(done) // 2]}
+    rest = lab.pending(half)
+    assert rest and not {planned.trial.identity for planned in rest} & half.keys()
+    assert lab.result(half, 2.0) is None
+
+
+def test_a_failed_trial_stops_no_other_and_its_seed_is_left_out(lab):
+    def record(planned: Planned) -> dict:
+        if planned.arm.name == "equal" and planned.trial.train.seed == 3:
+            return {"failed": "killed"}
+        if planned.purpose == "tune" and planned.trial.model.optimizer.peak_lr > 3e-2:
+            return {"failed": "diverged"}
+        return measured(planned)
+
+    records, _ = course(lab, record=record)
+    result = lab.result(records, 1.0)
+    assert result.left_out == (3,) and 3 not in result.seeds and len(result.seeds) == 7
+    assert result.verdicts["better"].outcome == "better"
+
+
+def test_an_arm_that_always_diverges_is_an_error(lab):
+    with pytest.raises(ValueError, match=r"every learning rate from .* diverged"):
+        course(lab, record=lambda planned: {"failed": "diverged"})
+
+
+def test_names_say_what_a_trial_is(lab):
+    assert lab.pending({})[0].name == "baseline size 1, lr 0.0005, seed 101"

@@ -1,0 +1,108 @@
+import math
+
+import pytest
+import torch
+
+from stacklm.config.model import Dense
+from stacklm.model.dense import FEED_FORWARDS, Attention, DenseDecoder
+from stacklm.model.kernels.elementwise import rotate
+from stacklm.model.layers import Positions, rotations
+from support.model_variants import CONTEXT, VOCAB, loss_of, overfit, scattered
+from support.rounding import assert_same, rounding, terms_of
+
+pytestmark = pytest.mark.numerical
+
+CONFIG = Dense(d_model=16, n_heads=2, n_layers=2, d_ff=32)
+
+
+def test_attention_is_what_its_formula_says():
+    torch.manual_seed(0)
+    attention = scattered(Attention(16, 2).double(), 1.0)
+    x = torch.randn(1, 7, 16, dtype=torch.float64)
+    rotation = rotations(Positions(7)(torch.zeros(1, 7)), 8)
+
+    def turned(vector, norm, t):
+        """One head's vector, normalised and turned as complex numbers at position t."""
+        vector = norm.weight * vector / (vector.square().mean() + torch.finfo(torch.float64).eps).sqrt()
+        angles = t * 10_000.0 ** (-torch.arange(4, dtype=torch.float64) / 4)
+        return torch.complex(vector[:4], vector[4:]) * torch.polar(torch.ones(4, dtype=torch.float64), angles)
+
+    heads = []
+    for h in (slice(0, 8), slice(8, 16)):
+        q = [turned((attention.query.weight @ x[0, t])[h], attention.query_norm, t) for t in range(7)]
+        k = [turned((attention.key.weight @ x[0, t])[h], attention.key_norm, t) for t in range(7)]
+        v = (x[0] @ attention.value.weight.T)[:, h]
+        rows = []
+        for t in range(7):
+            scores = torch.stack([(q[t] * k[s].conj()).real.sum() / math.sqrt(8) for s in range(t + 1)])
+            rows.append(scores.softmax(0) @ v[: t + 1])
+        heads.append(torch.stack(rows))
+    wanted = torch.cat(heads, dim=-1) @ attention.output.weight.T
+    assert_same(attention(x, rotation)[0].float(), wanted, terms_of(attention, 7))  # angles are float32
+
+
+def test_a_rotation_keeps_lengths_and_shows_distances_only():
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 8)
+    cos, sin = rotations(torch.arange(30.0), 8)
+    at = [[rotate(part.expand(1, 30, 1, 8), (cos, sin))[0, t, 0] for t in range(30)] for part in (q, k)]
+    assert at[0][29].norm() == pytest.approx(q.norm().item(), rel=rounding(torch.float32, 8))
+    error = 30 * rounding(torch.float32, 8) * (q.norm() * k.norm()).item()  # of angles up to 30
+    assert (at[0][9] @ at[1][4]).item() == pytest.approx((at[0][25] @ at[1][20]).item(), abs=error)
+    assert (at[0][9] @ at[1][4]).item() != pytest.approx((at[0][9] @ at[1][8]).item(), abs=1e-2)
+
+
+@pytest.mark.parametrize("activation", FEED_FORWARDS)
+def test_feed_forwards_are_what_their_formulas_say(activation):
+    torch.manual_seed(0)
+    layer = FEED_FORWARDS[activation](8, 24)
+    torch.nn.init.normal_(layer.down.weight)
+    x = torch.randn(5, 8)
+    up = x @ layer.up.weight.T
+    if activation == "relu2":
+        hidden = torch.maximum(up, torch.zeros(())) ** 2
+    else:
+        gate = x @ layer.gate.weight.T
+        hidden = gate / (1 + torch.exp(-gate)) * up
+    assert_same(layer(x), hidden @ layer.down.weight.T, 8 + 24)
+
+
+def test_blocks_add_nothing_at_the_start():
+    model = DenseDecoder(CONFIG, VOCAB, CONTEXT)
+    ids = torch.arange(CONTEXT)[None]
+    assert torch.equal(model.features(ids), model.norm(model.embedding_norm(model.embedding(ids))))
+
+
+@pytest.mark.parametrize(("activation", "tied"), [("relu2", False), ("swiglu", True)])
+def test_every_parameter_but_those_behind_a_zero_learns_from_the_first_step_and_all_from_the_second(activation, tied):
+    torch.manual_seed(0)
+    config = Dense(d_model=16, n_heads=2, n_layers=2, d_ff=32, ffn=activation, tie_embeddings=tied)
+    model = DenseDecoder(config, VOCAB, CONTEXT)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    ids = torch.randint(VOCAB, (4, CONTEXT + 1))
+    still = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss_of(model, ids).backward()
+        still.append({name for name, parameter in model.named_parameters() if not parameter.grad.any()})
+        optimizer.step()
+    assert still[0] and all(".attention." in name or ".feed_forward" in name or "_norm" in name for name in still[0])
+    assert not still[1]
+
+
+def test_a_tied_head_is_the_embedding():
+    model = DenseDecoder(Dense(d_model=16, n_heads=2, n_layers=1, d_ff=32, tie_embeddings=True), VOCAB, CONTEXT)
+    assert model.head.weight is model.embedding.weight
+    assert len([name for name, _ in model.named_parameters() if name.endswith(("head.weight", "embedding.weight"))]) == 1
+
+
+def test_a_window_longer_than_the_context_is_refused():
+    with pytest.raises(ValueError, match=r"sequence of 13 tokens.*context of 12"):
+        DenseDecoder(CONFIG, VOCAB, CONTEXT)(torch.zeros(1, 13, dtype=torch.long))
+
+
+@pytest.mark.parametrize(("activation", "tied"), [("relu2", False), ("swiglu", True)])
+def test_one_batch_is_overfit(activation, tied):
+    torch.manual_seed(0)
+    model = DenseDecoder(Dense(d_model=16, n_heads=2, n_layers=2, d_ff=32, ffn=activation, tie_embeddings=tied), VOCAB, CONTEXT)
+    assert overfit(model) < 0.05

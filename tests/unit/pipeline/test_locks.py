@@ -1,0 +1,135 @@
+"""Locks name their holder and vanish with it; a stage does not outlive its entry point."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from stacklm.config.schema import ParamsError
+from stacklm.pipeline.locks import Busy, check_settings, hold_project
+from stacklm.pipeline.project import Project
+from stacklm.pipeline.watchdog import FLOW_PID
+from support.checkout import TINY_PARAMS
+
+HOLDER = """
+import sys
+from pathlib import Path
+from stacklm.pipeline.locks import hold_project
+from stacklm.pipeline.project import Project
+with hold_project(Project(Path(sys.argv[1]), Path(sys.argv[1])), "flow pretrain", wait=False):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+STAGE = """
+import time
+from stacklm.pipeline.watchdog import exit_with_entry_point
+exit_with_entry_point(interval=0.05)
+print("up", flush=True)
+time.sleep(60)
+"""
+
+
+def start(script: str, *arguments: str, word: str, **environment: str) -> subprocess.Popen:
+    """Start a script and wait until it says `word`."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", script, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+    assert child.stdout.readline().strip() == word
+    return child
+
+
+def wait_until(condition, seconds: float = 60) -> bool:
+    end = time.time() + seconds
+    while time.time() < end:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    (tmp_path / "params.yaml").write_text(TINY_PARAMS)
+    (tmp_path / "dvc.yaml").write_text("stages: {}")
+    return Project(tmp_path, tmp_path)
+
+
+def test_a_second_holder_is_refused_with_the_firsts_name(project):
+    child = start(HOLDER, str(project.root), word="held")
+    with pytest.raises(Busy, match=rf"flow pretrain \(process {child.pid}\)"), hold_project(project, "me", wait=False):
+        pass
+    child.kill()
+    child.wait()
+
+
+def test_a_waiting_holder_says_whom_it_waits_for_and_goes_on(project):
+    said: list[str] = []
+    child = start(HOLDER, str(project.root), word="held")
+
+    def say(line: str) -> None:
+        said.append(line)
+        child.stdin.close()
+
+    with hold_project(project, "me", wait=True, say=say):
+        assert child.poll() is not None or wait_until(lambda: child.poll() is not None)
+    assert said == [f"waiting for flow pretrain (process {child.pid}) to finish"]
+
+
+def test_kill_minus_nine_frees_the_lock(project):
+    child = start(HOLDER, str(project.root), word="held")
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    with hold_project(project, "me", wait=False):
+        pass
+
+
+def test_a_stage_of_the_holding_flow_passes_through(project, monkeypatch):
+    with hold_project(project, "flow", wait=False):
+        monkeypatch.setenv(FLOW_PID, str(os.getpid()))
+        with hold_project(project, "its stage", wait=False):
+            pass
+
+
+def test_settings_are_those_of_the_runs_begin_but_comments_may_change(project):
+    with hold_project(project, "flow", wait=False):
+        project.params_file.write_text(f"# a comment\n{TINY_PARAMS}")
+        check_settings(project)
+        project.params_file.write_text(TINY_PARAMS.replace("steps: 12", "steps: 13"))
+        with pytest.raises(ParamsError, match=r"changed while this run used them \(train\.max_steps: 12 -> 13\)"):
+            check_settings(project)
+        project.params_file.write_text(TINY_PARAMS)
+        check_settings(project)
+        (project.root / "dvc.yaml").write_text("stages: {x: {cmd: y}}")
+        with pytest.raises(ParamsError, match=r"dvc\.yaml"):
+            check_settings(project)
+    with hold_project(project, "the next", wait=False):
+        check_settings(project)
+
+
+def test_a_stage_ends_when_its_flow_is_killed():
+    flow = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    stage = start(STAGE, word="up", **{FLOW_PID: str(flow.pid)})
+    flow.kill()  # not waited for: a zombie counts as gone
+    assert wait_until(lambda: stage.poll() is not None)
+    flow.wait()
+
+
+def test_a_stage_whose_flow_is_gone_does_not_start():
+    flow = subprocess.Popen([sys.executable, "-c", ""])
+    flow.wait()
+    done = subprocess.run(
+        [sys.executable, "-c", STAGE], env={**os.environ, FLOW_PID: str(flow.pid)}, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert "gone" in done.stderr

@@ -1,0 +1,55 @@
+"""What was published, beside what is counted; most of it on models small enough to be counted by hand."""
+
+import pytest
+
+from stacklm import cli
+from stacklm.config.model import Stack, Stacked
+from stacklm.model.build import PRESETS, ModelConfig
+from stacklm.model.count import count
+from stacklm.plan import claims
+
+SMALL = ModelConfig(Stacked(64, 4, (Stack(4, 16, 16), Stack(4, 32, 32))), vocab_size=50, context_length=16)
+
+
+def text_of(claim):
+    return "\n".join((claim.model, claim.text, claim.verdict, *claim.figures))
+
+
+def test_layers_side_by_side_are_one_attention_layer():
+    text = text_of(claims.layers(128))
+    assert "128 layers, 2 of them in series" in text
+    assert "64 * 4 = 256 heads with keys of 128 and values of 8" in text and "values of 32, a map 512 -> 2048" in text
+
+
+def test_the_width_at_which_it_is_a_tenth_is_the_least():
+    claim = claims.share("seed-2x64", 128, 10)
+    found = claims.counts(PRESETS["seed-2x64"])
+    width = claims.width_of(10 * claims.body(found), 128)
+    assert claims.dense_body(width - 64, 128) < 10 * claims.body(found) <= claims.dense_body(width, 128)
+    assert f"against a width of about {width:,}" in claim.verdict and width == 1024
+    assert claims.dense_body(512, 128) == pytest.approx(12 * 128 * 512**2, rel=0.001)  # but for gains
+    assert "403 M: 1/2.6" in text_of(claim) and "3.93 B: 1/25.3" in text_of(claim)
+
+
+def test_sizes_are_those_of_the_models():
+    assert claims.size("seed-2x64", 400e6).verdict == "436,967,344: +9%"
+    assert claims.size("seed-4x8", 78e6).verdict == "514,390,448: 6.6 times as many"
+
+
+def test_a_stack_more_for_each_further_context():
+    text = text_of(claims.context("seed-2x64"))
+    assert "+2K context" in text and "at a context of 8,192: 5 stacks" in text
+
+
+def test_the_head_is_counted():
+    text = text_of(claims.head("seed-2x64"))
+    assert "52% of all parameters" in text and "float32: 1.8 GB" in text and "gradient: 5.41 GB" in text
+
+
+def test_the_table_has_every_claim(monkeypatch, capsys):
+    monkeypatch.setattr(claims, "PRESETS", {"seed-2x64": SMALL, "seed-4x8": SMALL})
+    cli.claims()
+    text = capsys.readouterr().out
+    assert sum(line.startswith("seed-") for line in text.splitlines()) == 8
+    assert 'seed-2x64: "128 layers"\n  8 layers, 2 of them in series\n  - 2 stacks of 4 and 4 layers' in text
+    assert f"{count(SMALL.architecture, 50, 16).total:,}" in text and "\n  yes: it takes" in text

@@ -1,0 +1,77 @@
+import dataclasses
+import re
+import subprocess
+import sys
+
+import pytest
+
+from stacklm.config.model import Dense
+from stacklm.files import read_json, write_json
+from support.report_files import MODELS, TRAIN
+
+
+def test_runs_come_in_the_order_of_the_settings(folders):
+    assert [result.name for result in folders.results()] == ["stacked", "dense"]
+    assert [result.name for result in folders.results(dict(reversed(MODELS.items())))] == ["dense", "stacked"]
+
+
+def test_leftovers_of_models_no_longer_named_are_ignored(folders):
+    (folders.trained / "stacked" / "config.json").write_text("not even JSON")
+    assert [result.name for result in folders.results({"dense": MODELS["dense"]})] == ["dense"]
+
+
+@pytest.mark.parametrize("missing", ["trained/dense/metrics.jsonl", "trained/dense/config.json", "evaluations/dense.json"])
+def test_a_model_without_results_is_an_error_that_names_it(folders, missing):
+    area, _, file = missing.partition("/")
+    (getattr(folders, area) / file).unlink()
+    with pytest.raises(FileNotFoundError, match=re.escape("model 'dense' has no results")):
+        folders.results()
+
+
+@pytest.mark.parametrize(
+    ("models", "settings", "message"),
+    [
+        (
+            {"dense": dataclasses.replace(MODELS["dense"], architecture=Dense(128, 4, 5, 512))},
+            {},
+            "'dense' was trained with architecture",
+        ),
+        (MODELS, {"max_steps": 400}, "trained for 300 steps, but the settings say 400"),
+        (MODELS, {"context_length": 64}, "context_length 128, but the settings say 64"),
+    ],
+)
+def test_results_of_other_settings_are_refused(folders, models, settings, message):
+    with pytest.raises(ValueError, match=message):
+        folders.results(models, dataclasses.replace(TRAIN, **settings))
+
+
+def test_scores_on_different_texts_are_refused(folders):
+    path = folders.evaluations / "dense.json"
+    evaluation = read_json(path)
+    evaluation["test"]["bytes"] += 1
+    write_json(path, evaluation)
+    with pytest.raises(ValueError, match="different test texts"):
+        folders.results()
+
+
+def test_timing_that_was_cut_short_counts_as_not_measured(folders):
+    path = folders.timing / "dense.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    stacked, dense = folders.results()
+    assert len(stacked.timing) == 30
+    assert dense.timing == []
+
+
+def test_speed_is_taken_over_the_whole_run(results):
+    measured = results[0].speed
+    assert measured.seconds == pytest.approx(92.4)
+    assert measured.tokens_per_second == pytest.approx(300 * 2048 / 92.4)
+    assert (measured.peak_memory, measured.gpu_memory) == (1_000_000_000, None)
+    on_gpu = [{**row, "gpu_memory_bytes": 5 * row["step"]} for row in results[0].timing]
+    assert dataclasses.replace(results[0], timing=on_gpu).speed.gpu_memory == 1500
+    assert dataclasses.replace(results[0], timing=[]).speed is None
+
+
+def test_who_reads_times_or_a_comparison_needs_neither_torch_nor_matplotlib():
+    code = "import sys, stacklm.report.runs, stacklm.report.tables; sys.exit(bool({'torch', 'matplotlib'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
