@@ -165,10 +165,12 @@ def test_the_run_of_a_killed_flow_is_marked_as_crashed_by_the_next(prefect_serve
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends a POSIX signal")
-def test_ctrl_c_ends_the_flow_and_its_children(prefect_server, tmp_path):
+@pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])
+def test_ctrl_c_ends_the_flow_and_its_children(shell, prefect_server, tmp_path):
+    """Whether the shell that DVC starts for a stage stays between the two (dash) or becomes the stage (bash)."""
     project = make_project(tmp_path / "project")
     (project.root / "hang").touch()
-    running = start_flow(project, prefect_server)
+    running = start_flow(project, prefect_server, SHELL=shell)
     wait_for((project.root / "began-inputs").exists)
     os.kill(running.pid, signal.SIGINT)
     assert running.wait(timeout=120) == 130
@@ -204,6 +206,6 @@ def test_the_death_of_the_server_ends_the_flow_with_one_line_and_leaves_nobody(t
     (server,) = (child for child in children if any(word.endswith("server.py") for word in child.cmdline()))
     server.kill()
     assert running.wait(timeout=60) == 1
-    (project.root / "hang").unlink()  # the work of this project, unlike a stage, does not see that the flow is gone
+    assert not psutil.wait_procs(children, timeout=60)[1]
     log = (project.root / "log.txt").read_text()
     assert log.count("stacklm: Prefect's server died") == 1 and "Traceback" not in log

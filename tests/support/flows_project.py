@@ -23,10 +23,12 @@ EVERYTHING = [
 
 WORK = '''\
 """Make the outputs named on the command line; note what ran; fail, hang or meet as files of those names ask."""
-import json, os, sys, time
+import json, sys, time
 from pathlib import Path
+from stacklm.pipeline.watchdog import exit_with_entry_point
 
-parent, end = os.getppid(), time.time() + 240
+exit_with_entry_point()
+end = time.time() + 240
 address, *outputs = sys.argv[1:]
 if Path("fail").exists() and Path("fail").read_text() == address:
     sys.exit(f"{address} found a loss that is not finite")
@@ -38,7 +40,7 @@ if address.startswith("pretrain"):
     work.mkdir(parents=True, exist_ok=True)
     (work / "metrics.jsonl").write_text('{"step": 6}\\n')
 while Path("hang").exists():
-    if os.getppid() != parent or time.time() > end:
+    if time.time() > end:
         sys.exit("left alone")
     time.sleep(0.05)
 while Path("meet").exists() and address.startswith("pretrain") and len(list(Path().glob("began-pretrain*"))) < 2:
@@ -88,8 +90,8 @@ def flow(project: Checkout, server: Server, name: str = "pretrain", **keywords) 
     return project.stacklm("run-flow", name, PREFECT_API_URL=server.url, **keywords)
 
 
-def start_flow(project: Checkout, server: Server, name: str = "pretrain") -> subprocess.Popen:
-    return project.start(sys.executable, "-m", "stacklm", "run-flow", name, PREFECT_API_URL=server.url)
+def start_flow(project: Checkout, server: Server, name: str = "pretrain", **environment: str) -> subprocess.Popen:
+    return project.start(sys.executable, "-m", "stacklm", "run-flow", name, PREFECT_API_URL=server.url, **environment)
 
 
 def ran(project: Checkout) -> list[str]:
