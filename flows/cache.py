@@ -12,7 +12,6 @@ from prefect.context import TaskRunContext
 
 from stacklm.pipeline.freshness import Pipeline
 from stacklm.pipeline.project import Project
-from stacklm.pipeline.stages import stage
 
 
 @dataclass(kw_only=True)
@@ -27,8 +26,7 @@ class VerifiedByDVC(CachePolicy):
     pipeline: Pipeline
 
     def compute_key(self, task_ctx: TaskRunContext, inputs: dict[str, Any], *_: Any, **__: Any) -> str | None:
-        name, _, model = inputs["address"].partition("@")
-        receipt = self.pipeline.receipt(stage(name), model or None)
+        receipt = self.pipeline.receipt(inputs["address"])
         if receipt is None:
             return None
         key = hashlib.sha256(f"{receipt} {self.project.root} {prefect.__version__}".encode()).hexdigest()

@@ -68,6 +68,8 @@ def _watch(project: Project, address: str, ended: threading.Event) -> None:
 
 def _steps(project: Project, address: str) -> int | None:
     """The last step of the newest training in the work folders; None before the first."""
-    files = sorted((project.state / "work").glob(f"{address}-*/metrics.jsonl"), key=lambda path: path.stat().st_mtime)
+    found = (project.state / "work").glob(f"{address}-*/metrics.jsonl")
+    files = [path for path in found if path.parent.name.rpartition("-")[0] == address]
+    files.sort(key=lambda path: path.stat().st_mtime)
     rows = read_jsonl(files[-1]) if files else []
     return rows[-1]["step"] if rows else None

@@ -11,8 +11,8 @@ taken care of here, so that a Prefect worker may run these flows as well as the 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 from prefect import Flow, State, flow, task
 from prefect.futures import PrefectFuture, as_completed
@@ -30,7 +30,7 @@ from stacklm.pipeline.dvc import reproduce
 from stacklm.pipeline.freshness import Pipeline
 from stacklm.pipeline.locks import check_settings, hold_project
 from stacklm.pipeline.project import Project, trainings_at_once
-from stacklm.pipeline.stages import STAGES, Stage, inputs_of, instances, stage, upstream
+from stacklm.pipeline.stages import STAGES, Instance, Stage, inputs_of, instances, upstream
 
 NAMES = tuple(item.name for item in STAGES)
 
@@ -66,23 +66,23 @@ def run_stages(name: str, wanted: list[Stage], models: Sequence[str] | None = No
             cache_policy=VerifiedByDVC(project=project, pipeline=Pipeline(project)),
             result_storage=project.state / "prefect" / "results",
         )
-        futures: dict[tuple[str, str | None], PrefectFuture] = {}
+        futures: dict[str, PrefectFuture] = {}
         runner = ThreadPoolTaskRunner(max_workers=trainings_at_once(params.train))
         with stoppable(runner):
-            for item, model in chosen:
-                needs = [futures[i.name, m] for i, m in inputs_of(item, model, params.models)]
-                one = cached.with_options(name=item.name, tags={item.name, *([model] if model else [])})
-                futures[item.name, model] = runner.submit(one, {"address": item.address(model)}, wait_for=needs)
+            for item in chosen:
+                needs = [futures[one.address] for one in inputs_of(item, params)]
+                one = cached.with_options(name=item.stage.name, tags={item.stage.name, *([item.model] if item.model else [])})
+                futures[item.address] = runner.submit(one, {"address": item.address}, wait_for=needs)
             progress = Progress(len(futures))
             for future in as_completed(list(futures.values())):
                 future.wait()  # without it `state` asks the server, which may not know yet
                 progress.advance()
-        states = {stage(n).address(m): future.state for (n, m), future in futures.items()}
+        states = {address: future.state for address, future in futures.items()}
         failed = [address for address, state in states.items() if _failed(state)]
-        link_trainings(project, [model for name, model in futures if name == "pretrain" and model])
-        print(summary(states, params.models))
+        link_trainings(project, [item for item in chosen if item.stage.name == "pretrain"])
+        print(summary(states, params))
         for item in wanted:
-            if item.name not in {name for name, _ in futures}:
+            if item not in {one.stage for one in chosen}:
                 print(f"{item.name}: left out, since it needs every model")
         if failed:
             errors = [str(states[address].result(raise_on_failure=False)) for address in failed]
@@ -91,12 +91,12 @@ def run_stages(name: str, wanted: list[Stage], models: Sequence[str] | None = No
             check_settings(project)  # a stage that DVC found up to date may have been so under other settings
         except ParamsError as error:
             return Failed(message=str(error))
-        if ("compare", None) in futures:
+        if "compare" in futures:
             show_comparison(project)
         return Completed(message=f"{len(states)} stages up to date")
 
 
-def selection(wanted: list[Stage], params: Params, models: Sequence[str] | None) -> list[tuple[Stage, str | None]]:
+def selection(wanted: list[Stage], params: Params, models: Sequence[str] | None) -> list[Instance]:
     """The wanted stages for the named models or all, without those that read what a model left out would have made.
 
     Raises `ParamsError` for a model that is not in params.yaml.
@@ -105,18 +105,17 @@ def selection(wanted: list[Stage], params: Params, models: Sequence[str] | None)
         if name not in params.models:
             raise ParamsError(f"no model {name!r}; the models are {listed(params.models)}{nearest(name, params.models)}")
     names = list(params.models) if models is None else models
-    picked = [(item, model) for item, model in instances(params.models) if item in wanted and model in (None, *names)]
-    addresses = {item.address(model) for item, model in picked}
-    return [(i, m) for i, m in picked if {j.address(n) for j, n in inputs_of(i, m, params.models)} <= addresses]
+    picked = [item for item in instances(params) if item.stage in wanted and item.model in (None, *names)]
+    return [item for item in picked if {*inputs_of(item, params)} <= {*picked}]
 
 
-def summary(states: dict[str, State], models: Mapping[str, Any]) -> str:
+def summary(states: dict[str, State], params: Params) -> str:
     """One line per stage: up to date, restored, ran in how many seconds, failed, or not run and because of which failure."""
     failed = {address for address, state in states.items() if _failed(state)}
     lines = {address: _in_words(state) for address, state in states.items()}
-    for item, model in instances(models):
-        if (address := item.address(model)) in states and states[address].is_pending():
-            lines[address] = f"not run: {', '.join(sorted(_all_upstream(item, model, models) & failed))} failed"
+    for item in instances(params):
+        if item.address in states and states[item.address].is_pending():
+            lines[item.address] = f"not run: {', '.join(sorted(_all_upstream(item, params) & failed))} failed"
     return table(["", ""], lines.items(), left=2)
 
 
@@ -130,10 +129,10 @@ def _failed(state: State) -> bool:
     return state.is_failed() or state.is_crashed()
 
 
-def _all_upstream(item: Stage, model: str | None, models: Mapping[str, Any]) -> set[str]:
+def _all_upstream(item: Instance, params: Params) -> set[str]:
     """The addresses of everything that a stage instance needs, directly or not."""
-    direct = list(inputs_of(item, model, models))
-    return {i.address(m) for i, m in direct}.union(*(_all_upstream(i, m, models) for i, m in direct))
+    direct = list(inputs_of(item, params))
+    return {one.address for one in direct}.union(*(_all_upstream(one, params) for one in direct))
 
 
 def with_upstream(name: str) -> list[Stage]:

@@ -19,7 +19,7 @@ from prefect.runtime import flow_run
 
 from stacklm.files import read_json
 from stacklm.pipeline.project import Project
-from stacklm.pipeline.stages import Stage, stage
+from stacklm.pipeline.stages import Instance, stage
 from stacklm.pipeline.tracking.run import FLOW_RUN, FLOW_RUN_ID, Pretraining
 
 
@@ -36,27 +36,29 @@ class Progress:
         update_progress_artifact(self._artifact, 100 * self._done / self._total, f"{self._done} of {self._total} stages")
 
 
-def name_run(name: str, chosen: Sequence[tuple[Stage, str | None]]) -> None:
+def name_run(name: str, chosen: Sequence[Instance]) -> None:
     """Let name and tags of this flow run say what it runs, and tell its stages which run they belong to."""
-    models = list(dict.fromkeys(model for _, model in chosen if model))
+    models = list(dict.fromkeys(item.model for item in chosen if item.model))
     number = flow_run.name  # Prefect's own, such as `amber-fox`
     title = f"{' '.join([name, *models])} · {number}"
     get_client(sync_client=True).update_flow_run(flow_run.id, name=title, tags=sorted({"stacklm", name, *models}))
     os.environ.update({FLOW_RUN: title, FLOW_RUN_ID: str(flow_run.id)})
 
 
-def link_trainings(project: Project, models: Sequence[str]) -> None:
-    """A link to each model's run in MLflow, as far as MLflow was reached."""
+def link_trainings(project: Project, trainings: Sequence[Instance]) -> None:
+    """A link to each training's run in MLflow, as far as MLflow was reached."""
     for run in Pretraining.finished(project):
-        page = run.page() if run.model in models else None
+        page = run.page() if run.item in trainings else None
         if page:
-            key = re.sub(r"[^a-z0-9]+", "-", f"mlflow-{run.model}".lower())
-            create_link_artifact(page, link_text=f"{run.model} in MLflow", key=key, description="`stacklm ui` serves local pages.")
+            key = re.sub(r"[^a-z0-9]+", "-", f"mlflow-{run.item.run}".lower())
+            create_link_artifact(
+                page, link_text=f"{run.item.run} in MLflow", key=key, description="`stacklm ui` serves local pages."
+            )
 
 
 def show_comparison(project: Project) -> None:
     """The comparison's figures as a table, and its report without the pictures, which lie beside it on the disk."""
-    files = stage("compare").paths(stage("compare").writes, project.root)
+    files = Instance(stage("compare")).made(project.root)
     comparison = read_json(files["comparison"])
     table = [
         {
@@ -67,6 +69,7 @@ def show_comparison(project: Project) -> None:
             "valid loss": facts["valid"]["loss"],
             "test loss": facts["test"]["loss"],
             "test bits per byte": facts["test"]["bits_per_byte"],
+            "seeds": len(facts["seeds"]),
         }
         for name, facts in comparison["models"].items()
     ]

@@ -246,7 +246,7 @@ def audit(
         passed = []
         for name in _chosen(params, model):
             config = ModelConfig(params.models[name].architecture, params.tokenizer.vocab_size, params.train.context_length)
-            found = audit_model(config, params.train, _paths(project, "pretrain", name)["trained"])
+            found = audit_model(config, params.train, _paths(project, "pretrain", name, params.seeds[0])["trained"])
             passed.append(show(found, f"audit {name}", (out or project.state / "audits") / f"{name}.json"))
     raise typer.Exit(0 if all(passed) else 1)
 
@@ -266,7 +266,9 @@ def variants(
 @app.command()
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="The text to continue; without it, standard input is read.")] = None,
-    model: Annotated[str | None, typer.Option(help="A trained model; by default the first of params.yaml.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A trained model, such as dense, or dense-2 for its seed 2; by default the first.")
+    ] = None,
     max_new_tokens: Annotated[
         int | None,
         typer.Option(help="Tokens at most. All options default to `evaluate.sample` of params.yaml."),
@@ -281,18 +283,22 @@ def generate(
     from dataclasses import replace
 
     from stacklm.config.params import load
-    from stacklm.config.schema import plain, read
+    from stacklm.config.schema import listed, nearest, plain, read
     from stacklm.evaluate.generate import continue_text
+    from stacklm.pipeline.stages import instances
 
     project = _project()
     params = load(project.params_file)
     given = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     sample = plain(params.evaluate.sample) | {name: value for name, value in given.items() if value is not None}
     config = replace(params.evaluate, sample=read(type(params.evaluate.sample), sample, "generate"))
-    name = _chosen(params, model)[0]
-    paths = _paths(project, "pretrain", name) | _paths(project, "tokenizer")
+    trained = [item for item in instances(params) if item.stage.resumable]
+    item = next((one for one in trained if model in (one.run, one.model)), trained[0] if model is None else None)
+    if item is None:
+        _fail(f"no model {model!r}; the trained ones are {listed(one.run for one in trained)}{nearest(model, params.models)}")
+    paths = _paths(project, "pretrain", item.model, item.seed) | _paths(project, "tokenizer")
     if not paths["trained"].exists():
-        _fail(f"{name} is not trained yet: `dvc repro pretrain@{name}` or `stacklm run-flow pretrain` does it")
+        _fail(f"{item.run} is not trained yet: `dvc repro {item.address}` or `stacklm run-flow pretrain` does it")
     text = sys.stdin.buffer.read() if prompt is None else os.fsencode(prompt)  # an argument may hold any bytes
     for piece in continue_text(config, paths["trained"], paths["tokenizer"], text, cache.value):
         print(piece, end="", flush=True)
@@ -303,6 +309,7 @@ def generate(
 def stage(
     name: Annotated[str, typer.Argument(help="A stage of dvc.yaml, such as shards.")],
     model: Annotated[str | None, typer.Argument(help="The model, for the stages that run once per model.")] = None,
+    seed: Annotated[int | None, typer.Argument(help="The seed, for the stages that run once per model and seed.")] = None,
 ) -> None:
     """Run one stage, without asking whether it is needed. DVC calls this; you want `dvc repro`."""
     from stacklm.pipeline import stages
@@ -312,7 +319,7 @@ def stage(
         wanted = stages.stage(name)
     except KeyError as error:
         _fail(error.args[0])
-    run_stage(_project(), wanted, model)
+    run_stage(_project(), stages.Instance(wanted, model, seed))
 
 
 @app.command("dvc-yaml")
@@ -390,11 +397,11 @@ def _stacked(model: str | None, preset: str | None) -> tuple[Stacked, int, int]:
     _fail(f"{model or 'params.yaml'} is not a stacked model; choose one, such as --preset seed-2x64")
 
 
-def _paths(project: Project, name: str, model: str | None = None) -> dict[str, Path]:
+def _paths(project: Project, name: str, model: str | None = None, seed: int | None = None) -> dict[str, Path]:
     """Where a stage's outputs are."""
-    from stacklm.pipeline.stages import stage
+    from stacklm.pipeline.stages import Instance, stage
 
-    return stage(name).paths(stage(name).writes, project.root, model)
+    return Instance(stage(name), model, seed).paths(stage(name).writes, project.root)
 
 
 def _fail(message: str) -> NoReturn:

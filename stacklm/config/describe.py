@@ -59,10 +59,11 @@ def json_schema() -> dict[str, Any]:
 
 
 def _fields(kind: type) -> Iterator[tuple[str, Any, Any]]:
-    """Name, type and default (`MISSING` where there is none) of each field."""
+    """Name, type and default (`MISSING` where there is none) of each key."""
     hints = typing.get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
-        yield field.name, hints[field.name], field.default
+        if not field.metadata.get("hidden"):
+            yield field.name, hints[field.name], field.default
 
 
 def _members(kind: Any) -> dict[str, type]:

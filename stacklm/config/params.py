@@ -13,7 +13,7 @@ from stacklm.config.data import Data
 from stacklm.config.evaluate import Evaluate
 from stacklm.config.model import DEEPEST as DEEPEST_MODEL
 from stacklm.config.model import Model
-from stacklm.config.schema import ParamsError, read, shown
+from stacklm.config.schema import Natural, ParamsError, read, shown
 from stacklm.config.tokenizer import TokenizerConfig
 from stacklm.config.train import Train, check_team
 from stacklm.files import write_text
@@ -44,6 +44,8 @@ class Params:
     """The budget and schedule that all models share, and what a run may take of the machine."""
     models: dict[str, Model]
     """What is compared, one named entry each."""
+    seeds: tuple[Natural, ...]
+    """Each model is trained once with each of these: initial weights and the order of the sequences. A verdict needs three."""
     evaluate: Evaluate
     """How a trained model is judged and sampled."""
 
@@ -51,6 +53,8 @@ class Params:
         if not self.models:
             raise ParamsError("models: {} is not allowed; name at least one model")
         _check_names(self.models)
+        if not self.seeds or len({*self.seeds}) < len(self.seeds):
+            raise ParamsError(f"seeds: {shown(list(self.seeds))} is not allowed; write different whole numbers, at least one")
         for name, model in self.models.items():
             _check_depth(name, model, self.train.context_length)
             _check_team(name, model, self.train)
@@ -111,7 +115,7 @@ def _check_in_backward(key: str, train: Train) -> None:
 
 def load(path: Path) -> Params:
     """Read and check a params file. Raises `ParamsError` with the place of the first thing wrong."""
-    return parse(load_plain(path), path.name)
+    return _parse_file(load_plain(path), path.name)
 
 
 def load_plain(path: Path) -> Any:
@@ -125,6 +129,13 @@ def parse(tree: Any, name: str = PARAMS_FILE) -> Params:
         return read(Params, tree)
     except ParamsError as error:
         raise ParamsError(f"{name}: {error}") from None
+
+
+def _parse_file(tree: Any, name: str) -> Params:
+    """`parse`, but a file has no `train.seed`: that is one of its `seeds`, different in each training."""
+    if isinstance(tree, dict) and isinstance(tree.get("train"), dict) and "seed" in tree["train"]:
+        raise ParamsError(f"{name}: train.seed: write `seeds: [{shown(tree['train']['seed'])}]` beside `models` instead")
+    return parse(tree, name)
 
 
 def section(params: Params, key: str) -> Any:
@@ -169,7 +180,7 @@ def _with_values(path: Path, assignments: Iterable[str]) -> tuple[Params, str]:
     buffer = io.StringIO()
     yaml.dump(tree, buffer)
     changed = buffer.getvalue()
-    return parse(_load_yaml(changed, path.name), path.name), changed
+    return _parse_file(_load_yaml(changed, path.name), path.name), changed
 
 
 def assign(tree: Any, names: list[str], value: Any, where: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from stacklm.config.optimizer import AdamW, Optimizer
@@ -30,8 +30,8 @@ class Train:
     """Sequences per optimizer step."""
     micro_batch_size: Size
     """Sequences per forward pass; gradients are accumulated over the rest of the batch."""
-    seed: Natural = 1
-    """Of the initial weights and of the order of the sequences."""
+    seed: Natural = field(default=1, metadata={"hidden": True})
+    """Of the initial weights and of the order of the sequences: one of `seeds` of params.yaml, which has no such key here."""
     hard_stop: Count | None = None
     """Training ends at this step, before the horizon; a later one resumes from an earlier run on the same curve."""
     warmup_steps: Natural = 20

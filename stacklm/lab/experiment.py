@@ -150,6 +150,8 @@ def arms(experiment: Experiment, params: Params) -> list[Arm]:
 
 def settings(experiment: Experiment, params: Params) -> Train:
     """The section `train` of the project with the experiment's own values."""
+    if "seed" in (experiment.train or {}):
+        raise ParamsError("train.seed: an experiment's seeds are those of `seeds`")
     return read(Train, {**plain(params.train), **(experiment.train or {})}, "train")
 
 

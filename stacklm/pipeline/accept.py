@@ -14,7 +14,7 @@ from stacklm.pipeline.dvc import commit
 from stacklm.pipeline.freshness import Pipeline
 from stacklm.pipeline.locks import hold_project
 from stacklm.pipeline.project import Project
-from stacklm.pipeline.stages import Stage, instances
+from stacklm.pipeline.stages import Instance, instances
 
 
 def accept(project: Project, names: Sequence[str], reason: str) -> Iterator[tuple[str, list[str]]]:
@@ -24,35 +24,35 @@ def accept(project: Project, names: Sequence[str], reason: str) -> Iterator[tupl
     accepted: anything but its code changed, nothing changed, or it certifies code and therefore has to run.
     """
     with hold_project(project, "`stacklm accept`", wait=False):
-        for stage, model in _chosen(load(project.params_file), names):
-            address = stage.address(model)
+        for item in _chosen(load(project.params_file), names):
+            address = item.address
             outlook = Pipeline(project).explain()[address]
-            excused = {stage.record(model)}  # modified by an earlier `accept` that was killed
-            excused |= {stage.reads[argument].format(model=model) for argument in stage.checks}
+            excused = {item.record}  # modified by an earlier `accept` that was killed
+            excused |= {item.fill(item.stage.reads[argument]) for argument in item.stage.checks}
             if others := [text for text in outlook.others if text.removesuffix(" was modified") not in excused]:
                 raise ParamsError(f"{address}: more than its code changed, so it has to run ({'; '.join(others)})")
             if not outlook.reasons:
                 raise ParamsError(f"{address}: up to date; there is nothing to accept")
-            _record(project, stage, model, outlook.code, reason)
+            _record(project, item, outlook.code, reason)
             commit(project, address)
             yield address, outlook.code
 
 
-def _chosen(params: Params, names: Sequence[str]) -> list[tuple[Stage, str | None]]:
-    known = list(instances(params.models))
+def _chosen(params: Params, names: Sequence[str]) -> list[Instance]:
+    known = list(instances(params))
     for name in names:
-        found = [stage for stage, model in known if name in (stage.name, stage.address(model))]
+        found = [item.stage for item in known if name in (item.stage.name, item.address)]
         if not found:
-            raise ParamsError(f"no stage {name!r}; the stages are {listed(stage.address(model) for stage, model in known)}")
+            raise ParamsError(f"no stage {name!r}; the stages are {listed(item.address for item in known)}")
         if found[0].always or "certificate" in found[0].writes:
             raise ParamsError(f"{name}: not accepted by hand, since it examines what there is now: `dvc repro {name}` runs it")
-    return [(stage, model) for stage, model in known if stage.name in names or stage.address(model) in names]
+    return [item for item in known if item.stage.name in names or item.address in names]
 
 
-def _record(project: Project, stage: Stage, model: str | None, changed: list[str], reason: str) -> None:
+def _record(project: Project, item: Instance, changed: list[str], reason: str) -> None:
     """Add to the record of the run that made the outputs. Its fingerprint and code stay those of that run."""
-    code = write_code(project, stage)
-    path = project.root / stage.record(model)
+    code = write_code(project, item.stage)
+    path = project.root / item.record
     note = {"date": time.strftime("%Y-%m-%d"), "reason": reason, "changed": changed, "code": digest(code)}
     record = read_json(path)
     earlier = [one for one in record.get("accepted", []) if one["code"] != note["code"]]

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 
 from stacklm.pipeline.project import Project, environment
-from stacklm.pipeline.stages import CODE, STAGES, Stage
+from stacklm.pipeline.stages import CODE, STAGES, Instance, Stage
 from stacklm.pipeline.watchdog import FLOW_PID, REPRO
 
 HEADER = """\
@@ -117,19 +117,18 @@ def dvc_yaml() -> str:
 
 
 def _definition(stage: Stage) -> dict:
-    model = "${item.model}"
-    fill = {"model": model}
-    definition: dict = {"matrix": {"model": "${models}"}} if stage.per_model else {}
+    item = Instance(stage, *[f"${{item.{name}}}" for name in stage.per])  # pyright: ignore[reportArgumentType] (DVC fills them in)
+    definition: dict = {"matrix": {name: f"${{{name}s}}" for name in stage.per}} if stage.per else {}
     definition["desc"] = stage.help
-    definition["cmd"] = f"python -m stacklm stage {stage.name}" + (f" {model}" if stage.per_model else "")
+    definition["cmd"] = " ".join(["python -m stacklm stage", stage.name, *(f"${{item.{name}}}" for name in stage.per)])
     if stage.params:
-        definition["params"] = [key.format(**fill) for key in stage.params.values()]
+        definition["params"] = [item.fill(key) for key in stage.params.values()]
     if stage.always:
         definition["always_changed"] = True
     if not stage.always:
-        definition["deps"] = [*(path.format(**fill) for path in stage.reads.values()), stage.code_file]
-    outs = {argument: path.format(**fill) for argument, path in stage.writes.items()}
-    files = [*(path for argument, path in outs.items() if argument not in stage.metrics), stage.record(model)]
+        definition["deps"] = [*map(item.fill, stage.reads.values()), stage.code_file]
+    outs = {argument: item.fill(path) for argument, path in stage.writes.items()}
+    files = [*(path for argument, path in outs.items() if argument not in stage.metrics), item.record]
     # DVC deletes outputs before it runs their stage. Those of a stage that always runs must outlive a run that is refused.
     definition["outs"] = [{path: {"persist": True}} for path in [*files, CODE]] if stage.always else files
     if stage.metrics:

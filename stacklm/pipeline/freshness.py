@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from stacklm.code import digest
-from stacklm.config.params import load, section
+from stacklm.config.params import load
 from stacklm.files import read_json
 from stacklm.pipeline.code import changed_units, code_text, shortened
 from stacklm.pipeline.project import Project
 from stacklm.pipeline.runcache import Unknown, restorable
-from stacklm.pipeline.stages import Stage, inputs_of, instances
+from stacklm.pipeline.stages import Instance, inputs_of, instances, stage
 
 LOCK_FILE = "dvc.lock"
 
@@ -63,19 +63,19 @@ class Pipeline:
         self._guard = threading.Lock()  # DVC's objects are not made for several threads
         self._repo = Repo(str(project.root), _wait_for_lock=True)
 
-    def receipt(self, stage: Stage, model: str | None = None) -> str | None:
+    def receipt(self, address: str) -> str | None:
         """A hash of what the stage was made from and made, or None unless the outputs on disk are exactly that, now.
 
         A stage that is being made by somebody else at this moment has no receipt, nor has one that DVC cannot read.
         """
         from dvc.exceptions import DvcException
 
-        if stage.always:
+        if stage(address.partition("@")[0]).always:
             return None
         try:
-            with self._open(stage, model) as opened:
+            with self._open(address) as opened:
                 changed = bool(opened.status())
-                entry = lock_entries(self._project).get(stage.address(model))
+                entry = lock_entries(self._project).get(address)
         except DvcException:
             return None
         return None if changed or not entry else digest(entry)
@@ -86,27 +86,27 @@ class Pipeline:
 
         found: dict[str, Outlook] = {}
         restored: dict[str, Any] = {}
-        models = load(self._project.params_file).models
-        for stage, model in instances(models):
-            upstream = {a: found[a] for i, m in inputs_of(stage, model, models) if found[a := i.address(m)].reasons}
+        params = load(self._project.params_file)
+        for item in instances(params):
+            upstream = {i.address: found[i.address] for i in inputs_of(item, params) if found[i.address].reasons}
             try:
-                outlook = self._always(stage, restored) if stage.always else self._outlook(stage, model, upstream, restored)
+                outlook = self._always(item, restored) if item.stage.always else self._outlook(item, upstream, restored)
             except DvcException as error:
                 raise RuntimeError(str(error)) from error
-            found[stage.address(model)] = outlook
+            found[item.address] = outlook
         return found
 
-    def _outlook(self, stage: Stage, model: str | None, upstream: Mapping[str, Outlook], restored: dict[str, Any]) -> Outlook:
+    def _outlook(self, item: Instance, upstream: Mapping[str, Outlook], restored: dict[str, Any]) -> Outlook:
         """Of one instance behind the stale instances `upstream`; adds to the outputs that will be `restored`."""
-        code = code_text(self._project, stage)
-        with self._open(stage, model) as opened:
-            changes, changed_code = self._changes(opened, stage, model, code)
+        code = code_text(self._project, item.stage)
+        with self._open(item.address) as opened:
+            changes, changed_code = self._changes(opened, item, code)
             if not changes and not changed_code and not upstream:
                 return Outlook(Verdict.KEEP, [])
             verdict = max((outlook.verdict for outlook in upstream.values()), key=list(Verdict).index, default=Verdict.SAME)
             if verdict in (Verdict.SAME, Verdict.RESTORE):
                 try:
-                    outputs, same = restorable(opened, {**restored, stage.code_file: _hash_of(code)})
+                    outputs, same = restorable(opened, {**restored, item.stage.code_file: _hash_of(code)})
                 except Unknown:
                     verdict = Verdict.EITHER
                 else:
@@ -115,34 +115,34 @@ class Pipeline:
                     verdict = Verdict.RESTORE if outputs else Verdict.RUN
                     restored |= outputs or {}
         reasons = [f"upstream {', '.join(upstream)} is stale"] if upstream else []
-        entry = lock_entries(self._project).get(stage.address(model))
+        entry = lock_entries(self._project).get(item.address)
         if entry is None:
             return Outlook(verdict, ["dvc.lock has no run of it", *reasons])
         reasons = [*(text for c in changes for text in _in_words(c, entry, self._current_params())), *reasons]
         return Outlook(verdict, reasons, changed_code)
 
-    def _changes(self, opened: Any, stage: Stage, model: str | None, code: str) -> tuple[list[Any], list[str]]:
+    def _changes(self, opened: Any, item: Instance, code: str) -> tuple[list[Any], list[str]]:
         """What DVC finds changed in its object for an instance, and the names of what changed in its code.
 
         DVC knows the code from a file that holds it as it was when the last run began; here it counts as it is now.
         """
-        changes = opened.status().get(stage.address(model), [])
+        changes = opened.status().get(item.address, [])
         for change in changes:
             if isinstance(change, dict):
-                change.get("changed deps", {}).pop(stage.code_file, None)
+                change.get("changed deps", {}).pop(item.stage.code_file, None)
         changes = [change for change in changes if not isinstance(change, dict) or any(change.values())]
-        recorded = next((dep.hash_info for dep in opened.deps if dep.def_path == stage.code_file), None)
+        recorded = next((dep.hash_info for dep in opened.deps if dep.def_path == item.stage.code_file), None)
         if not recorded or recorded == _hash_of(code):
             return changes, []
         kept = Path(opened.repo.cache.local.oid_to_path(recorded.value))
         return changes, changed_units(read_json(kept), json.loads(code)) if kept.exists() else ["its code"]
 
-    def _always(self, stage: Stage, restored: dict[str, Any]) -> Outlook:
+    def _always(self, item: Instance, restored: dict[str, Any]) -> Outlook:
         """An always-run stage is stale when running it now would make something else, or when its outputs are missing."""
-        params = load(self._project.params_file)
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), self._open(stage, None) as opened:
+        stage, settings = item.stage, item.settings(load(self._project.params_file))
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), self._open(item.address) as opened:
             written = {argument: Path(folder) / argument for argument in stage.writes}
-            stage.load()(**{argument: section(params, key) for argument, key in stage.params.items()}, **written)
+            stage.load()(**settings, **written)
             recorded = {out.def_path: out.hash_info for out in opened.outs if out.def_path in stage.writes.values()}
             made = {stage.writes[argument]: path.read_bytes() for argument, path in written.items()}
         if not all(recorded.values()):
@@ -155,12 +155,12 @@ class Pipeline:
         return Outlook(Verdict.SAME, ["its outputs are missing or changed"])
 
     @contextlib.contextmanager
-    def _open(self, stage: Stage, model: str | None) -> Iterator[Any]:
+    def _open(self, address: str) -> Iterator[Any]:
         """DVC's own object for a stage, read afresh. Raises `DvcException` where DVC cannot or another process is at it."""
         with self._guard, contextlib.chdir(self._project.root):  # DVC takes names as from the current directory
             self._repo._reset()  # forget the files as they were at the last question
             with self._repo.lock:
-                yield self._repo.stage.load_one(name=stage.address(model))
+                yield self._repo.stage.load_one(name=address)
 
     def _current_params(self) -> dict[str, Any]:
         from ruamel.yaml import YAML

@@ -22,7 +22,7 @@ from stacklm.lab.experiment import Experiment, arms, load_experiment, settings
 from stacklm.lab.schedule import Lab
 from stacklm.pipeline.code import changed_units, shortened
 from stacklm.pipeline.project import Project
-from stacklm.pipeline.stages import stage
+from stacklm.pipeline.stages import Instance, stage
 
 FOLDER = "experiments"
 CODE = ("stacklm.lab.trial",)
@@ -46,7 +46,7 @@ class Files:
 
     @property
     def shards(self) -> Path:
-        return stage("shards").paths(stage("shards").writes, self.project.root)["shards"]
+        return Instance(stage("shards")).made(self.project.root)["shards"]
 
     @property
     def work(self) -> Path:

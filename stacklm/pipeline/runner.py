@@ -28,7 +28,7 @@ from stacklm.pipeline.dvc import restore
 from stacklm.pipeline.freshness import lock_entries
 from stacklm.pipeline.locks import Busy, check_settings, hold, hold_project
 from stacklm.pipeline.project import Project
-from stacklm.pipeline.stages import STAGES, Stage
+from stacklm.pipeline.stages import STAGES, Instance, instances
 from stacklm.pipeline.tracking.sync import sync_all
 from stacklm.pipeline.watchdog import entry_point, exit_with_entry_point
 from stacklm.report.tables import where
@@ -44,90 +44,91 @@ PARTIAL = frozenset(stage.name for stage in STAGES if stage.uses)
 DAY = 24 * 3600
 
 
-def run_stage(project: Project, stage: Stage, model: str | None = None) -> None:
+def run_stage(project: Project, item: Instance) -> None:
     """Make the outputs of one stage in the project, resuming work that was begun on exactly the same inputs.
 
     Raises `ParamsError` for settings that cannot be used, before any work, and for settings that changed since the run
     began; `FileNotFoundError` where an input is missing; `Busy` where somebody else works on the project, after the
     outputs that DVC deletes before it starts a stage are back; and whatever the stage itself raises.
     """
-    _check_model(stage, model, load(project.params_file))
+    _check(item, load(project.params_file))
     exit_with_entry_point()
     os.chdir(project.root)
-    who = f"`dvc repro` at stage {stage.address(model)}" if entry_point() else f"stage {stage.address(model)}, started by hand"
+    who = f"`dvc repro` at stage {item.address}" if entry_point() else f"stage {item.address}, started by hand"
     try:
         with hold_project(project, who, wait=False):
             check_settings(project)
-            _run(project, stage, model, load(project.params_file))
-            if stage.name in TRACKED:
+            _run(project, item, load(project.params_file))
+            if item.stage.name in TRACKED:
                 sync_all(project)
             check_settings(project)  # last, since DVC records the settings as they are when this process has ended
     except Busy:
         if entry_point():
-            restore(project, stage.address(model))
+            restore(project, item.address)
         raise
 
 
-def _run(project: Project, stage: Stage, model: str | None, params: Params) -> None:
+def _run(project: Project, item: Instance, params: Params) -> None:
+    stage = item.stage
     code = write_code(project, stage)
-    record = make_record(project, stage, model, params)
-    work = project.state / "work" / f"{stage.address(model)}-{record['fingerprint'][:16]}"
+    record = make_record(project, item, params)
+    work = project.state / "work" / f"{item.address}-{record['fingerprint'][:16]}"
     sweep(project)
     with hold(_lock_of(project, work)):
-        outputs = stage.made(work / "out", model)
+        outputs = item.made(work / "out")
         if _finished(work, outputs):
-            print(f"{stage.address(model)}: nothing that it uses has changed since an earlier run, whose result is published again")
+            print(f"{item.address}: nothing that it uses has changed since an earlier run, whose result is published again")
         else:
             remove(work / "out")
             _prepare(outputs)
-            inputs = stage.paths({**stage.reads, **stage.untracked_reads}, project.root, model)
+            inputs = item.paths({**stage.reads, **stage.untracked_reads}, project.root)
             origin = {name: record[name] for name in ("code", "versions")}
             write_json(work / ORIGIN, origin)
             alike = [other for other in _earlier(work) if (other / ORIGIN).exists() and read_json(other / ORIGIN) == origin]
             state = {"work": work, "earlier": alike} if stage.resumable else {}
             started = time.time()
-            with _followed(project, stage, model, record, work), _advised(project, stage, model):
-                stage.load()(**stage.settings(params, model), **inputs, **outputs, **state)
-            _check_code(project, stage, model, code)
+            with _followed(project, item, record, work), _advised(project, item):
+                stage.load()(**item.settings(params), **inputs, **outputs, **state)
+            _check_code(project, item, code)
             _remember(project, record, started)
             write_json(work / RECORD, record)
             write_json(work / DONE, {argument: sha256(path) for argument, path in outputs.items()})
-        for argument, path in stage.made(project.root, model).items():
+        for argument, path in item.made(project.root).items():
             publish(outputs[argument], path)
-        publish(work / RECORD, project.root / stage.record(model))
+        publish(work / RECORD, project.root / item.record)
     if "report" in stage.writes:
         print(f"\n{where(project.root / stage.writes['report'])}")
 
 
 @contextlib.contextmanager
-def _advised(project: Project, stage: Stage, model: str | None) -> Iterator[None]:
+def _advised(project: Project, item: Instance) -> Iterator[None]:
     """Where training finds no memory, say which settings would fit."""
     try:
         yield
     except Exception as error:
-        if not stage.resumable or model is None:
+        if not item.stage.resumable or item.model is None:
             raise
         from stacklm.plan.text import OutOfMemoryError, advice, is_out_of_memory
 
         if not is_out_of_memory(error):
             raise
-        print(f"{stage.address(model)}: out of memory; looking for settings that fit", file=sys.stderr)
+        print(f"{item.address}: out of memory; looking for settings that fit", file=sys.stderr)
         raise OutOfMemoryError(
-            f"{stage.address(model)} ran out of memory; its checkpoints are whole. {advice(project.params_file, model)}"
+            f"{item.address} ran out of memory; its checkpoints are whole. {advice(project.params_file, item.model)}"
         ) from None
 
 
-def make_record(project: Project, stage: Stage, model: str | None, params: Params) -> dict[str, Any]:
+def make_record(project: Project, item: Instance, params: Params) -> dict[str, Any]:
     """What a stage's result depends on, with a fingerprint of it all: settings, inputs, code and versions."""
-    inputs = stage.paths(stage.reads, project.root, model)
+    stage, inputs = item.stage, item.paths(item.stage.reads, project.root)
     missing = [path for path in inputs.values() if not path.exists()]
     if missing:
         path = missing[0].relative_to(project.root).as_posix()
-        raise FileNotFoundError(f"{stage.address(model)} needs {path}: run `dvc repro`, which makes it first")
-    settings = stage.settings(params, model)
+        raise FileNotFoundError(f"{item.address} needs {path}: run `dvc repro`, which makes it first")
+    settings = item.settings(params)
     record = {
-        "stage": stage.address(model),
-        "params": {key.format(model=model): plain(settings[argument]) for argument, key in stage.params.items()},
+        "stage": item.address,
+        "params": {item.fill(key): plain(settings[argument]) for argument, key in stage.params.items()},
         "inputs": {path.relative_to(project.root).as_posix(): sha256(path) for path in inputs.values()},
         "code": digest(stage.code(project.root)),
         "versions": {
@@ -139,12 +140,12 @@ def make_record(project: Project, stage: Stage, model: str | None, params: Param
     return {"fingerprint": fingerprint, **record}
 
 
-def _check_code(project: Project, stage: Stage, model: str | None, before: dict[str, str]) -> None:
+def _check_code(project: Project, item: Instance, before: dict[str, str]) -> None:
     """Raise `RuntimeError` if the code changed while the stage ran: DVC would record the new code for it."""
-    changed = changed_units(before, stage.code(project.root)) or changed_units(before, code_written(project, stage))
+    changed = changed_units(before, item.stage.code(project.root)) or changed_units(before, code_written(project, item.stage))
     if changed:
         raise RuntimeError(
-            f"{shortened(changed)} changed while {stage.address(model)} ran, so its outputs cannot be recorded for either "
+            f"{shortened(changed)} changed while {item.address} ran, so its outputs cannot be recorded for either "
             "version: start again (checkpoints of the code as it was are kept for that code)"
         )
 
@@ -204,8 +205,9 @@ def _retire(project: Project, work: Path) -> None:
 
 
 def _earlier(work: Path) -> list[Path]:
-    """The work folders of the same stage with other settings, inputs or code."""
-    return [other for other in work.parent.glob(f"{work.name.rpartition('-')[0]}-*") if other != work]
+    """The work folders of the same stage instance with other settings, inputs or code."""
+    name = work.name.rpartition("-")[0]
+    return [other for other in work.parent.glob(f"{name}-*") if other != work and other.name.rpartition("-")[0] == name]
 
 
 def _finished(work: Path, outputs: dict[str, Path]) -> bool:
@@ -221,15 +223,21 @@ def _prepare(outputs: dict[str, Path]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _check_model(stage: Stage, model: str | None, params: Params) -> None:
-    if stage.per_model and model not in params.models:
-        raise ParamsError(f"stage {stage.name} needs a model's name: one of {listed(params.models)}{nearest(model, params.models)}")
-    if not stage.per_model and model is not None:
-        raise ParamsError(f"stage {stage.name} runs once, not per model; leave out {model!r}")
+def _check(item: Instance, params: Params) -> None:
+    """Raise `ParamsError` unless the stage runs for that model and seed in these settings."""
+    known = [other for other in instances(params) if other.stage == item.stage] or [Instance(item.stage)]
+    if item not in known:
+        choices = f"{listed(map(_words, known))}{nearest(item.model, params.models)}"
+        raise ParamsError(f"{_words(item)}: no such stage; choose one of: {choices}")
 
 
-def _followed(project: Project, stage: Stage, model: str | None, record: dict, work: Path) -> contextlib.AbstractContextManager:
+def _words(item: Instance) -> str:
+    """As on the command line: `pretrain dense 1`."""
+    return " ".join(str(part) for part in (item.stage.name, item.model, item.seed) if part is not None)
+
+
+def _followed(project: Project, item: Instance, record: dict, work: Path) -> contextlib.AbstractContextManager:
     """A stage that takes long is shown in MLflow while it runs."""
     from stacklm.pipeline.tracking.sync import Follower
 
-    return Follower(project, model, record, work) if stage.resumable and model else contextlib.nullcontext()
+    return Follower(project, item, record, work) if item.stage.resumable else contextlib.nullcontext()

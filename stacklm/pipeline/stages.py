@@ -2,28 +2,29 @@
 
 `dvc.yaml` is generated from it (`stacklm dvc-yaml`), the Prefect flow follows it, and `stacklm stage NAME` calls
 its functions. A stage is a plain typed function of an inner ring that is called by keyword with its sections of
-the settings, the paths it reads and the paths it must write. `{model}` stands for a model's name.
+the settings, the paths it reads and the paths it must write. `{model}` stands for a model's name, `{run}` for that and a
+seed, such as `dense-1`.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from stacklm.code import source_root, units
 from stacklm.config.params import Params, section
-from stacklm.config.train import passes
+from stacklm.config.train import Train, passes
 
 CODE = "out/code"
 """The folder of the files about the code of each stage, which the stage that always runs writes."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stage:
-    """One step of the pipeline.
+    """One step of the pipeline, `per` model, per model and seed, or once.
 
     `params` maps arguments of `function` to dotted keys of params.yaml; `reads` and `writes` map arguments to
     paths. `untracked_reads` and `untracked_writes` are paths of figures that vary between equal runs, such as times: DVC does
@@ -46,7 +47,7 @@ class Stage:
     metrics: tuple[str, ...] = ()
     uses: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     checks: tuple[str, ...] = ()
-    per_model: bool = False
+    per: tuple[str, ...] = ()
     resumable: bool = False
     always: bool = False
     help: str = ""
@@ -56,26 +57,6 @@ class Stage:
         module, _, name = self.function.partition(":")
         return getattr(importlib.import_module(module), name)
 
-    def address(self, model: str | None = None) -> str:
-        """The stage's name in DVC and Prefect, such as `pretrain@dense`."""
-        return f"{self.name}@{model}" if self.per_model else self.name
-
-    def paths(self, which: Mapping[str, str], root: Path, model: str | None = None) -> dict[str, Path]:
-        return {argument: root / path.format(model=model) for argument, path in which.items()}
-
-    def made(self, root: Path, model: str | None = None) -> dict[str, Path]:
-        """All that the stage writes, tracked or not, by argument."""
-        return self.paths({**self.writes, **self.untracked_writes}, root, model)
-
-    def settings(self, params: Params, model: str | None = None) -> dict[str, Any]:
-        """What the function gets of the settings, by argument."""
-        sections = {argument: section(params, key.format(model=model)) for argument, key in self.params.items()}
-        return {argument: self.uses.get(argument, lambda whole: whole)(found) for argument, found in sections.items()}
-
-    def record(self, model: str | None = None) -> str:
-        """The path of the note on what the stage was made from. No stage reads it: code may change and outputs not."""
-        return f"out/records/{self.address(model)}.json"
-
     def code(self, root: Path) -> dict[str, str]:
         """The code that can change what the stage makes: a hash of each function and class; see `stacklm.code`."""
         return units([self.function.partition(":")[0]], source_root(root))
@@ -84,6 +65,48 @@ class Stage:
     def code_file(self) -> str:
         """The path of the file that holds `code` for DVC to compare."""
         return f"{CODE}/{self.name}.json"
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A stage for one model, for one model and seed, or, where it runs once, for neither."""
+
+    stage: Stage
+    model: str | None = None
+    seed: int | None = None
+
+    @property
+    def run(self) -> str:
+        """Model and seed as names of files have them, such as `dense-1`; a model alone; or nothing."""
+        return "-".join(str(part) for part in (self.model, self.seed) if part is not None)
+
+    @property
+    def address(self) -> str:
+        """Its name in DVC and Prefect, such as `pretrain@dense-1`."""
+        return f"{self.stage.name}@{self.run}" if self.stage.per else self.stage.name
+
+    @property
+    def record(self) -> str:
+        """The path of the note on what it was made from. No stage reads it: code may change and outputs not."""
+        return f"out/records/{self.address}.json"
+
+    def fill(self, text: str) -> str:
+        """A path or a key of params.yaml with the names in place of `{model}` and `{run}`."""
+        return text.format(model=self.model, run=self.run)
+
+    def paths(self, which: Mapping[str, str], root: Path) -> dict[str, Path]:
+        return {argument: root / self.fill(path) for argument, path in which.items()}
+
+    def made(self, root: Path) -> dict[str, Path]:
+        """All that it writes, tracked or not, by argument."""
+        return self.paths({**self.stage.writes, **self.stage.untracked_writes}, root)
+
+    def settings(self, params: Params) -> dict[str, Any]:
+        """What the function gets of the settings, by argument."""
+        sections = {argument: section(params, self.fill(key)) for argument, key in self.stage.params.items()}
+        if self.seed is not None:
+            sections = {a: replace(one, seed=self.seed) if isinstance(one, Train) else one for a, one in sections.items()}
+        return {argument: self.stage.uses.get(argument, lambda whole: whole)(found) for argument, found in sections.items()}
 
 
 STAGES: tuple[Stage, ...] = (
@@ -126,7 +149,7 @@ STAGES: tuple[Stage, ...] = (
         uses={"train": passes},
         reads={"shards": "out/shards"},
         writes={"certificate": "out/audits/{model}.json"},
-        per_model=True,
+        per=("model",),
         help="Test that one model, as it is and as it is trained, sees no token that it is to predict.",
     ),
     Stage(
@@ -135,26 +158,26 @@ STAGES: tuple[Stage, ...] = (
         params={"config": "train", "model": "models.{model}"},
         reads={"shards": "out/shards", "certificate": "out/audits/{model}.json"},
         checks=("certificate",),
-        writes={"trained": "out/models/{model}"},
-        untracked_writes={"timing": "out/timing/{model}.jsonl"},
-        per_model=True,
+        writes={"trained": "out/models/{run}"},
+        untracked_writes={"timing": "out/timing/{run}.jsonl"},
+        per=("model", "seed"),
         resumable=True,
-        help="Train one model from scratch.",
+        help="Train one model from scratch with one seed.",
     ),
     Stage(
         name="evaluate",
         function="stacklm.evaluate.evaluate:evaluate",
         params={"config": "evaluate", "train": "train"},
         uses={"train": passes},
-        reads={"trained": "out/models/{model}", "shards": "out/shards", "tokenizer": "out/tokenizer"},
-        writes={"evaluation": "out/evaluations/{model}.json", "certificate": "out/certificates/{model}.json"},
-        per_model=True,
+        reads={"trained": "out/models/{run}", "shards": "out/shards", "tokenizer": "out/tokenizer"},
+        writes={"evaluation": "out/evaluations/{run}.json", "certificate": "out/certificates/{run}.json"},
+        per=("model", "seed"),
         help="Audit one model's trained weights, score it on the whole valid and test sets, and let it write.",
     ),
     Stage(
         name="compare",
         function="stacklm.report.compare:compare",
-        params={"models": "models", "config": "train"},
+        params={"models": "models", "seeds": "seeds", "config": "train"},
         reads={"trained": "out/models", "evaluations": "out/evaluations", "shards": "out/shards"},
         untracked_reads={"timing": "out/timing"},
         writes={
@@ -178,10 +201,15 @@ def stage(name: str) -> Stage:
     raise KeyError(f"no stage {name!r}; the stages are {', '.join(s.name for s in STAGES)}")
 
 
-def instances(models: Mapping[str, Any]) -> Iterator[tuple[Stage, str | None]]:
-    """Every stage with every model it runs for, in an order that respects what each reads."""
+def instances(params: Params) -> Iterator[Instance]:
+    """Every stage with every model and seed it runs for, in an order that respects what each reads.
+
+    All models with the first seed come before those with the second: pairs of models are complete early.
+    """
     for candidate in STAGES:
-        yield from ((candidate, model) for model in (models if candidate.per_model else (None,)))
+        models = list(params.models) if "model" in candidate.per else [None]
+        seeds = params.seeds if "seed" in candidate.per else [None]
+        yield from (Instance(candidate, model, seed) for seed in seeds for model in models)
 
 
 def upstream(target: Stage) -> set[str]:
@@ -190,9 +218,10 @@ def upstream(target: Stage) -> set[str]:
     return {name for read in target.reads.values() for path, name in made.items() if path == read or path.startswith(read + "/")}
 
 
-def inputs_of(target: Stage, model: str | None, models: Mapping[str, Any]) -> Iterator[tuple[Stage, str | None]]:
-    """The stage instances whose outputs one instance reads: those of its own model, or of all models if it has none."""
-    names = upstream(target)
-    for candidate, other in instances(models):
-        if candidate.name in names and (other is None or model in (None, other)):
-            yield candidate, other
+def inputs_of(target: Instance, params: Params) -> Iterator[Instance]:
+    """The instances whose outputs one reads: those of its own model and seed, or of all if it has none."""
+    names = upstream(target.stage)
+    for other in instances(params):
+        pairs = (other.model, target.model), (other.seed, target.seed)
+        if other.stage.name in names and all(theirs is None or ours in (None, theirs) for theirs, ours in pairs):
+            yield other

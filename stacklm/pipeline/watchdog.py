@@ -6,6 +6,7 @@ a shell, and because it works on every system.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -70,5 +71,6 @@ def _flow() -> psutil.Process | None:
 def _watch(watched: list[psutil.Process], interval: float) -> None:
     while all(alive(process) for process in watched):
         time.sleep(interval)
-    sys.stderr.write("stacklm: the process that started this one is gone; stopping\n")
+    with contextlib.suppress(OSError, ValueError):  # who read it may be gone as well
+        print("stacklm: the process that started this one is gone; stopping", file=sys.stderr, flush=True)
     os._exit(143)

@@ -10,12 +10,13 @@ from stacklm.files import read_json, sha256, write_json, write_text
 from stacklm.report.comparison import build_comparison, curve, headline
 from stacklm.report.page import comparison_report, speed_report, write_report
 from stacklm.report.plots import COUNTED, TIMED, draw_curves, draw_health
-from stacklm.report.runs import load_results
+from stacklm.report.runs import by_model, load_results
 from stacklm.report.tables import findings
 
 
 def compare(
     models: dict[str, Model],
+    seeds: tuple[int, ...],
     config: Train,
     trained: Path,
     evaluations: Path,
@@ -27,20 +28,20 @@ def compare(
     report: Path,
     speed: Path,
 ) -> None:
-    """Compare the named models and no others: write the page into the folder `report`, all figures as `comparison`, the most
-    important ones as `metrics`, and a table of losses for each model into the folder `curves`. These are the same for equal
-    runs. Times and memory, which are not, go into the folder `speed`.
+    """Compare the named models, trained with these seeds, and no others: write the page into the folder `report`, all figures as
+    `comparison`, the most important ones as `metrics`, and a table of losses for each model into the folder `curves`. These are
+    the same for equal runs. Times and memory, which are not, go into the folder `speed`.
 
     Raises `FileNotFoundError` naming a model without results, and `ValueError` where results cannot stand side by side.
     """
     manifest = read_json(shards / "manifest.json")
-    results = load_results(models, config, manifest, trained, evaluations, timing)
+    results = load_results(models, seeds, config, manifest, trained, evaluations, timing)
     facts = build_comparison(results, config, manifest, data_sha256=sha256(shards / "manifest.json"))
     losses, health = draw_curves(results, COUNTED, report), draw_health(results, report)
     write_report(comparison_report(facts, results, losses, health), report)
     write_report(speed_report(results, draw_curves(results, TIMED, speed)), speed)
     write_json(comparison, facts)
     write_json(metrics, headline(facts))
-    for result in results:
-        write_text(curves / f"{result.name}.csv", curve(result))
+    for name, runs in by_model(results).items():
+        write_text(curves / f"{name}.csv", curve(runs))
     print(findings(facts))

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
-from statistics import fmean
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from itertools import combinations, islice
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
 
 from stacklm.config.model import Dense
 from stacklm.config.schema import plain
 from stacklm.config.train import Train
-from stacklm.report.runs import Result
+from stacklm.report.runs import Result, by_model
 from stacklm.units import percent
 
-STATEMENT = "one seed: a direction, not a result"
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+ENOUGH = 3
+"""Seeds for a verdict."""
+MARGIN = 0.005
+"""The relative difference in test bits per byte that does not matter, declared before any run."""
 SMALLEST_DIFFERENCE = 0.005
-"""Nats per token. Smaller ones are not told apart: equal models of two seeds already differ by a third of it."""
+"""Nats per token. Below `ENOUGH` seeds smaller ones are not told apart: equal models of two seeds already differ by a third."""
 MATCHED = 0.05
 """The relative difference up to which two models count as matched on an axis."""
 TRAIN_LOSS_SHARE = 0.05
@@ -37,23 +45,29 @@ MATCH_AXES = {
 
 
 def build_comparison(results: Sequence[Result], config: Train, manifest: Mapping[str, Any], data_sha256: str) -> dict[str, Any]:
-    """Every model's facts, then how each other model differs from the baseline.
+    """Every model's facts as means over seeds, how each other model differs from the baseline, and a verdict on each pair.
 
     The baseline is the first dense model, or the first model where none is dense. Differences are the other minus the
-    baseline, mismatches relative to the baseline. A single seed allows neither an interval nor a verdict.
+    baseline, mismatches relative to the baseline. Verdicts are of `stacklm.lab.statistics` on the test bits per byte.
     """
+    from stacklm.lab.statistics import ALPHA  # scipy: who only shows a comparison does not wait for it
+
+    models = by_model(results)
     baseline = next((result for result in results if isinstance(result.model.architecture, Dense)), results[0]).name
-    facts = {result.name: _facts(result, config, manifest) for result in results}
+    facts = {name: _facts(runs, config, manifest) for name, runs in models.items()}
     others = [name for name in facts if name != baseline]
     comparison = {
         "finding": "",
-        "statement": STATEMENT,
         "baseline": baseline,
+        "best": None,
         "models": facts,
         "differences": {name: _differences(facts[name], facts[baseline]) for name in others},
         "mismatch": {name: _mismatch(facts[name], facts[baseline]) for name in others},
+        "pairs": _pairs(facts, [baseline, *others]),
         "provenance": {
-            "seed": config.seed,
+            "seeds": [result.seed for result in models[baseline]],
+            "margin": MARGIN,
+            "alpha": ALPHA,
             "data_sha256": data_sha256,
             "tokenizer_sha256": manifest["tokenizer"],
             "vocab_size": manifest["vocab_size"],
@@ -61,12 +75,11 @@ def build_comparison(results: Sequence[Result], config: Train, manifest: Mapping
                 split: {unit: sizes[unit] for unit in ("documents", "bytes", "words", "tokens")}
                 for split, sizes in manifest["splits"].items()
             },
-            "train": plain(config),
-            "models": {result.name: plain(result.model) for result in results},
+            "train": {key: value for key, value in plain(config).items() if key != "seed"},
+            "models": {name: plain(runs[0].model) for name, runs in models.items()},
         },
     }
-    comparison["finding"] = _finding(comparison)
-    return comparison
+    return {**comparison, "finding": _finding(comparison), "best": _best(comparison)}
 
 
 def unmatched(mismatch: Mapping[str, float]) -> dict[str, float]:
@@ -76,10 +89,22 @@ def unmatched(mismatch: Mapping[str, float]) -> dict[str, float]:
 
 def caveats(comparison: Mapping[str, Any]) -> list[str]:
     """What a reader must know before believing a difference."""
-    seed = comparison["provenance"]["seed"]
+    seeds = comparison["provenance"]["seeds"]
+    if len(seeds) < ENOUGH:
+        return [
+            f"Every model was trained with {_seeds(len(seeds))}: a direction, not a result. A verdict needs {ENOUGH}.",
+            f"Models closer than {SMALLEST_DIFFERENCE} nats per token are not told apart; other seeds may move them further.",
+            *_fairness(comparison),
+        ]
     return [
-        f"Every model was trained once, with seed {seed}: no interval can be given, so there is no verdict.",
-        f"Models closer than {SMALLEST_DIFFERENCE} nats per token are not told apart; other seeds may move them further than that.",
+        "Intervals are t intervals over the differences of models trained with the same seed. They say what to expect of other "
+        "seeds on this text, not of other texts.",
+        *_fairness(comparison),
+    ]
+
+
+def _fairness(comparison: Mapping[str, Any]) -> list[str]:
+    return [
         "The comparison is as fair as the tuning: each model's learning rate must have been swept with the same effort.",
         *(_match(comparison["baseline"], name, shares) for name, shares in comparison["mismatch"].items()),
     ]
@@ -92,17 +117,19 @@ def headline(comparison: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     return {name: dict(islice(_ranked(facts), each)) for name, facts in islice(models.items(), MOST_NUMBERS)}
 
 
-def curve(result: Result) -> str:
+def curve(runs: Sequence[Result]) -> str:
     """A CSV for `dvc plots` with a row for each validation after the first step; losses are in nats per token.
 
-    `train_loss` is the mean since the row before.
+    `train_loss` is the mean since the row before; all are means over the runs of a model with different seeds.
     """
     lines, since = [",".join(CURVE_COLUMNS)], []
-    for row in result.metrics:
-        if "train_loss" in row:
-            since.append(row["train_loss"])
-        if "valid_loss" in row and since:
-            lines.append(",".join(repr({**row, "train_loss": fmean(since)}[column]) for column in CURVE_COLUMNS))
+    for rows in zip(*(run.metrics for run in runs), strict=True):
+        if "train_loss" in rows[0]:
+            since.append(fmean(row["train_loss"] for row in rows))
+        if "valid_loss" in rows[0] and since:
+            row = {column: fmean(row[column] for row in rows) for column in ("valid_loss", "valid_bits_per_byte")}
+            row |= {"step": rows[0]["step"], "tokens": rows[0]["tokens"], "train_loss": fmean(since)}
+            lines.append(",".join(repr(row[column]) for column in CURVE_COLUMNS))
             since = []
     return "\n".join(lines) + "\n"
 
@@ -121,25 +148,69 @@ def _match(baseline: str, name: str, mismatch: Mapping[str, float]) -> str:
     return f"{name} is not matched to {baseline} in {', '.join(f'{axis} ({percent(share)})' for axis, share in off.items())}."
 
 
-def _facts(result: Result, config: Train, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    last = result.metrics[-1]
-    architecture = result.model.architecture
-    by_role = result.counts.parameters
-    late = [row["train_loss"] for row in result.metrics[1:] if row["step"] > config.max_steps * (1 - TRAIN_LOSS_SHARE)]
+def _facts(runs: Sequence[Result], config: Train, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Of one model; what its seeds differ in are means."""
+    first = runs[0]
+    last, architecture, by_role = first.metrics[-1], first.model.architecture, first.counts.parameters
+    bits = {str(run.seed): {split: run.evaluation[split]["bits_per_byte"] for split in SPLITS} for run in runs}
     return {
         "kind": architecture.kind,
         "sequential_depth": architecture.depth(config.context_length),
         "parameters": dict(by_role),
         "body_parameters": sum(number for role, number in by_role.items() if role not in ("embedding", "head")),
-        "total_parameters": result.counts.total,
-        "forward_flops_per_token": result.counts.forward_flops_per_token,
-        "training_flops_per_token": result.counts.training_flops_per_token,
+        "total_parameters": first.counts.total,
+        "forward_flops_per_token": first.counts.forward_flops_per_token,
+        "training_flops_per_token": first.counts.training_flops_per_token,
         "tokens": last["tokens"],
         "epochs": last["tokens"] / manifest["splits"]["train"]["tokens"],
         "training_flops": last["flops"],
-        "train_loss": sum(late) / len(late),
-        **{split: {measure: result.evaluation[split][measure] for measure in MEASURES} for split in SPLITS},
+        "train_loss": fmean(fmean(_late(run, config)) for run in runs),
+        **{split: {measure: _mean(run.evaluation[split][measure] for run in runs) for measure in MEASURES} for split in SPLITS},
+        "seeds": bits,
+        "test_sd": stdev(one["test"] for one in bits.values()) if len(runs) > 1 else None,
     }
+
+
+def _late(run: Result, config: Train) -> list[float]:
+    return [row["train_loss"] for row in run.metrics[1:] if row["step"] > config.max_steps * (1 - TRAIN_LOSS_SHARE)]
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]  # a perplexity too large for a number is None
+    return fmean(known) if known else None
+
+
+def _pairs(facts: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
+    """A verdict on every pair: each other model against the baseline, which comes first in `names`, then among the others."""
+    from stacklm.lab.statistics import verdicts
+
+    pairs = [(name, other) for other, name in combinations(names, 2)]
+    differences = {pair: _paired(facts, *pair) for pair in pairs}
+    if pairs and len(differences[pairs[0]]) < ENOUGH:
+        return [{"model": a, "against": b, "mean": float(differences[a, b].mean()), "outcome": None} for a, b in pairs]
+    found = verdicts({f"{a} {b}": values for (a, b), values in differences.items()}, MARGIN)
+    return [{"model": a, "against": b, **asdict(found[f"{a} {b}"]), "more_seeds": found[f"{a} {b}"].more_seeds} for a, b in pairs]
+
+
+def _paired(facts: Mapping[str, Any], name: str, other: str) -> NDArray[np.float64]:
+    from stacklm.lab.statistics import relative_differences
+
+    ours, theirs = ([row["test"] for row in facts[one]["seeds"].values()] for one in (name, other))
+    return relative_differences(ours, theirs)
+
+
+def _best(comparison: Mapping[str, Any]) -> str | None:
+    """The model with the fewest bits per byte on the test set, if it is known to be better than the second."""
+    ranked = sorted(comparison["models"], key=lambda name: comparison["models"][name]["test"]["bits_per_byte"])
+    if len(ranked) < 2:
+        return None
+    (pair,) = (pair for pair in comparison["pairs"] if {pair["model"], pair["against"]} == {*ranked[:2]})
+    if pair["outcome"]:
+        decided = pair["outcome"] == ("better" if pair["model"] == ranked[0] else "worse")
+    else:
+        first, second = (comparison["models"][name]["test"]["loss"] for name in ranked[:2])
+        decided = second - first >= SMALLEST_DIFFERENCE
+    return ranked[0] if decided else None
 
 
 def _differences(other: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
@@ -155,24 +226,51 @@ def _mismatch(other: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str
 
 
 def _finding(comparison: Mapping[str, Any]) -> str:
-    """One sentence on the test set: what each model needs against the baseline, and what that is worth."""
-    baseline = comparison["baseline"]
-    bits = {name: facts["test"]["bits_per_byte"] for name, facts in comparison["models"].items()}
-    if not comparison["differences"]:
-        return f"On the test set {baseline} needs {bits[baseline]:.4f} bits per byte; there is no other model to compare it with."
-    parts = []
-    for name, difference in comparison["differences"].items():
-        if abs(difference["test"]["loss"]) < SMALLEST_DIFFERENCE:
-            part = f"{name} shows no difference from {baseline} ({bits[name]:.4f} and {bits[baseline]:.4f} bits per byte)"
-        else:
-            change = _more_or_fewer(bits[name] / bits[baseline] - 1, digits=1)
-            part = f"{name} needs {change} bits per byte than {baseline} ({bits[name]:.4f} against {bits[baseline]:.4f})"
-        parts.append(part + _price(comparison["mismatch"][name]))
-    return f"On the test set {'; '.join(parts)}. {STATEMENT.capitalize()}."
+    """What each model needs on the test set against the others, and what was tested."""
+    models, pairs, seeds = comparison["models"], comparison["pairs"], len(comparison["provenance"]["seeds"])
+    if not pairs:
+        bits = models[comparison["baseline"]]["test"]["bits_per_byte"]
+        return (
+            f"On the test set {comparison['baseline']} needs {bits:.4f} bits per byte; there is no other model to compare it with."
+        )
+    parts = [_part(comparison, pair) + _price(comparison, pair) for pair in pairs]
+    if seeds < ENOUGH:
+        return f"On the test set {'; '.join(parts)}. {_seeds(seeds).capitalize()}: a direction, not a result."
+    tested = "1 pair" if len(pairs) == 1 else f"{len(pairs)} pairs (Holm)"
+    return (
+        f"On the test set, over {seeds} seeds: {'; '.join(parts)}. Tested: relative differences paired by seed, t intervals, "
+        f"error rate {comparison['provenance']['alpha']:.1%} in each direction over {tested}, margin {MARGIN:.1%}."
+    )
 
 
-def _price(mismatch: Mapping[str, float]) -> str:
-    """What the model spent more or less than the baseline, where that is not matched."""
+def _part(comparison: Mapping[str, Any], pair: Mapping[str, Any]) -> str:
+    name, other = pair["model"], pair["against"]
+    ours, theirs = (comparison["models"][one]["test"] for one in (name, other))
+    numbers = f"{ours['bits_per_byte']:.4f} against {theirs['bits_per_byte']:.4f}"
+    if not pair["outcome"] and abs(ours["loss"] - theirs["loss"]) < SMALLEST_DIFFERENCE:
+        return f"{name} shows no difference from {other} ({numbers} bits per byte)"
+    text = f"{name} needs {_more_or_fewer(pair['mean'], digits=1)} bits per byte than {other} ({numbers}"
+    if not pair["outcome"]:
+        return f"{text})"
+    return f"{text}; interval {pair['low']:+.1%} to {pair['high']:+.1%}): {outcome(pair)}"
+
+
+def outcome(pair: Mapping[str, Any]) -> str:
+    """The verdict in words, with how many seeds would decide where there is none."""
+    if pair["outcome"] == "not worse":
+        return f"not worse than the margin of {pair['margin']:.1%}"
+    if pair["outcome"] != "no verdict":
+        return pair["outcome"]
+    return f"no verdict, {_seeds(pair['more_seeds'])} more would probably decide" if pair["more_seeds"] else "no verdict"
+
+
+def _seeds(number: int) -> str:
+    return "one seed" if number == 1 else f"{number} seeds"
+
+
+def _price(comparison: Mapping[str, Any], pair: Mapping[str, Any]) -> str:
+    """What the model spent more or less than the other one, where that is not matched."""
+    mismatch = _mismatch(*(comparison["models"][pair[side]] for side in ("model", "against")))
     off = unmatched({axis: mismatch[axis] for axis in ("body_parameters", "training_flops")})
     spent = " and ".join(f"{_more_or_fewer(share, digits=0)} {axis}" for axis, share in off.items())
     return f", with {spent}" if spent else ""

@@ -17,13 +17,14 @@ from stacklm.files import write_text
 from stacklm.report import tables
 from stacklm.report.comparison import caveats
 from stacklm.report.plots import DARK, LIGHT, Figure
-from stacklm.report.runs import Result
+from stacklm.report.runs import Result, by_model
 from stacklm.report.tables import Table
 from stacklm.units import count, quantity
 
 CURVES = (
-    "Thick with markers: loss on the validation sample. Thin: training loss, averaged over "
-    "neighbouring steps. Lower is better. The horizontal axes are logarithmic and begin shortly before the first validation."
+    "Thick with markers: loss on the validation sample, the mean over seeds with a band from the lowest to the highest. "
+    "Thin: training loss, averaged over seeds and neighbouring steps. Lower is better. The horizontal axes are logarithmic and "
+    "begin shortly before the first validation."
 )
 HEALTH = (
     "What one optimizer step changed as a share of the weights, by what parameters are for, and the scale of activations behind "
@@ -84,7 +85,8 @@ def comparison_report(
     comparison: Mapping[str, Any], results: Sequence[Result], curves: Sequence[Figure], health: Sequence[Figure]
 ) -> Report:
     """What the models have in common and what sets them apart."""
-    sections = [
+    sections = [Section("Verdicts", tables=[tables.verdicts(comparison)])] if tables.judged(comparison) else []
+    sections += [
         Section("Loss while training", note=CURVES, figures=curves),
         Section("Results", tables=[tables.results(comparison)]),
     ]
@@ -95,14 +97,15 @@ def comparison_report(
         ]
     if health:
         sections.append(Section("Health while training", note=HEALTH, figures=health))
-    samples = [Sample(result.name, **result.evaluation["sample"]) for result in results]
-    shapes = [(result.name, tables.describe(result.model.architecture)) for result in results]
+    firsts = [runs[0] for runs in by_model(results).values()]
+    samples = [Sample(first.run, **first.evaluation["sample"]) for first in firsts]
+    shapes = [(first.name, tables.describe(first.model.architecture)) for first in firsts]
     sections += [
         Section("Times and memory", note=TIMING, link="speed"),
         Section("What the models write", samples=samples),
         Section("How it was made", shapes=shapes, tables=[tables.optimizers(comparison), tables.provenance(comparison)]),
     ]
-    cards = [_card(result.name, comparison["models"][result.name]) for result in results]
+    cards = [_card(name, facts) for name, facts in comparison["models"].items()]
     return Report(title(comparison), comparison["finding"], cards, caveats(comparison), sections)
 
 
@@ -139,4 +142,5 @@ def _templates() -> Environment:
 def _card(name: str, facts: Mapping[str, Any]) -> Card:
     parameters = f"{count(facts['total_parameters'])} parameters ({count(facts['body_parameters'])} in the body)"
     flops = quantity(facts["forward_flops_per_token"], "FLOP/token")
-    return Card(name, f"{facts['test']['bits_per_byte']:.4f}", "bits per byte on the test set", f"{parameters} · {flops}")
+    seeds = f", mean of {len(facts['seeds'])} seeds" if len(facts["seeds"]) > 1 else ""
+    return Card(name, f"{facts['test']['bits_per_byte']:.4f}", f"bits per byte on the test set{seeds}", f"{parameters} · {flops}")

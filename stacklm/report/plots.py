@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stacklm.files import write_text
-from stacklm.report.runs import Result
+from stacklm.report.runs import Result, by_model
 from stacklm.units import count, duration, quantity
 
 if TYPE_CHECKING:
@@ -93,31 +93,32 @@ COUNTED, TIMED = ("tokens", "flops"), ("time",)
 
 
 def draw_curves(results: Sequence[Result], axes: Sequence[str], folder: Path) -> list[Figure]:
-    """Write `loss-{axis}.svg` for each axis.
+    """Write `loss-{axis}.svg` for each axis, with a line per model: the mean over its seeds.
 
-    Runs without timing are left out of the plot against time; where none has any, there is no such plot.
+    Models without timing are left out of the plot against time; where none has any, there is no such plot.
     """
     figures = []
     for name in axes:
         axis = AXES[name]
-        styled = [(i, result) for i, result in enumerate(results) if name not in TIMED or result.timing]
+        models = enumerate(by_model(results).values())
+        styled = [(i, runs) for i, runs in models if name not in TIMED or all(run.timing for run in runs)]
         if not styled:
             continue
         figures.append(Figure(folder / f"loss-{name}.svg", f"Training and validation loss of every model against {axis.title}"))
         with drawing(figures[-1].path) as plot:
-            ends = [_draw_losses(plot, result, axis, _nth(LIGHT.lines, i), _nth(MARKERS, i)) for i, result in styled]
+            ends = [_draw_losses(plot, runs, axis, _nth(LIGHT.lines, i), _nth(MARKERS, i)) for i, runs in styled]
             _scale(plot, axis)
             _label(plot, ends)
     return figures
 
 
 def draw_health(results: Sequence[Result], folder: Path) -> list[Figure]:
-    """Write `health-{kind}-{model}.svg` for each model whose rows have such figures.
+    """Write `health-{kind}-{model}.svg` for each model whose rows have such figures, of its first seed.
 
     Of many parts some are shown, evenly spaced, the first and the last among them.
     """
     figures = []
-    for result in results:
+    for result, *_ in by_model(results).values():
         for kind, title in KINDS.items():
             lines = list(_health(result, kind))
             if lines:
@@ -162,16 +163,20 @@ def _dark_rules() -> str:
     return "\n".join(["", "@media (prefers-color-scheme: dark) {", *rules, "}", ""])
 
 
-def _draw_losses(axes: Axes, result: Result, axis: Axis, colour: str, marker: str) -> tuple[str, float, float, str]:
+def _draw_losses(axes: Axes, runs: Sequence[Result], axis: Axis, colour: str, marker: str) -> tuple[str, float, float, str]:
     """Draw one model's training and validation loss; return its name, its last validation point and its colour."""
-    x = axis.values(result)
-    train, valid = column(result, "train_loss"), column(result, "valid_loss")
-    start = x[np.isfinite(valid) & (x > 0)][0] / 2  # the fall from the first guess would press the rest into a corner
-    known = np.isfinite(train) & (x >= start)
-    axes.plot(_thinned(x[known]), _thinned(train[known]), color=colour, linewidth=1, alpha=0.45)
-    known = np.isfinite(valid) & (x >= start)
-    axes.plot(x[known], valid[known], color=colour, linewidth=2, marker=marker, markersize=4.5)
-    return result.name, x[known][-1], valid[known][-1], colour
+    x = np.mean([axis.values(run) for run in runs], axis=0)
+    train = np.mean([column(run, "train_loss") for run in runs], axis=0)
+    valid = np.array([column(run, "valid_loss") for run in runs])  # [seeds, rows]
+    known = np.isfinite(valid).all(axis=0)
+    start = x[known & (x > 0)][0] / 2  # the fall from the first guess would press the rest into a corner
+    drawn = np.isfinite(train) & (x >= start)
+    axes.plot(_thinned(x[drawn]), _thinned(train[drawn]), color=colour, linewidth=1, alpha=0.45)
+    x, valid = x[known & (x >= start)], valid[:, known & (x >= start)]
+    axes.plot(x, valid.mean(axis=0), color=colour, linewidth=2, marker=marker, markersize=4.5)
+    if len(runs) > 1:
+        axes.fill_between(x, valid.min(axis=0), valid.max(axis=0), color=colour, alpha=0.25, linewidth=0)
+    return runs[0].name, x[-1], float(valid[:, -1].mean()), colour
 
 
 def _scale(axes: Axes, axis: Axis) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,17 +28,22 @@ class Speed:
 
 @dataclass(frozen=True)
 class Result:
-    """One trained and evaluated model.
+    """One model, trained with one seed and evaluated.
 
     `metrics` and `timing` are rows by optimizer step; `timing` is empty where it was not measured.
     """
 
     name: str
+    seed: int
     model: Model
     counts: Counts
     metrics: list[dict[str, Any]]
     timing: list[dict[str, Any]]
     evaluation: dict[str, Any]
+
+    @property
+    def run(self) -> str:
+        return f"{self.name}-{self.seed}"
 
     @property
     def speed(self) -> Speed | None:
@@ -61,51 +66,69 @@ def timing_of(trained: Path, timing: Path) -> list[dict[str, Any]]:
     return rows if ours else []
 
 
+def by_model(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """The results of each model, one per seed."""
+    found: dict[str, list[Result]] = {}
+    for result in results:
+        found.setdefault(result.name, []).append(result)
+    return found
+
+
 def load_results(
-    models: Mapping[str, Model], config: Train, manifest: Mapping[str, Any], trained: Path, evaluations: Path, timing: Path
+    models: Mapping[str, Model],
+    seeds: Sequence[int],
+    config: Train,
+    manifest: Mapping[str, Any],
+    trained: Path,
+    evaluations: Path,
+    timing: Path,
 ) -> list[Result]:
-    """Read the files of the named models and of no others.
+    """Read the files of the named models, trained with these seeds, and of no others.
 
     Raises `FileNotFoundError` for a model without results, and `ValueError` for one whose results are not of these
     settings or not of the same text as the others': such numbers must not stand side by side.
     """
-    results = [_load(name, model, config, manifest, trained / name, evaluations, timing) for name, model in models.items()]
+    results = [
+        _load(name, seed, model, config, manifest, trained, evaluations, timing) for name, model in models.items() for seed in seeds
+    ]
     first = results[0]
     for other in results[1:]:
         for split in ("valid", "test"):
             sizes = [{unit: one.evaluation[split][unit] for unit in ("tokens", "bytes", "words")} for one in (first, other)]
             if sizes[0] != sizes[1]:
                 raise ValueError(
-                    f"models {first.name!r} and {other.name!r} were scored on different {split} texts, {sizes[0]} and {sizes[1]}: "
+                    f"models {first.run!r} and {other.run!r} were scored on different {split} texts, {sizes[0]} and {sizes[1]}: "
                     "evaluate both again"
                 )
     return results
 
 
 def _load(
-    name: str, model: Model, config: Train, manifest: Mapping[str, Any], trained: Path, evaluations: Path, timing: Path
+    name: str, seed: int, model: Model, config: Train, manifest: Mapping[str, Any], trained: Path, evaluations: Path, timing: Path
 ) -> Result:
     from stacklm.model.build import ModelConfig  # torch: who only reads times does not wait for it
     from stacklm.model.count import count
 
-    evaluation = evaluations / f"{name}.json"
+    run = f"{name}-{seed}"
+    trained, evaluation = trained / run, evaluations / f"{run}.json"
     for path in (trained / "config.json", trained / "metrics.jsonl", evaluation):
         if not path.exists():
-            raise FileNotFoundError(f"model {name!r} has no results: {path} is missing; train and evaluate the model first")
+            raise FileNotFoundError(f"model {run!r} has no results: {path} is missing; train and evaluate the model first")
     wanted = plain(ModelConfig(model.architecture, manifest["vocab_size"], config.context_length))
     found = read_json(trained / "config.json")
     for key, value in wanted.items():
         if found[key] != value:
-            raise ValueError(f"model {name!r} was trained with {key} {found[key]}, but the settings say {value}: train it again")
+            raise ValueError(f"model {run!r} was trained with {key} {found[key]}, but the settings say {value}: train it again")
     metrics = read_jsonl(trained / "metrics.jsonl")
     steps = metrics[-1]["step"] if metrics else 0
     if steps != config.max_steps:
-        raise ValueError(f"model {name!r} was trained for {steps} steps, but the settings say {config.max_steps}: train it again")
+        raise ValueError(f"model {run!r} was trained for {steps} steps, but the settings say {config.max_steps}: train it again")
     return Result(
         name=name,
+        seed=seed,
         model=model,
         counts=count(model.architecture, manifest["vocab_size"], config.context_length),
         metrics=metrics,
-        timing=timing_of(trained, timing / f"{name}.jsonl"),
+        timing=timing_of(trained, timing / f"{run}.jsonl"),
         evaluation=read_json(evaluation),
     )

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from stacklm.config.model import Architecture, Dense, FactoredAttention, PublishedAttention, Stacked
 from stacklm.config.schema import flatten
 from stacklm.console import table
-from stacklm.report.comparison import MATCH_AXES, MATCHED
-from stacklm.report.runs import Result, Speed
+from stacklm.report.comparison import MATCH_AXES, MATCHED, outcome
+from stacklm.report.runs import Result, Speed, by_model
 from stacklm.units import count, duration, percent, quantity, signed
 
 NOT_MEASURED = "not measured"
@@ -56,11 +57,15 @@ def findings(comparison: Mapping[str, Any]) -> str:
             quantity(facts["forward_flops_per_token"], "FLOP"),
             count(facts["tokens"]),
             f"{facts['valid']['bits_per_byte']:.4f}",
-            f"{facts['test']['bits_per_byte']:.4f}",
+            f"{facts['test']['bits_per_byte']:.4f}{_spread(facts)}",
         )
         for name, facts in comparison["models"].items()
     ]
     return f"{table(columns, rows)}\n\n{comparison['finding']}"
+
+
+def _spread(facts: Mapping[str, Any]) -> str:
+    return "" if facts["test_sd"] is None else f" ± {facts['test_sd']:.4f}"
 
 
 def describe(architecture: Architecture) -> str:
@@ -102,7 +107,7 @@ def results(comparison: Mapping[str, Any]) -> Table:
         columns=list(comparison["models"]),
         groups={
             "Quality, lower is better": [
-                row("test, bits per byte", lambda f: f"{f['test']['bits_per_byte']:.4f}"),
+                row("test, bits per byte (± sd over seeds)", lambda f: f"{f['test']['bits_per_byte']:.4f}{_spread(f)}"),
                 row("valid, bits per byte", lambda f: f"{f['valid']['bits_per_byte']:.4f}"),
                 row("test, perplexity per word", lambda f: _perplexity(f["test"]["word_perplexity"])),
                 row("valid, perplexity per word", lambda f: _perplexity(f["valid"]["word_perplexity"])),
@@ -128,8 +133,9 @@ def results(comparison: Mapping[str, Any]) -> Table:
 
 
 def speeds(results: Sequence[Result]) -> Table:
-    """Times and memory of training on this machine, one column per model."""
-    measured = [result.speed for result in results]
+    """Times and memory of one training on this machine, one column per model: means over seeds, the highest of peaks."""
+    models = by_model(results)
+    measured = [_over_seeds(runs) for runs in models.values()]
 
     def row(label: str, cell: Any) -> list[str]:
         return [label, *(NOT_MEASURED if s is None else cell(s) for s in measured)]
@@ -140,7 +146,40 @@ def speeds(results: Sequence[Result]) -> Table:
         row("peak memory", lambda s: quantity(s.peak_memory, "B")),
         *_gpu_rows(measured),
     ]
-    return Table(columns=[result.name for result in results], groups={"Speed on this machine": rows})
+    return Table(columns=list(models), groups={"Speed on this machine": rows})
+
+
+def _over_seeds(runs: Sequence[Result]) -> Speed | None:
+    speeds = [run.speed for run in runs if run.speed]
+    if not speeds:
+        return None
+    return Speed(
+        fmean(one.seconds for one in speeds),
+        fmean(one.tokens_per_second for one in speeds),
+        max(one.peak_memory for one in speeds),
+        max((one.gpu_memory for one in speeds if one.gpu_memory is not None), default=None),
+    )
+
+
+def judged(comparison: Mapping[str, Any]) -> bool:
+    """Whether there are seeds enough for verdicts, and models to compare."""
+    return any(pair["outcome"] for pair in comparison["pairs"])
+
+
+def verdicts(comparison: Mapping[str, Any]) -> Table:
+    """What the seeds say of each pair of models: relative differences in test bits per byte, less is better."""
+    rows = [
+        [
+            f"{pair['model']} against {pair['against']}",
+            f"{pair['mean']:+.2%}",
+            f"{pair['low']:+.2%} to {pair['high']:+.2%}",
+            f"{pair['sd']:.2%}",
+            outcome(pair),
+        ]
+        for pair in comparison["pairs"]
+    ]
+    seeds = f"Over {len(comparison['provenance']['seeds'])} seeds, margin {comparison['provenance']['margin']:.1%}"
+    return Table(columns=["difference", "interval", "sd of differences", "verdict"], groups={seeds: rows})
 
 
 def matching(comparison: Mapping[str, Any]) -> Table:
@@ -163,9 +202,9 @@ def differences(comparison: Mapping[str, Any]) -> Table:
 
 
 def provenance(comparison: Mapping[str, Any]) -> Table:
-    """Seed, hashes and the data behind the numbers."""
+    """Seeds, hashes and the data behind the numbers."""
     origin = comparison["provenance"]
-    rows = [["seed", str(origin["seed"])]]
+    rows = [["seeds", ", ".join(map(str, origin["seeds"]))]]
     rows += [
         [f"{split} text", f"{quantity(s['bytes'], 'B')}, {count(s['documents'])} documents, {count(s['tokens'])} tokens"]
         for split, s in origin["splits"].items()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from stacklm.config.params import load
@@ -27,9 +28,10 @@ def main() -> None:
             raise ParamsError(
                 f"no model {options.model!r}; the models are {listed(params.models)}{nearest(options.model, params.models)}"
             )
-        out = options.out / options.model
+        seed = params.seeds[0] if options.seed is None else options.seed
+        out = options.out / f"{options.model}-{seed}"
         pretrain(
-            params.train,
+            replace(params.train, seed=seed),
             params.models[options.model],
             options.shards,
             options.certificate or Path(f"out/audits/{options.model}.json"),
@@ -44,13 +46,14 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m stacklm.train", description="Train one model of params.yaml.")
     parser.add_argument("--model", required=True, help="its name in params.yaml")
+    parser.add_argument("--seed", type=int, metavar="N", help="by default the first of params.yaml")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="FILE")
     parser.add_argument(
         "--shards", type=Path, default=Path("out/shards"), metavar="FOLDER", help="tokens, as stage `shards` makes them"
     )
     parser.add_argument("--certificate", type=Path, metavar="FILE", help="of the audit; by default out/audits/MODEL.json")
     parser.add_argument(
-        "--out", type=Path, default=Path("out/runs"), metavar="FOLDER", help="for what follows, in MODEL/; out/runs"
+        "--out", type=Path, default=Path("out/runs"), metavar="FOLDER", help="for what follows, in MODEL-SEED/; out/runs"
     )
     parser.add_argument("--trained", type=Path, metavar="FOLDER", help="weights and losses")
     parser.add_argument("--timing", type=Path, metavar="FILE", help="times and memory (JSON lines)")

@@ -30,7 +30,7 @@ def test_one_model_without_weights(fresh: Checkout) -> None:
 
 
 def test_a_folder_with_a_fault_is_told_by_the_exit_code(finished: Checkout, tmp_path: Path) -> None:
-    model, config = load_model(finished.root / "out/models/dense")
+    model, config = load_model(finished.root / "out/models/dense-1")
     model.norm.weight.data.fill_(3e38)  # finite, but its logits are not
     save_model(tmp_path / "broken", model, config.architecture, config.vocab_size, config.context_length)
     printed = finished.cli("audit", str(tmp_path / "broken"), "--out", str(tmp_path), code=1)

@@ -35,4 +35,4 @@ def test_what_cannot_be_is_one_clear_message(fresh: Checkout, finished: Checkout
     )
     assert "top_p: 2.0 is not allowed" in finished.cli("generate", "a", "--top-p", "2", code=2)
     assert "inputs of Attention are not enough" in finished.cli("generate", "a", "--model", "dense", "--cache", "inputs", code=2)
-    assert "stacked is not trained yet: `dvc repro pretrain@stacked`" in fresh.cli("generate", "a", code=2)
+    assert "stacked-1 is not trained yet: `dvc repro pretrain@stacked-1`" in fresh.cli("generate", "a", code=2)

@@ -101,7 +101,7 @@ def test_a_change_of_code_is_named_and_may_be_accepted(checkout):
     assert "since it examines what there is now" in checkout.stacklm("accept", "audit", "--reason", "none", check=False)
     said = status(checkout)
     changed = "stacklm/train/trainer.py train_step changed"
-    assert said["pretrain@dense"] == said["pretrain@stacked"] == f"will run: {changed}"
+    assert said["pretrain@dense-1"] == said["pretrain@stacked-1"] == f"will run: {changed}"
     assert {said[name] for name in EVERYTHING[:6]} == {"up to date"}
     assert verdicts(said) == dict.fromkeys(EVERYTHING[6:], "run")
     checkout.repro("download")  # what was recorded is still known when out/code holds the present code
@@ -110,15 +110,15 @@ def test_a_change_of_code_is_named_and_may_be_accepted(checkout):
     assert set(status(checkout).values()) == {"up to date"}
     repro(checkout)
     assert ran(checkout) == before
-    record = read_json(checkout.root / "out/records/pretrain@dense.json")
+    record = read_json(checkout.root / "out/records/pretrain@dense-1.json")
     (note,) = record["accepted"]
     assert (note["reason"], note["changed"]) == ("the same number", [changed.removesuffix(" changed")])
     assert note["code"] != record["code"]
     assert {name for name, digest in outputs(checkout).items() if made[name] != digest} == {
-        *("out/code/pretrain.json", "out/records/pretrain@dense.json", "out/records/pretrain@stacked.json")
+        *("out/code/pretrain.json", "out/records/pretrain@dense-1.json", "out/records/pretrain@stacked-1.json")
     }
     checkout.set("train.max_steps=14")
-    assert "more than its code changed" in checkout.stacklm("accept", "pretrain@dense", "--reason", "none", check=False)
+    assert "more than its code changed" in checkout.stacklm("accept", "pretrain@dense-1", "--reason", "none", check=False)
 
 
 @pytest.mark.parametrize(("first", "second"), [("dvc", "flow"), pytest.param("flow", "dvc", marks=pytest.mark.slow)])
@@ -126,18 +126,18 @@ def test_one_param_reruns_what_depends_on_it_and_reverting_restores(checkout, fi
     before, made = len(ran(checkout)), outputs(checkout)
     checkout.set("models.dense.optimizer.peak_lr=5e-3")
     said = status(checkout)
-    assert said["audit@dense"] == said["evaluate@stacked"] == "up to date"
-    assert said["pretrain@dense"] == "will run: models.dense: .optimizer default -> {'peak_lr': 0.005}"
-    assert said["evaluate@dense"] == "will run: upstream pretrain@dense is stale"
+    assert said["audit@dense"] == said["evaluate@stacked-1"] == "up to date"
+    assert said["pretrain@dense-1"] == "will run: models.dense: .optimizer default -> {'peak_lr': 0.005}"
+    assert said["evaluate@dense-1"] == "will run: upstream pretrain@dense-1 is stale"
     with pytest.raises(AssertionError):
         checkout.stacklm("status", "--quiet")
     if first == "dvc":  # as if killed between publishing and dvc.lock: the finished work is published again
-        checkout.stacklm("stage", "pretrain", "dense")
+        checkout.stacklm("stage", "pretrain", "dense", "1")
     ENTRY_POINTS[first](checkout)
-    assert ran(checkout)[before:] == ["pretrain@dense", "evaluate@dense", "compare"]
+    assert ran(checkout)[before:] == ["pretrain@dense-1", "evaluate@dense-1", "compare"]
     changed = outputs(checkout)
-    assert changed["out/models/dense/model.safetensors"] != made["out/models/dense/model.safetensors"]
-    assert changed["out/models/stacked/model.safetensors"] == made["out/models/stacked/model.safetensors"]
+    assert changed["out/models/dense-1/model.safetensors"] != made["out/models/dense-1/model.safetensors"]
+    assert changed["out/models/stacked-1/model.safetensors"] == made["out/models/stacked-1/model.safetensors"]
     checkout.run("git", "checkout", "-q", "params.yaml")
     ENTRY_POINTS[second](checkout)
     assert len(ran(checkout)) == before + 3, "the old results are in the cache"
@@ -152,7 +152,7 @@ def test_a_new_entry_in_models_trains_just_that_model(checkout, entry_point):
     entry = "  small:\n    architecture: {kind: dense, d_model: 8, n_heads: 1, n_layers: 1, d_ff: 8}\n"
     checkout.project.params_file.write_text(text.replace("models:\n", f"models:\n{entry}"))
     ENTRY_POINTS[entry_point](checkout)
-    assert ran(checkout)[before:] == ["audit@small", "pretrain@small", "evaluate@small", "compare"]
+    assert ran(checkout)[before:] == ["audit@small", "pretrain@small-1", "evaluate@small-1", "compare"]
     assert "small" in (checkout.root / "out/comparison.json").read_text()
 
 
@@ -161,7 +161,7 @@ def test_outputs_deleted_or_corrupted_are_restored(checkout, entry_point):
     made, before = outputs(checkout), len(ran(checkout))
     (checkout.root / "out/tokenizer/tokenizer.json").unlink()
     (checkout.root / "out/comparison.json").unlink()
-    model = checkout.root / "out/models/dense/model.safetensors"
+    model = checkout.root / "out/models/dense-1/model.safetensors"
     model.write_bytes(model.read_bytes()[:-1] + b"?")
     assert "out/comparison.json is missing" in status(checkout)["compare"]
     ENTRY_POINTS[entry_point](checkout)
@@ -251,7 +251,7 @@ def test_temporary_and_queued_experiments(checkout):
     checkout.run("dvc", "exp", "run", "--queue", "-S", "models.dense.architecture.d_ff=24", "-n", "wider")
     checkout.run("dvc", "exp", "run", "--run-all", "-j", "1")
     wait_for(lambda: "wider" in checkout.run("dvc", "exp", "list", "--name-only"), 120)
-    assert ran(checkout)[before + 5 :] == ["audit@dense", "pretrain@dense", "evaluate@dense", "compare"]
+    assert ran(checkout)[before + 5 :] == ["audit@dense", "pretrain@dense-1", "evaluate@dense-1", "compare"]
     checkout.run("dvc", "exp", "apply", "longer")
     count = len(ran(checkout))
     flow(checkout)
@@ -264,12 +264,12 @@ def test_a_model_that_sees_the_future_stops_the_pipeline(checkout):
     code = checkout.root / "stacklm/model/dense.py"
     assert "is_causal=True" in code.read_text()
     code.write_text(code.read_text().replace("is_causal=True", "is_causal=False"))
-    printed = checkout.repro("pretrain@dense", check=False)
+    printed = checkout.repro("pretrain@dense-1", check=False)
     assert "pairs of briefly trained weights: no mask, or a normalisation over time: " in printed
     assert "every position sees all later tokens" in printed
     assert "the first module to let them in is `blocks.0.attention` (Attention)" in printed
     assert ran(checkout)[before:] == []
-    assert outputs(checkout)["out/models/dense/model.safetensors"] == made["out/models/dense/model.safetensors"]
+    assert outputs(checkout)["out/models/dense-1/model.safetensors"] == made["out/models/dense-1/model.safetensors"]
 
 
 @pytest.mark.slow
@@ -292,7 +292,7 @@ def test_status_foretells_what_dvc_runs_and_what_it_restores(checkout):
     text = checkout.project.params_file.read_text()
     small = "  small:\n    architecture: {kind: dense, d_model: 8, n_heads: 1, n_layers: 1, d_ff: 8}\n"
     checkout.project.params_file.write_text(text.replace("models:\n", f"models:\n{small}"))
-    expected = {"audit@small": "run", "pretrain@small": "run", "evaluate@small": "run", "compare": "run"}
+    expected = {"audit@small": "run", "pretrain@small-1": "run", "evaluate@small-1": "run", "compare": "run"}
     assert verdicts(status(checkout)) == expected
     assert done(repro(checkout)) == expected
     checkout.project.params_file.write_text(text)

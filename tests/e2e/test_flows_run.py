@@ -64,13 +64,13 @@ def test_a_failure_stops_only_what_needs_it_and_is_told_in_the_words_of_the_stag
     project = made.copy(tmp_path / "project")
     definition = (project.root / "dvc.yaml").read_text()
     (project.root / "dvc.yaml").write_text(definition.replace("work.py pretrain", "work.py  pretrain"))  # so that both run again
-    (project.root / "fail").write_text("pretrain@stacked")
+    (project.root / "fail").write_text("pretrain@stacked-1")
     with pytest.raises(AssertionError) as error:
         flow(project, prefect_server)
     printed = str(error.value)
-    assert "pretrain@stacked found a loss that is not finite" in printed
-    assert "stacklm: pretrain@stacked: " in printed
-    assert "compare           not run: pretrain@stacked failed" in printed
+    assert "pretrain@stacked-1 found a loss that is not finite" in printed
+    assert "stacklm: pretrain@stacked-1: " in printed
+    assert "compare             not run: pretrain@stacked-1 failed" in printed
     assert "Traceback" not in printed
     run = flow_runs(project, prefect_server)[-1]
     states = task_states(prefect_server, run)
@@ -79,7 +79,7 @@ def test_a_failure_stops_only_what_needs_it_and_is_told_in_the_words_of_the_stag
 
 
 def test_a_flow_says_what_runs_and_logs_what_stages_print(made, prefect_server):
-    assert (made.root / "log.txt").read_text().count("pretrain@dense at work") == 1
+    assert (made.root / "log.txt").read_text().count("pretrain@dense-1 at work") == 1
     run = flow_runs(made, prefect_server)[0]
     assert run["name"].startswith("pretrain stacked dense · ") and run["tags"] == ["dense", "pretrain", "stacked", "stacklm"]
     of_this = {"flow_runs": {"id": {"any_": [run["id"]]}}}
@@ -91,12 +91,12 @@ def test_a_flow_says_what_runs_and_logs_what_stages_print(made, prefect_server):
         return [(tasks[log["task_run_id"]]["name"], log["message"]) for log in logs if log["task_run_id"]]
 
     wait_for(lambda: ("compare", "compare at work") in lines())
-    assert lines().count(("pretrain@dense", "pretrain@dense at work")) == 1
+    assert lines().count(("pretrain@dense-1", "pretrain@dense-1 at work")) == 1
     assert not [message for _, message in lines() if "%|" in message]
     artifacts = {a["key"]: a for a in ask(prefect_server, "artifacts/filter", **of_this)}
-    shown = artifacts["pretrain-dense"]
-    assert (shown["type"], shown["data"], shown["description"]) == ("progress", 50, "pretrain@dense: step 6 of 12")
-    assert tasks[shown["task_run_id"]]["name"] == "pretrain@dense"
+    shown = artifacts["pretrain-dense-1"]
+    assert (shown["type"], shown["data"], shown["description"]) == ("progress", 50, "pretrain@dense-1: step 6 of 12")
+    assert tasks[shown["task_run_id"]]["name"] == "pretrain@dense-1"
 
 
 @pytest.mark.slow

@@ -34,6 +34,7 @@ train:
   eval_tokens: 256
   checkpoint_every: 4
   threads: 1
+seeds: [1]
 models:
   stacked:
     architecture: {kind: stacked, d_model: 16, n_heads: 2, stacks: [{layers: 4, features: 4, d_ff: 16}]}

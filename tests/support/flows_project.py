@@ -13,12 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from flows.server import Server
-from stacklm.pipeline.stages import STAGES, Stage
+from stacklm.pipeline.stages import STAGES, Instance, Stage
 from support.checkout import TINY_PARAMS, Checkout
 
 EVERYTHING = [
     *("inputs", "download", "tokenizer", "shards"),
-    *("audit@stacked", "audit@dense", "pretrain@stacked", "pretrain@dense", "evaluate@stacked", "evaluate@dense", "compare"),
+    *(
+        "audit@stacked",
+        "audit@dense",
+        "pretrain@stacked-1",
+        "pretrain@dense-1",
+        "evaluate@stacked-1",
+        "evaluate@dense-1",
+        "compare",
+    ),
 ]
 
 WORK = '''\
@@ -50,7 +58,7 @@ while Path("meet").exists() and address.startswith("pretrain") and len(list(Path
 with open("ran.txt", "a") as log:
     print(address, file=log)
 scores = {"loss": 2.0, "bits_per_byte": 1.5}
-facts = {"total_parameters": 9, "tokens": 8, "training_flops": 7, "valid": scores, "test": scores}
+facts = {"seeds": {"1": scores}, "total_parameters": 9, "tokens": 8, "training_flops": 7, "valid": scores, "test": scores}
 comparison = {"finding": "dense is the best", "models": {"dense": facts}}
 for output in map(Path, outputs):
     if output.suffix:
@@ -74,12 +82,12 @@ def make_project(root: Path) -> Checkout:
 
 
 def _definition(stage: Stage) -> dict[str, Any]:
-    model = "${item.model}"
-    reads, writes = ([path.format(model=model) for path in paths.values()] for paths in (stage.reads, stage.writes))
+    item = Instance(stage, *(f"${{item.{name}}}" for name in stage.per))
+    reads, writes = ([item.fill(path) for path in paths.values()] for paths in (stage.reads, stage.writes))
     return {
-        **({"matrix": {"model": "${models}"}} if stage.per_model else {}),
+        **({"matrix": {name: f"${{{name}s}}" for name in stage.per}} if stage.per else {}),
         **({"always_changed": True} if stage.always else {}),
-        "cmd": f'"{sys.executable}" work.py {stage.address(model)} {" ".join(writes)}',
+        "cmd": f'"{sys.executable}" work.py {item.address} {" ".join(writes)}',
         "deps": reads,
         "outs": writes,
     }

@@ -34,15 +34,22 @@ SAMPLE = 'parse(self, text):\n    if text < 0 and text > "<b>":\n        return 
 
 
 class Folders:
-    """The folders that `compare` reads, filled for every model of `MODELS`; a model's loss is made to end at `floors`."""
+    """The folders that `compare` reads, filled for the models of `floors`, at which their losses end.
 
-    def __init__(self, root: Path, floors: dict[str, float]):
+    A seed adds to the loss what `noise` gives for model and seed.
+    """
+
+    def __init__(self, root: Path, floors: dict[str, float], noise: dict[tuple[str, int], float] | None = None):
         self.trained, self.evaluations, self.shards, self.timing = (root / n for n in ("models", "evaluations", "shards", "timing"))
         write_json(self.shards / "manifest.json", MANIFEST)
+        noise = noise or dict.fromkeys(((name, 1) for name in floors), 0.0)
+        self.seeds = sorted({seed for _, seed in noise})
         for i, (name, floor) in enumerate(floors.items()):
-            self.write_model(name, MODELS[name], floor, seconds=92.4 + 31.7 * i)
+            for seed in self.seeds:
+                self.write_model(name, MODELS[name], floor + noise[name, seed], seconds=92.4 + 31.7 * i, seed=seed)
 
-    def write_model(self, name: str, model: Model, floor: float, seconds: float) -> None:
+    def write_model(self, name: str, model: Model, floor: float, seconds: float, seed: int = 1) -> None:
+        name = f"{name}-{seed}"
         config = ModelConfig(model.architecture, MANIFEST["vocab_size"], TRAIN.context_length)
         write_json(self.trained / name / "config.json", {**plain(config), "sha256": name})
         metrics = [_metrics(step, floor) for step in range(TRAIN.max_steps + 1)]
@@ -53,7 +60,7 @@ class Folders:
         write_json(self.evaluations / f"{name}.json", {**evaluation, "sample": {"prompt": "def ", "text": SAMPLE}})
 
     def results(self, models: dict[str, Model] = MODELS, config: Train = TRAIN) -> list[Result]:
-        return load_results(models, config, MANIFEST, self.trained, self.evaluations, self.timing)
+        return load_results(models, self.seeds, config, MANIFEST, self.trained, self.evaluations, self.timing)
 
 
 def _metrics(step: int, floor: float) -> dict:

@@ -22,6 +22,7 @@ from stacklm.files import read_json, sha256, write_json, write_text
 from stacklm.model.build import build
 from stacklm.model.store import save_model
 from stacklm.pipeline.project import Project
+from stacklm.pipeline.stages import Instance, stage
 from stacklm.pipeline.tracking.store import connect
 
 TRAIN = Train(max_steps=20, context_length=8, global_batch_size=2, micro_batch_size=2, warmup_steps=2, eval_every=5)
@@ -63,11 +64,15 @@ def write_rows(path: Path, rows: list[dict]) -> None:
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def record(project: Project, model: str) -> dict:
+def pretraining(model: str, seed: int = 1) -> Instance:
+    return Instance(stage("pretrain"), model, seed)
+
+
+def record(project: Project, model: str, seed: int = 1) -> dict:
     """What the stage runner would record of a pretraining."""
     record = {
-        "stage": f"pretrain@{model}",
-        "params": {"train": plain(TRAIN), f"models.{model}": plain(MODELS[model])},
+        "stage": f"pretrain@{model}-{seed}",
+        "params": {"train": {**plain(TRAIN), "seed": seed}, f"models.{model}": plain(MODELS[model])},
         "inputs": {"out/shards": sha256(project.root / "out/shards")},
         "code": "c0de" * 16,
         "versions": {"python": "3.11.7", "torch": "2.13.0"},
@@ -116,23 +121,23 @@ def prepare_data(project: Project) -> None:
     )
 
 
-def publish_model(project: Project, model: str, seed: int = 1) -> None:
+def publish_model(project: Project, model: str, weights: int = 1, seed: int = 1) -> None:
     """Leave what pretrain leaves, with random weights."""
-    out = project.root / "out"
-    torch.manual_seed(seed)
+    out, run = project.root / "out", f"{model}-{seed}"
+    torch.manual_seed(weights)
     architecture = MODELS[model].architecture
     network, context, digest = build(architecture, VOCAB, TRAIN.context_length), TRAIN.context_length, sha256(out / "tokenizer")
-    save_model(out / "models" / model, network, architecture, VOCAB, context, digest)
-    write_rows(out / "models" / model / "metrics.jsonl", metrics(TRAIN.max_steps))
+    save_model(out / "models" / run, network, architecture, VOCAB, context, digest)
+    write_rows(out / "models" / run / "metrics.jsonl", metrics(TRAIN.max_steps))
     *times, last = timing(TRAIN.max_steps)
-    digest = read_json(out / "models" / model / "config.json")["sha256"]
-    write_rows(out / "timing" / f"{model}.jsonl", [*times, {**last, "model_sha256": digest}])
-    write_json(out / "records" / f"pretrain@{model}.json", record(project, model))
+    digest = read_json(out / "models" / run / "config.json")["sha256"]
+    write_rows(out / "timing" / f"{run}.jsonl", [*times, {**last, "model_sha256": digest}])
+    write_json(out / "records" / f"pretrain@{run}.json", record(project, model, seed))
 
 
-def publish_evaluation(project: Project, model: str, loss: float = 1.5) -> None:
+def publish_evaluation(project: Project, model: str, loss: float = 1.5, seed: int = 1) -> None:
     """Leave what evaluate leaves."""
-    out = project.root / "out"
+    out, run = project.root / "out", f"{model}-{seed}"
     split = {
         "tokens": 80,
         "bytes": 160,
@@ -142,18 +147,19 @@ def publish_evaluation(project: Project, model: str, loss: float = 1.5) -> None:
         "word_perplexity": 20.0,
     }
     write_json(
-        out / "evaluations" / f"{model}.json",
+        out / "evaluations" / f"{run}.json",
         {"valid": split, "test": split, "sample": {"prompt": "def ", "text": "def f(): pass"}},
     )
-    write_json(out / "records" / f"evaluate@{model}.json", {"inputs": {f"out/models/{model}": sha256(out / "models" / model)}})
+    write_json(out / "records" / f"evaluate@{run}.json", {"inputs": {f"out/models/{run}": sha256(out / "models" / run)}})
 
 
-def publish_report(project: Project, **losses: float) -> None:
-    """Leave what compare leaves, with these losses on the test set by model."""
+def publish_report(project: Project, *models: str, best: str | None = None) -> None:
+    """Leave what compare leaves of these models."""
     out = project.root / "out"
-    models = {name: {"test": {"loss": loss, "bits_per_byte": loss / 2}} for name, loss in (losses or {"stacked": 1.5}).items()}
     write_text(out / "report" / "report.md", "# Comparison\n")
-    write_json(out / "comparison.json", {"finding": "none", "models": models})
+    write_json(
+        out / "comparison.json", {"best": best, "models": dict.fromkeys(models or ["stacked"]), "provenance": {"seeds": [1]}}
+    )
     write_json(out / "records" / "compare.json", {"inputs": {"out/models": sha256(out / "models")}})
 
 

@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
@@ -34,6 +35,7 @@ CONTEXTS = {"train": "training", "valid": "validation", "test": "test"}
 """What each split is used for, in MLflow's words."""
 SCORES = {"valid": "valid_whole", "test": "test"}
 """The names of an evaluation's splits: `valid` alone is the part that is scored while training."""
+TEST = f"bits_per_byte/{SCORES['test']}"
 
 
 class Mirror:
@@ -82,10 +84,8 @@ class Mirror:
         if evaluation is not None:
             self._score(evaluation, model)
             if PARENT in self._tags:
-                test = evaluation["test"]["bits_per_byte"]
-                score_parent(self._client, self._experiment, self._tags[PARENT], run.model, test)
-            path = run.project.root / stage("evaluate").writes["evaluation"].format(model=run.model)
-            if self._attach("evaluation", path) or self._tags.get(NOTE) == pages.run_note(facts, None):
+                score_parent(self._client, self._experiment, self._tags[PARENT], facts["model"])
+            if self._attach("evaluation", run.evaluation_file) or self._tags.get(NOTE) == pages.run_note(facts, None):
                 self._client.set_tag(self._id, NOTE, pages.run_note(facts, evaluation))
         for name, folder in run.reports().items():
             self._attach(name, folder)
@@ -94,7 +94,9 @@ class Mirror:
         name, pipeline, parent = pages.run_name(self._facts), self._facts.get("pipeline"), {}
         if pipeline:
             parent[PARENT] = find_or_create_parent(self._client, self._experiment, self._run.project, pipeline)
-        same = self._client.search_runs([self._experiment], f"tags.model = '{self._run.model}'")
+        same = self._client.search_runs(
+            [self._experiment], f"tags.model = '{self._facts['model']}' and tags.seed = '{self._facts['seed']}'"
+        )
         return self._client.create_run(
             self._experiment,
             start_time=self._time(0),
@@ -181,6 +183,7 @@ def _tags(facts: Mapping[str, Any]) -> dict[str, str]:
     git = {name: str(value).lower() if isinstance(value, bool) else value for name, value in facts.get("git", {}).items()}
     return {
         "model": facts["model"],
+        "seed": str(facts["seed"]),
         "kind": facts["params"]["architecture.kind"],
         **{f"sha256.{name}": digest[:DIGITS] for name, digest in digests.items()},
         **{f"version.{name}": version for name, version in facts["versions"].items()},
@@ -188,7 +191,7 @@ def _tags(facts: Mapping[str, Any]) -> dict[str, str]:
         **{f"mlflow.source.git.{name}": value for name, value in git.items()},
         "mlflow.user": user(),
         **(facts.get("pipeline") or {}).get("tags", {}),
-        "mlflow.source.name": f"stacklm stage pretrain {facts['model']}",
+        "mlflow.source.name": f"stacklm stage pretrain {facts['model']} {facts['seed']}",
         "mlflow.source.type": "LOCAL",
     }
 
@@ -241,11 +244,13 @@ def settle_parent(client: MlflowClient, experiment: str, parent: str) -> None:
         client.set_terminated(parent, status, max(child.end_time or 0 for child in children))
 
 
-def score_parent(client: MlflowClient, experiment: str, parent: str, model: str, bits_per_byte: float) -> None:
-    """Show how good a child is on its parent too: MLflow's own pages begin with parents alone."""
+def score_parent(client: MlflowClient, experiment: str, parent: str, model: str) -> None:
+    """Show on the parent too how good a model is, as the mean over its seeds so far: MLflow's own pages begin with parents."""
+    children = client.search_runs([experiment], f"tags.`{PARENT}` = '{parent}' and tags.model = '{model}'")
+    scores = [child.data.metrics[TEST] for child in children if TEST in child.data.metrics]
     found, key = _find(client, experiment, parent), f"bits_per_byte_test/{model}"
-    if found is not None and found.data.metrics.get(key) != bits_per_byte:
-        client.log_metric(parent, key, bits_per_byte)
+    if found is not None and scores and found.data.metrics.get(key) != fmean(scores):
+        client.log_metric(parent, key, fmean(scores))
 
 
 def _find(client: MlflowClient, experiment: str, run: str) -> Any:

@@ -65,8 +65,8 @@ The saved view *Comparison* (menu *Views*) shows, in this order:
    *Compare* and show only what differs.
 4. **Did training go well?** Loss, gradient norm, learning rate, speed.
 
-One seed is a direction, not a result. A run's page has its settings, its data, a sample of what the model writes, the report and \
-the model.
+Runs of one model differ in their seed; the report has means, intervals and verdicts. A run's page has \
+its settings, its data, a sample of what the model writes, the report and the model.
 
 | metrics | what they are |
 |---|---|
@@ -122,9 +122,9 @@ def is_current(tag: str | None) -> bool:
 
 
 def run_name(facts: Mapping[str, Any]) -> str:
-    """Such as `stacked · 1.13 M`, and behind it the name of the DVC experiment if it is part of one."""
+    """Such as `stacked-1 · 1.13 M` for seed 1, and behind it the name of the DVC experiment if it is part of one."""
     experiment = ((facts.get("pipeline") or {}).get("tags", {})).get("dvc.experiment")
-    return " · ".join(filter(None, [facts["model"], count(facts["size"]["model/parameters"]), experiment]))
+    return " · ".join(filter(None, [f"{facts['model']}-{facts['seed']}", count(facts["size"]["model/parameters"]), experiment]))
 
 
 def run_note(facts: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> str:

@@ -11,10 +11,11 @@ import getpass
 import hashlib
 import os
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from stacklm.config.model import Model
 from stacklm.config.schema import flatten, read
 from stacklm.files import read_json, read_jsonl, sha256, write_json
 from stacklm.pipeline.project import Project
-from stacklm.pipeline.stages import stage
+from stacklm.pipeline.stages import Instance, stage
 from stacklm.pipeline.tracking.store import LOCAL_PAGES, is_server, tracking_uri
 from stacklm.pipeline.watchdog import entry_point
 from stacklm.report.runs import timing_of
@@ -63,36 +64,39 @@ HEALTH = "health/"
 
 @dataclass(frozen=True)
 class Pretraining:
-    """One pretraining of `model`: growing in a work folder, or `published` in the project's outputs.
+    """One pretraining of a model with a seed: growing in a work folder, or `published` in the project's outputs.
 
     `fingerprint` is the identity of its settings, inputs and code; the run in MLflow is found by it.
     """
 
     project: Project
-    model: str
+    item: Instance
     fingerprint: str
     metrics: Path
     timing: Path
     published: bool
 
     @classmethod
-    def growing(cls, project: Project, model: str, fingerprint: str, work: Path) -> Pretraining:
-        return cls(project, model, fingerprint, work / "metrics.jsonl", work / "timing.jsonl", published=False)
+    def growing(cls, project: Project, item: Instance, fingerprint: str, work: Path) -> Pretraining:
+        return cls(project, item, fingerprint, work / "metrics.jsonl", work / "timing.jsonl", published=False)
 
     @classmethod
     def finished(cls, project: Project) -> Iterator[Pretraining]:
         """The runs whose outputs are complete in the project."""
-        for record in sorted((project.root / PRETRAIN.record("*")).parent.glob(Path(PRETRAIN.record("*")).name)):
-            model = record.stem.partition("@")[2]
-            outputs = PRETRAIN.paths(PRETRAIN.writes, project.root, model)
+        pattern = project.root / Instance(PRETRAIN, "*").record
+        for record in sorted(pattern.parent.glob(pattern.name)):
+            name = re.fullmatch(r"pretrain@(.+)-(\d+)", record.stem)
+            if not name:
+                continue  # of a version without seeds
+            item = Instance(PRETRAIN, name[1], int(name[2]))
+            outputs = item.paths(PRETRAIN.writes, project.root)
             if all(path.exists() for path in outputs.values()):
-                fingerprint = read_json(record)["fingerprint"]
-                timing = PRETRAIN.made(project.root, model)["timing"]
-                yield cls(project, model, fingerprint, outputs["trained"] / "metrics.jsonl", timing, published=True)
+                fingerprint, timing = read_json(record)["fingerprint"], item.made(project.root)["timing"]
+                yield cls(project, item, fingerprint, outputs["trained"] / "metrics.jsonl", timing, published=True)
 
     @property
     def trained(self) -> Path:
-        return self.project.root / PRETRAIN.writes["trained"].format(model=self.model)
+        return self.item.paths(PRETRAIN.writes, self.project.root)["trained"]
 
     def times(self) -> list[dict[str, Any]]:
         """The rows of times and memory so far; none where a published model was restored and its times were not."""
@@ -105,7 +109,7 @@ class Pretraining:
     def facts(self) -> dict[str, Any]:
         """What was noted when the run began, or else what its files tell now."""
         noted = self.note("facts")
-        return read_json(noted) if noted.exists() else self._collect(self._record(PRETRAIN.record(self.model)))
+        return read_json(noted) if noted.exists() else self._collect(self._record(self.item.record))
 
     def begin(self, record: Mapping[str, Any]) -> None:
         """Note the facts, `record` being the stage runner's; a resumed run keeps those it began with."""
@@ -121,18 +125,22 @@ class Pretraining:
         server = uri.rstrip("/") if is_server(uri) else LOCAL_PAGES
         return f"{server}/#/experiments/{read_json(ids)['experiment']}/runs/{read_json(ids)['run']}"
 
+    @property
+    def evaluation_file(self) -> Path:
+        evaluate = replace(self.item, stage=stage("evaluate"))
+        return evaluate.paths(evaluate.stage.writes, self.project.root)["evaluation"]
+
     def evaluation(self) -> dict[str, Any] | None:
         """The published evaluation, if it is of exactly these weights."""
-        evaluate = stage("evaluate")
-        inputs = self._record(evaluate.record(self.model)).get("inputs", {})
-        path = self.project.root / evaluate.writes["evaluation"].format(model=self.model)
+        inputs = self._record(replace(self.item, stage=stage("evaluate")).record).get("inputs", {})
+        path = self.evaluation_file
         ours = self.trained.exists() and inputs.get(self.trained.relative_to(self.project.root).as_posix()) == sha256(self.trained)
         return read_json(path) if ours and path.exists() else None
 
     def reports(self) -> dict[str, Path]:
         """The folders of the published report and of its times, if they are of exactly the models that are published now."""
         compare = stage("compare")
-        inputs = self._record(compare.record()).get("inputs", {})
+        inputs = self._record(Instance(compare).record).get("inputs", {})
         paths = {"report": compare.writes["report"], "speed": compare.untracked_writes["speed"]}
         if inputs.get(compare.reads["trained"]) != sha256(self.project.root / compare.reads["trained"]):
             return {}
@@ -143,16 +151,17 @@ class Pretraining:
         return read_json(record) if record.exists() else {}
 
     def _collect(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        entry = record["params"][f"models.{self.model}"]
+        entry = record["params"][f"models.{self.item.model}"]
         train = record["params"]["train"]
-        upstream = [self._record(stage(name).record()).get("params", {}) for name in ("download", "tokenizer")]
+        upstream = [self._record(Instance(stage(name)).record).get("params", {}) for name in ("download", "tokenizer")]
         settings = {key: value for params in upstream for key, value in params.items()}
         data = _data(self.project.root, settings.get("data", {}))
         rows = self.times()
         ended = self.timing.stat().st_mtime if rows else time.time()
         return {
             "fingerprint": self.fingerprint,
-            "model": self.model,
+            "model": self.item.model,
+            "seed": self.item.seed,
             "started": round(ended - (rows[-1]["seconds"] if rows else 0), 3),
             "steps": train["max_steps"],
             "params": _params({**entry, "train": train, **settings}),

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from filelock import FileLock
 import stacklm
 from stacklm.files import read_json, sha256, write_json
 from stacklm.pipeline.project import Project
-from stacklm.pipeline.stages import STAGES, stage
+from stacklm.pipeline.stages import STAGES, Instance, stage
 from stacklm.pipeline.tracking.run import Pretraining
 from stacklm.pipeline.tracking.store import WAIT, shown_uri, store_identity
 
@@ -100,12 +101,8 @@ def _receipt(run: Pretraining) -> dict | None:
 def _stamp(run: Pretraining) -> dict:
     """The place in MLflow, and size and time of each file that the run shows there."""
     root = run.project.root
-    paths = [
-        path
-        for stage in STAGES
-        if stage.name in SHOWN
-        for path in (root / stage.record(run.model), *stage.made(root, run.model).values())
-    ]
+    shown = [replace(run.item, stage=stage) if stage.per else Instance(stage) for stage in STAGES if stage.name in SHOWN]
+    paths = [path for item in shown for path in (root / item.record, *item.made(root).values())]
     files = sorted(file for path in paths for file in ([path, *path.rglob("*")] if path.is_dir() else [path]) if file.is_file())
     return {
         "store": store_identity(run.project),
@@ -114,15 +111,15 @@ def _stamp(run: Pretraining) -> dict:
 
 
 class Follower:
-    """`with Follower(project, model, record, work): train()` shows the training in MLflow while it runs.
+    """`with Follower(project, item, record, work): train()` shows the training in MLflow while it runs.
 
     `record` is the stage runner's record of the stage; `work` is the folder in which `metrics.jsonl` and `timing.jsonl`
     grow. Nothing that happens to MLflow reaches the training: it may be down, hang or be killed.
     """
 
-    def __init__(self, project: Project, model: str, record: Mapping[str, Any], work: Path) -> None:
+    def __init__(self, project: Project, item: Instance, record: Mapping[str, Any], work: Path) -> None:
         self._project, self._record = project, record
-        self._run = Pretraining.growing(project, model, record["fingerprint"], work)
+        self._run = Pretraining.growing(project, item, record["fingerprint"], work)
         self._process: subprocess.Popen | None = None
 
     def __enter__(self) -> Follower:
@@ -147,7 +144,7 @@ class Follower:
 
 def _start(run: Pretraining) -> subprocess.Popen:
     package = str(Path(stacklm.__file__).parent.parent)
-    words = [run.project.root, run.project.state, run.model, run.fingerprint, run.metrics.parent]
+    words = [run.project.root, run.project.state, run.item.model, run.item.seed, run.fingerprint, run.metrics.parent]
     return subprocess.Popen(
         [sys.executable, "-m", __name__, *map(str, words)],
         stdin=subprocess.PIPE,
@@ -158,11 +155,12 @@ def _start(run: Pretraining) -> subprocess.Popen:
     )
 
 
-def _main(root: str, state: str, model: str, fingerprint: str, work: str) -> None:
+def _main(root: str, state: str, model: str, seed: str, fingerprint: str, work: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; training decides what it means
     if hasattr(os, "nice"):
         os.nice(5)
-    _Shadow(Pretraining.growing(Project(Path(root), Path(state)), model, fingerprint, Path(work))).follow()
+    item = Instance(stage("pretrain"), model, int(seed))
+    _Shadow(Pretraining.growing(Project(Path(root), Path(state)), item, fingerprint, Path(work))).follow()
     os._exit(0)  # no waiting for threads that MLflow may have left
 
 

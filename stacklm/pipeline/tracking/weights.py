@@ -22,7 +22,6 @@ from stacklm.pipeline.project import Project
 from stacklm.pipeline.tracking.pages import weights_note
 from stacklm.pipeline.tracking.run import FINGERPRINT, Pretraining
 from stacklm.pipeline.tracking.store import connect, experiment_name
-from stacklm.report.comparison import SMALLEST_DIFFERENCE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -76,20 +75,12 @@ def log_weights(
     return client.get_logged_model(model.model_id)
 
 
-def better(comparison: Mapping[str, Any]) -> str | None:
-    """The model with the fewest bits per byte on the test set; None where the comparison does not tell the best two apart."""
-    ranked = sorted(comparison["models"].items(), key=lambda item: item[1]["test"]["bits_per_byte"])
-    if len(ranked) < 2 or ranked[1][1]["test"]["loss"] - ranked[0][1]["test"]["loss"] < SMALLEST_DIFFERENCE:
-        return None
-    return ranked[0][0]
-
-
 def register(project: Project, comparison: Mapping[str, Any]) -> None:
-    """Register the logged models of a comparison, and move the alias to the better one.
+    """Register each model of a comparison, as its first seed left it, and move the alias to the best one.
 
-    Where there is no better one, no version has the alias. Raises whatever MLflow raises.
+    Where none is known to be the best, no version has the alias. Raises whatever MLflow raises.
     """
-    runs = {run.model: run for run in Pretraining.finished(project)}
+    runs = {(run.item.model, run.item.seed): run for run in Pretraining.finished(project)}
     if not any(run.reports() for run in runs.values()):
         return  # other models were compared than those that are published
     client, experiment = connect(project)
@@ -97,11 +88,11 @@ def register(project: Project, comparison: Mapping[str, Any]) -> None:
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name, description="The language models of each comparison.")
     known = {version.tags.get(MODEL_ID): version.version for version in client.search_model_versions(f"name = '{name}'")}
-    versions = {}
+    versions, seed = {}, comparison["provenance"]["seeds"][0]
     for model in comparison["models"]:
-        logged = _logged(client, experiment, runs[model])
+        logged = _logged(client, experiment, runs[model, seed])
         versions[model] = known.get(logged.model_id) or _create_version(client, name, logged)
-    best, champion = better(comparison), client.get_registered_model(name).aliases.get(CHAMPION)
+    best, champion = comparison["best"], client.get_registered_model(name).aliases.get(CHAMPION)
     if best and versions[best] != champion:
         client.set_registered_model_alias(name, CHAMPION, versions[best])
     elif not best and champion:

@@ -19,7 +19,7 @@ from stacklm.files import read_json, sha256, write_json, write_text
 from stacklm.pipeline.locks import hold
 from stacklm.pipeline.project import Project
 from stacklm.pipeline.runner import DONE, RECORD, run_stage, sweep
-from stacklm.pipeline.stages import Stage
+from stacklm.pipeline.stages import Instance, Stage
 from support.checkout import TINY_PARAMS
 
 
@@ -66,7 +66,7 @@ def run(project) -> Callable[..., str]:
     meanwhile.clear()
 
     def run(stage: Stage = STAGE) -> str:
-        run_stage(project, stage)
+        run_stage(project, Instance(stage))
         return (project.root / "out/result.txt").read_text()
 
     return run

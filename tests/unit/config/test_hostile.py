@@ -283,7 +283,7 @@ def test_an_assignment_that_cannot_be_made_says_why_and_changes_nothing(assignme
     file = tmp_path / "params.yaml"
     file.write_text(TINY_PARAMS)
     with pytest.raises(ParamsError) as caught:
-        set_values(file, ["train.seed=7", assignment])
+        set_values(file, ["train.eval_every=7", assignment])
     assert words in str(caught.value)
     assert file.read_text() == TINY_PARAMS
 

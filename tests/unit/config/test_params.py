@@ -57,6 +57,10 @@ def test_the_shipped_file_compares_a_stacked_with_a_dense_model():
             True,
             ["models.dense.optimizer.optimizer_in_backward", "max_grad_norm = 1 must be null"],
         ),
+        ("seeds", [], ["seeds: [] is not allowed", "at least one"]),
+        ("seeds", [1, 2, 1], ["seeds: [1, 2, 1] is not allowed", "different"]),
+        ("seeds", [-1], ["seeds[0]: -1", ">= 0"]),
+        ("seeds", 3, ["seeds: expected a list"]),
         ("tokenizer.vocab_size", 100, ["tokenizer.vocab_size: 100", ">= 257"]),
         ("tokenizer.vocab_size", 2**33, ["tokenizer.vocab_size", "<= "]),
         ("tokenizer.special_tokens", ["<pad>"], ["tokenizer", "special_tokens", "<|endoftext|>"]),
@@ -140,3 +144,11 @@ def test_every_scalar_is_read_as_dvc_reads_it(tmp_path):
     for settings in [SHIPPED, *(SHIPPED.parent / "docs" / "params").glob("*.yaml")]:
         load(settings)
         assert _load_yaml(settings.read_text(), "file") == parse_yaml(settings.read_text(), "params.yaml")
+
+
+def test_a_file_has_seeds_and_no_seed_of_one_training(file: Path):
+    with pytest.raises(ParamsError, match=r"params.yaml: train.seed: write `seeds: \[7\]` beside `models` instead"):
+        set_values(file, ["train.seed=7"])
+    file.write_text(file.read_text().replace("train:\n", "train:\n  seed: 7\n"))
+    with pytest.raises(ParamsError, match=r"write `seeds: \[7\]`"):
+        load(file)

@@ -39,10 +39,12 @@ def test_parameters_choose_stages_and_models_and_no_values(pretrain):
     params = parse(YAML(typ="safe").load(TINY_PARAMS))
 
     def chosen(last: str, models: list[str] | None) -> list[str]:
-        return [item.address(model) for item, model in pretrain.selection(pretrain.with_upstream(last), params, models)]
+        return [item.address for item in pretrain.selection(pretrain.with_upstream(last), params, models)]
 
     assert chosen("audit", ["dense"]) == ["inputs", "download", "tokenizer", "shards", "audit@dense"]
-    assert chosen("compare", ["dense"])[-3:] == ["audit@dense", "pretrain@dense", "evaluate@dense"], "no comparison of one model"
+    assert chosen("compare", ["dense"])[-3:] == ["audit@dense", "pretrain@dense-1", "evaluate@dense-1"], (
+        "no comparison of one model"
+    )
     assert chosen("compare", ["dense", "stacked"]) == chosen("compare", None)
     with pytest.raises(ParamsError, match=r"no model 'dens'.*did you mean `dense`"):
         chosen("compare", ["dens"])

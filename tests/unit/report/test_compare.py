@@ -11,6 +11,7 @@ from support.report_files import MODELS, TRAIN
 def run(root, folders, models=MODELS):
     compare(
         models=models,
+        seeds=tuple(folders.seeds),
         config=TRAIN,
         trained=folders.trained,
         evaluations=folders.evaluations,
@@ -46,7 +47,7 @@ def test_all_but_the_folder_speed_is_the_same_with_and_without_times(folders, tm
 
 def test_times_of_other_weights_are_not_shown(folders, tmp_path):
     """DVC restores a model from its cache, and not the times, which are then those of the model before it."""
-    config = folders.trained / "dense" / "config.json"
+    config = folders.trained / "dense-1" / "config.json"
     write_json(config, {**read_json(config), "sha256": "other"})
     run(tmp_path, folders)
     assert re.search(r"\| training time \| 1 min 32 s \| not measured \|", (tmp_path / "speed" / "speed.md").read_text())
@@ -61,7 +62,7 @@ def test_the_data_is_named_by_the_hash_of_its_manifest(folders, tmp_path):
 
 def test_a_missing_model_leaves_nothing_behind(folders, tmp_path):
     models = {**MODELS, "third": MODELS["dense"]}
-    with pytest.raises(FileNotFoundError, match=re.escape("model 'third' has no results")):
+    with pytest.raises(FileNotFoundError, match=re.escape("model 'third-1' has no results")):
         run(tmp_path, folders, models)
     assert not (tmp_path / "report").exists()
     assert not (tmp_path / "comparison.json").exists()

@@ -2,12 +2,14 @@ import csv
 import io
 import math
 
+import numpy as np
 import pytest
 
+from stacklm.lab.statistics import verdicts
 from stacklm.model.count import count
 from stacklm.report.comparison import (
+    MARGIN,
     MOST_NUMBERS,
-    STATEMENT,
     build_comparison,
     caveats,
     curve,
@@ -17,9 +19,15 @@ from stacklm.report.comparison import (
 from support.report_files import MANIFEST, MODELS, TRAIN, Folders
 
 
-def build(tmp_path, **floors: float):
-    results = Folders(tmp_path, floors).results({name: MODELS[name] for name in floors})
+def build(tmp_path, noise: dict[tuple[str, int], float] | None = None, **floors: float):
+    results = Folders(tmp_path, floors, noise).results({name: MODELS[name] for name in floors})
     return build_comparison(results, TRAIN, MANIFEST, data_sha256="")
+
+
+def over_seeds(*sizes: float) -> dict[tuple[str, int], float]:
+    """What seeds add to the losses of `stacked`; to those of `dense` half of it."""
+    sizes_by_name = {"stacked": sizes, "dense": [size / 2 for size in sizes]}
+    return {(name, seed): size for name, all_ in sizes_by_name.items() for seed, size in enumerate(all_, start=1)}
 
 
 def test_facts_are_those_of_the_counts_and_the_files(comparison):
@@ -64,7 +72,64 @@ def test_the_finding_gives_a_direction_its_price_and_no_verdict(comparison):
     assert "stacked needs 2.8% more bits per byte than dense" in comparison["finding"]
     assert f", with {fewer}% fewer body parameters. " in comparison["finding"]  # equal training FLOPs are not worth a word
     assert comparison["finding"].endswith("One seed: a direction, not a result.")
-    assert comparison["statement"] == STATEMENT
+
+
+def test_a_verdict_rests_on_differences_of_the_same_seed(tmp_path):
+    comparison = build(tmp_path, over_seeds(0.0, 0.02, -0.01, 0.03), stacked=3.31, dense=3.22)
+    stacked, dense = (
+        np.array([one["test"] for one in comparison["models"][name]["seeds"].values()]) for name in ("stacked", "dense")
+    )
+    (pair,) = comparison["pairs"]
+    expected = verdicts({"pair": stacked / dense - 1}, MARGIN)["pair"]
+    assert (pair["model"], pair["against"], pair["seeds"]) == ("stacked", "dense", 4)
+    assert [pair[key] for key in ("mean", "low", "high", "outcome")] == [
+        expected.mean, expected.low, expected.high, expected.outcome,
+    ]  # fmt: skip
+    assert expected.outcome == "worse" and comparison["best"] == "dense"
+    facts = comparison["models"]["stacked"]
+    assert facts["test"]["bits_per_byte"] == pytest.approx(stacked.mean())
+    assert facts["test_sd"] == pytest.approx(stacked.std(ddof=1))
+    assert comparison["provenance"]["seeds"] == [1, 2, 3, 4]
+    assert "over 4 seeds: stacked needs 2.9% more bits per byte than dense" in comparison["finding"]
+    assert f"interval {pair['low']:+.1%} to {pair['high']:+.1%}): worse" in comparison["finding"]
+    assert "error rate 2.5% in each direction over 1 pair, margin 0.5%." in comparison["finding"]
+
+
+def test_every_pair_has_a_verdict_and_the_error_rate_is_shared(tmp_path):
+    noise = {**over_seeds(0.0, 0.02, -0.01), **{("second", seed): 0.001 * seed for seed in (1, 2, 3)}}
+    folders = Folders(tmp_path, {"stacked": 3.31, "dense": 3.22}, over_seeds(0.0, 0.02, -0.01))
+    for seed in folders.seeds:
+        folders.write_model("second", MODELS["stacked"], 3.311 + noise["second", seed], seconds=50, seed=seed)
+    models = {"stacked": MODELS["stacked"], "second": MODELS["stacked"], "dense": MODELS["dense"]}
+    comparison = build_comparison(folders.results(models), TRAIN, MANIFEST, "")
+    pairs = [(pair["model"], pair["against"]) for pair in comparison["pairs"]]
+    assert pairs == [("stacked", "dense"), ("second", "dense"), ("second", "stacked")]
+    assert comparison["pairs"][-1]["outcome"] == "no verdict"
+    assert min(pair["level"] for pair in comparison["pairs"]) == pytest.approx(0.025 / 3)
+    assert "over 3 pairs (Holm)" in comparison["finding"]
+
+
+def test_a_difference_within_the_noise_is_no_verdict_and_nobody_is_the_best(tmp_path):
+    comparison = build(tmp_path, over_seeds(0.3, -0.2, 0.1), stacked=3.24, dense=3.22)
+    (pair,) = comparison["pairs"]
+    assert pair["outcome"] == "no verdict" and pair["more_seeds"] > 0
+    assert f"no verdict, {pair['more_seeds']} seeds more would probably decide" in comparison["finding"]
+    assert comparison["best"] is None
+
+
+def test_two_seeds_give_a_direction_and_no_verdict(tmp_path):
+    comparison = build(tmp_path, over_seeds(0.01, 0.0), stacked=3.31, dense=3.22)
+    assert [pair["outcome"] for pair in comparison["pairs"]] == [None]
+    assert comparison["finding"].endswith("2 seeds: a direction, not a result.")
+    assert "A verdict needs 3" in caveats(comparison)[0]
+
+
+@pytest.mark.parametrize(
+    ("floors", "best"),
+    [({"stacked": 3.31, "dense": 3.22}, "dense"), ({"stacked": 3.224, "dense": 3.22}, None), ({"dense": 3.22}, None)],
+)
+def test_with_few_seeds_the_best_is_told_by_the_smallest_difference(tmp_path, floors, best):
+    assert build(tmp_path, **floors)["best"] == best
 
 
 @pytest.mark.parametrize(
@@ -83,7 +148,8 @@ def test_models_closer_than_the_smallest_difference_are_not_told_apart(tmp_path,
 
 def test_provenance_says_where_the_numbers_come_from(comparison):
     origin = comparison["provenance"]
-    assert origin["seed"] == 1
+    assert origin["seeds"] == [1]
+    assert "seed" not in origin["train"]
     assert origin["data_sha256"] == "ab" * 32
     assert origin["tokenizer_sha256"] == MANIFEST["tokenizer"]
     assert origin["train"]["max_steps"] == 300
@@ -100,8 +166,8 @@ def test_unmatched_names_the_axes_that_are_too_far_apart():
 
 def test_caveats_say_seed_and_how_each_model_is_matched():
     mismatch = {"stacked": {"tokens": 0.0, "total_parameters": 0.3}, "wide": {"tokens": 0.01}}
-    notes = caveats({"baseline": "dense", "mismatch": mismatch, "provenance": {"seed": 7}})
-    assert "seed 7" in notes[0]
+    notes = caveats({"baseline": "dense", "mismatch": mismatch, "provenance": {"seeds": [7]}})
+    assert "one seed: a direction" in notes[0]
     assert notes[-2] == "stacked is not matched to dense in parameters (+30.0%)."
     assert notes[-1] == "wide is matched to dense within 5% in parameters, compute and tokens."
 
@@ -114,8 +180,16 @@ def test_the_headline_has_at_most_thirty_numbers(comparison, models, numbers):
     assert all(entry["test_bits_per_byte"] == facts["test"]["bits_per_byte"] for entry in found.values())
 
 
+def test_a_curve_is_the_mean_over_seeds(tmp_path):
+    runs = Folders(tmp_path, {"dense": 3.22}, {("dense", 1): 0.0, ("dense", 2): 0.1}).results({"dense": MODELS["dense"]})
+    rows, *single = ([*csv.DictReader(io.StringIO(curve(some)))] for some in (runs, runs[:1], runs[1:]))
+    for key in ("train_loss", "valid_loss", "valid_bits_per_byte", "step"):
+        expected = [(float(a[key]) + float(b[key])) / 2 for a, b in zip(*single, strict=True)]
+        assert [float(row[key]) for row in rows] == pytest.approx(expected)
+
+
 def test_a_curve_has_a_row_for_each_validation_with_the_mean_training_loss_since_the_last(results):
-    rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(io.StringIO(curve(results[0])))]
+    rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(io.StringIO(curve(results[:1])))]
     metrics = results[0].metrics
     assert [row["step"] for row in rows] == list(range(TRAIN.eval_every, TRAIN.max_steps + 1, TRAIN.eval_every))
     for row in rows:

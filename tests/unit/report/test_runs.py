@@ -16,15 +16,15 @@ def test_runs_come_in_the_order_of_the_settings(folders):
 
 
 def test_leftovers_of_models_no_longer_named_are_ignored(folders):
-    (folders.trained / "stacked" / "config.json").write_text("not even JSON")
+    (folders.trained / "stacked-1" / "config.json").write_text("not even JSON")
     assert [result.name for result in folders.results({"dense": MODELS["dense"]})] == ["dense"]
 
 
-@pytest.mark.parametrize("missing", ["trained/dense/metrics.jsonl", "trained/dense/config.json", "evaluations/dense.json"])
+@pytest.mark.parametrize("missing", ["trained/dense-1/metrics.jsonl", "trained/dense-1/config.json", "evaluations/dense-1.json"])
 def test_a_model_without_results_is_an_error_that_names_it(folders, missing):
     area, _, file = missing.partition("/")
     (getattr(folders, area) / file).unlink()
-    with pytest.raises(FileNotFoundError, match=re.escape("model 'dense' has no results")):
+    with pytest.raises(FileNotFoundError, match=re.escape("model 'dense-1' has no results")):
         folders.results()
 
 
@@ -34,7 +34,7 @@ def test_a_model_without_results_is_an_error_that_names_it(folders, missing):
         (
             {"dense": dataclasses.replace(MODELS["dense"], architecture=Dense(128, 4, 5, 512))},
             {},
-            "'dense' was trained with architecture",
+            "'dense-1' was trained with architecture",
         ),
         (MODELS, {"max_steps": 400}, "trained for 300 steps, but the settings say 400"),
         (MODELS, {"context_length": 64}, "context_length 128, but the settings say 64"),
@@ -46,7 +46,7 @@ def test_results_of_other_settings_are_refused(folders, models, settings, messag
 
 
 def test_scores_on_different_texts_are_refused(folders):
-    path = folders.evaluations / "dense.json"
+    path = folders.evaluations / "dense-1.json"
     evaluation = read_json(path)
     evaluation["test"]["bytes"] += 1
     write_json(path, evaluation)
@@ -55,7 +55,7 @@ def test_scores_on_different_texts_are_refused(folders):
 
 
 def test_timing_that_was_cut_short_counts_as_not_measured(folders):
-    path = folders.timing / "dense.jsonl"
+    path = folders.timing / "dense-1.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     stacked, dense = folders.results()
     assert len(stacked.timing) == 30

@@ -15,6 +15,7 @@ from support.tracking_project import (
     curve,
     metrics,
     prepare_data,
+    pretraining,
     publish_model,
     record,
     runs,
@@ -50,7 +51,7 @@ def test_a_killed_training_resumes_its_own_curve_without_doubled_steps(project, 
         "import sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[1]); from support import tracking_project as t; "
         "from stacklm.pipeline.project import Project; from stacklm.pipeline.tracking.sync import Follower; "
         "p = Project(Path(sys.argv[2]), Path(sys.argv[3]));\n"
-        "with Follower(p, 'stacked', t.record(p, 'stacked'), Path(sys.argv[4])): time.sleep(60)"
+        "with Follower(p, t.pretraining('stacked'), t.record(p, 'stacked'), Path(sys.argv[4])): time.sleep(60)"
     )
     words = [ROOT / "tests", project.root, project.state, work]
     training = subprocess.Popen([sys.executable, "-c", code, *map(str, words)])
@@ -66,7 +67,7 @@ def test_a_killed_training_resumes_its_own_curve_without_doubled_steps(project, 
     assert runs(project)[0].info.status == "KILLED"
 
     train(work, 5)  # back to the last checkpoint, then on
-    with Follower(project, "stacked", record(project, "stacked"), work):
+    with Follower(project, pretraining("stacked"), record(project, "stacked"), work):
         train(work, 12)
         wait_for(lambda: len(curve(project, "loss/train")) == 12)
         assert runs(project)[0].info.status == "RUNNING"
@@ -85,7 +86,10 @@ def test_a_killed_training_resumes_its_own_curve_without_doubled_steps(project, 
 def test_a_failed_training_is_shown_as_failed_with_its_last_steps(project):
     work = project.state / "work"
     train(work, 3)
-    with pytest.raises(ValueError, match="loss is not finite"), Follower(project, "stacked", record(project, "stacked"), work):
+    with (
+        pytest.raises(ValueError, match="loss is not finite"),
+        Follower(project, pretraining("stacked"), record(project, "stacked"), work),
+    ):
         wait_for(lambda: len(curve(project, "loss/train")) == 3)
         train(work, 4)
         raise ValueError("loss is not finite")
@@ -105,7 +109,7 @@ def test_a_tracker_that_is_down_neither_stops_nor_delays_training(project, monke
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "600" if answers == "hanging" else "5")
         work = project.state / "work"
         started = time.monotonic()
-        with pytest.raises(KeyboardInterrupt), Follower(project, "stacked", record(project, "stacked"), work):
+        with pytest.raises(KeyboardInterrupt), Follower(project, pretraining("stacked"), record(project, "stacked"), work):
             train(work, 20)
             said = ""
             while answers == "refused" and not said:  # its one warning
@@ -128,6 +132,6 @@ def test_even_a_state_folder_that_cannot_be_written_is_a_warning(tmp_path, capsy
     project = Project(tmp_path, tmp_path / "state")
     prepare_data(project)
     project.state.write_text("a file is in the way")
-    with Follower(project, "stacked", record(project, "stacked"), tmp_path / "work"):
+    with Follower(project, pretraining("stacked"), record(project, "stacked"), tmp_path / "work"):
         pass
     assert "could not be brought up to date" in capsys.readouterr().err

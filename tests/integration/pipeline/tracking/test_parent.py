@@ -12,7 +12,17 @@ import pytest
 from stacklm.pipeline.tracking.mirror import Mirror
 from stacklm.pipeline.tracking.run import Pretraining
 from stacklm.pipeline.tracking.sync import sync_all
-from support.tracking_project import all_runs, client, publish_evaluation, publish_model, record, runs, timing, write_rows
+from support.tracking_project import (
+    all_runs,
+    client,
+    pretraining,
+    publish_evaluation,
+    publish_model,
+    record,
+    runs,
+    timing,
+    write_rows,
+)
 
 STAGES = """
 import json, os, subprocess, sys
@@ -50,14 +60,15 @@ def test_stages_of_one_dvc_process_or_flow_belong_together(dvc):
     assert len({first["identity"], named["identity"], in_flow["identity"], other["identity"]}) == 4
 
 
-def begin(project, monkeypatch, model: str, identity: str, **tags: str) -> Pretraining:
+def begin(project, monkeypatch, model: str, identity: str, seed: int = 1, **tags: str) -> Pretraining:
     """A training of `model` begins in the pipeline run of that identity."""
     pipeline = {"identity": identity, "name": f"dvc repro · {identity}", "command": "dvc repro", "started": 100.0, "tags": tags}
     monkeypatch.setattr("stacklm.pipeline.tracking.run.pipeline_run", lambda: pipeline)
     work = project.state / "work" / model
     write_rows(work / "timing.jsonl", timing(20))
-    run = Pretraining.growing(project, model, record(project, model)["fingerprint"], work)
-    run.begin(record(project, model))
+    noted = record(project, model, seed)
+    run = Pretraining.growing(project, pretraining(model, seed), noted["fingerprint"], work)
+    run.begin(noted)
     return run
 
 
@@ -96,8 +107,20 @@ def test_models_of_one_pipeline_run_are_children_of_one_parent_whose_status_foll
 def test_the_name_of_a_dvc_experiment_is_in_the_run_and_its_parent(project, monkeypatch):
     Mirror(begin(project, monkeypatch, "stacked", "x", **{"dvc.experiment": "fat-newt"}))
     (run,) = runs(project)
-    assert run.info.run_name.startswith("stacked · ") and run.info.run_name.endswith(" · fat-newt")
+    assert run.info.run_name.startswith("stacked-1 · ") and run.info.run_name.endswith(" · fat-newt")
     assert all(found.data.tags["dvc.experiment"] == "fat-newt" for found in all_runs(project))
+
+
+def test_a_parent_shows_the_mean_over_the_seeds_of_a_model(project, monkeypatch):
+    for seed, loss in ((1, 1.5), (2, 1.7)):
+        begin(project, monkeypatch, "stacked", "a", seed)
+        publish_model(project, "stacked", seed=seed)
+        publish_evaluation(project, "stacked", loss, seed)
+    assert sync_all(project)
+    (parent,) = (run for run in all_runs(project) if "stacklm.pipeline_run" in run.data.tags)
+    scores = {run.data.tags["seed"]: run.data.metrics["bits_per_byte/test"] for run in runs(project)}
+    assert sorted(scores) == ["1", "2"]
+    assert parent.data.metrics == {"bits_per_byte_test/stacked": pytest.approx((scores["1"] + scores["2"]) / 2)}
 
 
 def test_a_deleted_parent_and_results_from_elsewhere_are_no_obstacle(project, monkeypatch):
@@ -114,4 +137,4 @@ def test_a_deleted_parent_and_results_from_elsewhere_are_no_obstacle(project, mo
     test = next(run for run in runs(project) if run.data.tags["model"] == "stacked").data.metrics["bits_per_byte/test"]
     assert parent.data.metrics == {"bits_per_byte_test/stacked": test}
     client(project).delete_run(parent.info.run_id)
-    Mirror(next(run for run in Pretraining.finished(project) if run.model == "stacked")).end("FINISHED")
+    Mirror(next(run for run in Pretraining.finished(project) if run.item.model == "stacked")).end("FINISHED")

@@ -63,7 +63,7 @@ def test_a_project_keeps_everything_inside_and_may_move(tmp_path, mlflow_databas
     for model in ("stacked", "dense"):
         publish_model(first, model)
         publish_evaluation(first, model)
-    publish_report(first, stacked=1.3, dense=1.4)
+    publish_report(first, "stacked", "dense", best="stacked")
     assert sync_all(first)
     found = read_elsewhere(first, tmp_path, *load)
     assert set(found["paths"]) == {"params.yaml", "tokenizer", "evaluation", "report"}

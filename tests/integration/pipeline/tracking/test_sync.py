@@ -37,7 +37,7 @@ def test_a_published_run_appears_with_all_it_has(published):
     assert sync_all(published)
     (run,) = runs(published)
     sizes = count(MODELS["stacked"].architecture, VOCAB, TRAIN.context_length)
-    assert run.info.run_name.startswith("stacked · ")
+    assert run.info.run_name.startswith("stacked-1 · ")
     assert run.info.status == "FINISHED"
     assert run.info.end_time - run.info.start_time == 10_000  # 20 steps of half a second
     assert run.data.params["train.max_steps"] == "20"
@@ -107,7 +107,7 @@ def test_pending_sees_each_change_and_needs_no_mlflow(published):
     sync_all(published)
     assert pending(published) == []
     publish_evaluation(published, "stacked", loss=1.25)
-    assert [run.model for run in pending(published)] == ["stacked"]
+    assert [run.item.run for run in pending(published)] == ["stacked-1"]
     code = (
         "import sys; from pathlib import Path; from stacklm.pipeline.project import Project; "
         "from stacklm.pipeline.tracking.sync import pending; from stacklm.pipeline.tracking.sync import Follower; "
@@ -127,7 +127,7 @@ def test_a_new_evaluation_of_the_same_weights_replaces_the_old(published):
 
 
 def test_an_evaluation_of_other_weights_is_not_shown(published):
-    publish_model(published, "stacked", seed=2)
+    publish_model(published, "stacked", weights=2)
     assert sync_all(published)
     (run,) = runs(published)
     assert "loss/test" not in run.data.metrics
@@ -137,11 +137,11 @@ def test_an_evaluation_of_other_weights_is_not_shown(published):
 def test_each_model_has_its_run_and_a_repetition_says_so(published, monkeypatch):
     publish_model(published, "dense")
     sync_all(published)
-    monkeypatch.setattr("support.tracking_project.TRAIN", TRAIN.__class__(**{**TRAIN.__dict__, "seed": 2}))
+    monkeypatch.setattr("support.tracking_project.TRAIN", TRAIN.__class__(**{**TRAIN.__dict__, "max_grad_norm": 2.0}))
     publish_model(published, "dense")
     sync_all(published)
     names = sorted(run.info.run_name for run in runs(published))
-    assert [name.split(" · ")[0] for name in names] == ["dense", "dense", "stacked"]
+    assert [name.split(" · ")[0] for name in names] == ["dense-1", "dense-1", "stacked-1"]
     assert names[1] == f"{names[0]} · run 2"
 
 

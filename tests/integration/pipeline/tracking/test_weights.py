@@ -50,7 +50,7 @@ def logged(tmp_path_factory, mlflow_database):
 
 
 def expected(project: Project, prompt: str, **settings) -> str:
-    trained, tokenizer = project.root / "out/models/stacked", project.root / "out/tokenizer"
+    trained, tokenizer = project.root / "out/models/stacked-1", project.root / "out/tokenizer"
     config = Evaluate(sample=Sample(**settings), device="cpu", threads=torch.get_num_threads())
     return "".join(continue_text(config, trained, tokenizer, prompt, "kv"))
 
@@ -71,7 +71,7 @@ def test_settings_that_cannot_be_used_are_named(logged):
 def test_logits_are_those_of_the_model(logged):
     project, _, loaded = logged
     ids_BT = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
-    original = load_model(project.root / "out/models/stacked")[0].eval()
+    original = load_model(project.root / "out/models/stacked-1")[0].eval()
     with torch.no_grad():
         np.testing.assert_array_equal(loaded.get_raw_model()(ids_BT), original(ids_BT))
     assert original(ids_BT).shape == (2, 4, VOCAB)
