@@ -17,6 +17,7 @@ DEEPEST = 1024
 WIDEST = 2**22
 """Features that a stack may give, and that the queries of its heads may have together."""
 Heads = Annotated[int, Range(1, 2**12)]
+ConvSize = Annotated[int, Range(1, 16)]
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Stacked:
     """Whether a stack's output is added to its input or takes its place."""
     skip_connections: Literal["none", "input", "dense"] = "none"
     """What a stack reads besides the output of the one before. input: x_0; dense: all those before."""
-    conv_size: Annotated[int, Range(1, 16)] = 1
+    conv_size: ConvSize = 1
     """Tokens that the short convolution at a stack's input spans. 1: none, 2: a token shift."""
     tie_embeddings: bool = False
     """The head maps back to d_model and shares the embedding's rows; else it is as wide as the last stack."""
@@ -161,6 +162,8 @@ class Dense:
     kind: Literal["dense"] = "dense"
     ffn: Literal["relu2", "swiglu"] = "relu2"
     """The feed-forward network's activation."""
+    conv_size: ConvSize = 1
+    """Tokens that the short convolution at an attention's input spans. 1: none, 2: a token shift."""
     tie_embeddings: bool = False
     """The head shares the embedding's rows."""
 

@@ -2,6 +2,7 @@
 
 Rotary positions, queries and keys normalised per head (arXiv:2302.05442), RMSNorm before each branch
 (arXiv:1910.07467), no biases, squared ReLU or SwiGLU, and branches that add nothing at the start because their last map is zero.
+A short convolution at the attention's input, which stacked models may have as well, can be given to this one too.
 
 Dimension letters: B batch, T time, C width of the stream, H heads, K = C / H dim of a head.
 """
@@ -13,7 +14,18 @@ from torch import Tensor, nn
 
 from stacklm.config.model import Dense
 from stacklm.model.kernels import checkpointed, rotate
-from stacklm.model.layers import FEED_FORWARDS, Embedding, Head, LanguageModel, Linear, Positions, RMSNorm, Rotation, rotations
+from stacklm.model.layers import (
+    FEED_FORWARDS,
+    Embedding,
+    Head,
+    LanguageModel,
+    Linear,
+    Positions,
+    RMSNorm,
+    Rotation,
+    ShortConv,
+    rotations,
+)
 
 
 class Attention(nn.Module):
@@ -50,19 +62,23 @@ class Attention(nn.Module):
 
 class Block(nn.Module):
     """
-    x ─┬─ RMSNorm ─ attention ────(+)─┬─ RMSNorm ─ feed-forward ──(+)─►
-       └───────────────────────────┘  └────────────────────────────┘
+    x ─┬─ RMSNorm ─ (conv) ─ attention ──(+)─┬─ RMSNorm ─ feed-forward ──(+)─►
+       └──────────────────────────────────┘  └────────────────────────────┘
     """
 
-    def __init__(self, width: int, heads: int, feed_forward: nn.Module) -> None:
+    def __init__(self, config: Dense) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(width)
-        self.attention = Attention(width, heads)
-        self.feed_forward_norm = RMSNorm(width)
-        self.feed_forward = feed_forward
+        self.attention_norm = RMSNorm(config.d_model)
+        self.conv = ShortConv(config.d_model, config.conv_size - 1) if config.conv_size > 1 else None
+        self.attention = Attention(config.d_model, config.n_heads)
+        self.feed_forward_norm = RMSNorm(config.d_model)
+        self.feed_forward = FEED_FORWARDS[config.ffn](config.d_model, config.d_ff)
 
     def forward(self, x_BTC: Tensor, rotation: Rotation) -> Tensor:
-        x_BTC = x_BTC + self.attention(self.attention_norm(x_BTC), rotation)
+        y_BTC = self.attention_norm(x_BTC)
+        if self.conv is not None:
+            y_BTC = self.conv(y_BTC)
+        x_BTC = x_BTC + self.attention(y_BTC, rotation)
         return x_BTC + self.feed_forward(self.feed_forward_norm(x_BTC))
 
 
@@ -73,12 +89,9 @@ class DenseDecoder(LanguageModel):
         super().__init__()
         self.positions = Positions(context)
         self.head_dim = config.d_model // config.n_heads
-        feed_forward = FEED_FORWARDS[config.ffn]
         self.embedding = Embedding(vocab_size, config.d_model)
         self.embedding_norm = RMSNorm(config.d_model)
-        self.blocks = nn.ModuleList(
-            Block(config.d_model, config.n_heads, feed_forward(config.d_model, config.d_ff)) for _ in range(config.n_layers)
-        )
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.d_model)
         self.head = Head(config.d_model, vocab_size)
         if config.tie_embeddings:

@@ -46,7 +46,13 @@ def an_architecture(draw: random.Random) -> dict:
     size, heads = draw.choice((1, 2, 3, 4, 6, 8, 12)), draw.choice((1, 2, 3, 4))
     if draw.random() < 0.4:
         chosen = {"d_model": size, "n_heads": heads, "n_layers": draw.choice((1, 3)), "d_ff": draw.choice((1, 5))}
-        return {"kind": "dense", **chosen, "ffn": draw.choice(("relu2", "swiglu")), "tie_embeddings": draw.random() < 0.5}
+        return {
+            "kind": "dense",
+            **chosen,
+            "ffn": draw.choice(("relu2", "swiglu")),
+            "conv_size": draw.choice((1, 4)),
+            "tie_embeddings": draw.random() < 0.5,
+        }
     layers = [n for n in (1, 2, 3, 4) if size % n == 0]
     stacks = [
         {"layers": n, "features": size // n, "d_ff": draw.choice((1, 5))} for n in draw.choices(layers, k=draw.choice((1, 2)))

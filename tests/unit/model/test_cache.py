@@ -1,5 +1,7 @@
 """Cached decoding equals the full forward, whatever is kept and however the tokens arrive."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -15,8 +17,9 @@ pytestmark = pytest.mark.numerical
 VOCAB, CONTEXT = 30, 12
 DENSE = Dense(d_model=16, n_heads=2, n_layers=2, d_ff=32)
 STACKED = Stacked(d_model=16, n_heads=2, stacks=(Stack(4, 4, 16), Stack(4, 12, 16)), dropout=0.2)
-BOTH = [(STACKED, KEYS_AND_VALUES), (STACKED, INPUTS), (DENSE, KEYS_AND_VALUES)]
-NAMES = ["stacked keys and values", "stacked inputs", "dense keys and values"]
+CONVOLVED = replace(DENSE, conv_size=4)
+BOTH = [(STACKED, KEYS_AND_VALUES), (STACKED, INPUTS), (DENSE, KEYS_AND_VALUES), (CONVOLVED, KEYS_AND_VALUES)]
+NAMES = ["stacked keys and values", "stacked inputs", "dense keys and values", "dense with a convolution"]
 
 
 def made(architecture):

@@ -17,6 +17,7 @@ ARCHITECTURES = {
     **{name: ModelConfig(model.architecture, VOCAB, CONTEXT) for name, model in SHIPPED.models.items()},
     **PRESETS,
     "swiglu": ModelConfig(Dense(d_model=48, n_heads=3, n_layers=2, d_ff=100, ffn="swiglu"), 300, 24),
+    "conv": ModelConfig(Dense(d_model=48, n_heads=3, n_layers=2, d_ff=100, conv_size=4), 300, 24),
     "tied": ModelConfig(Dense(d_model=48, n_heads=3, n_layers=2, d_ff=100, tie_embeddings=True), 300, 24),
     "wide-features": ModelConfig(Stacked(d_model=32, n_heads=8, stacks=(Stack(2, 16, 40), Stack(3, 7, 50))), 300, 24),
 }

@@ -1,10 +1,11 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from stacklm.config.model import Dense
-from stacklm.model.dense import FEED_FORWARDS, Attention, DenseDecoder
+from stacklm.model.dense import FEED_FORWARDS, Attention, Block, DenseDecoder
 from stacklm.model.kernels.elementwise import rotate
 from stacklm.model.layers import Positions, rotations
 from support.model_variants import CONTEXT, VOCAB, loss_of, overfit, scattered
@@ -67,6 +68,19 @@ def test_feed_forwards_are_what_their_formulas_say(activation):
     assert_same(layer(x), hidden @ layer.down.weight.T, 8 + 24)
 
 
+def test_a_convolution_reads_the_tokens_before_the_attention_does():
+    """The block with it equals the block without it whose attention reads x_t + sum_i w_i x_{t-i}."""
+    torch.manual_seed(0)
+    block = scattered(Block(replace(CONFIG, conv_size=3)).double())
+    x, rotation = torch.randn(1, 7, 16, dtype=torch.float64), rotations(Positions(7)(torch.zeros(1, 7)), 8)
+    y = block.attention_norm(x)
+    before = [torch.cat([torch.zeros(1, i, 16), y[:, :-i]], dim=1) for i in (1, 2)]
+    read = y + sum(w * part for w, part in zip(block.conv.weight, before, strict=True))
+    between = x + block.attention(read, rotation)
+    wanted = between + block.feed_forward(block.feed_forward_norm(between))
+    assert_same(block(x, rotation).float(), wanted, terms_of(block, 7))  # angles are float32
+
+
 def test_blocks_add_nothing_at_the_start():
     model = DenseDecoder(CONFIG, VOCAB, CONTEXT)
     ids = torch.arange(CONTEXT)[None]
@@ -76,7 +90,7 @@ def test_blocks_add_nothing_at_the_start():
 @pytest.mark.parametrize(("activation", "tied"), [("relu2", False), ("swiglu", True)])
 def test_every_parameter_but_those_behind_a_zero_learns_from_the_first_step_and_all_from_the_second(activation, tied):
     torch.manual_seed(0)
-    config = Dense(d_model=16, n_heads=2, n_layers=2, d_ff=32, ffn=activation, tie_embeddings=tied)
+    config = Dense(d_model=16, n_heads=2, n_layers=2, d_ff=32, ffn=activation, tie_embeddings=tied, conv_size=1 + 3 * tied)
     model = DenseDecoder(config, VOCAB, CONTEXT)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     ids = torch.randint(VOCAB, (4, CONTEXT + 1))
@@ -86,7 +100,9 @@ def test_every_parameter_but_those_behind_a_zero_learns_from_the_first_step_and_
         loss_of(model, ids).backward()
         still.append({name for name, parameter in model.named_parameters() if not parameter.grad.any()})
         optimizer.step()
-    assert still[0] and all(".attention." in name or ".feed_forward" in name or "_norm" in name for name in still[0])
+    assert still[0] and all(
+        ".attention." in name or ".feed_forward" in name or "_norm" in name or ".conv." in name for name in still[0]
+    )
     assert not still[1]
 
 
