@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
 import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,8 @@ from stacklm.train.validate import scored_tokens
 
 RECORD = "record.json"
 DOCUMENTS = "documents.npz"
+MOST_GROUPS = 200
+"""Scores in a record, so that it stays small: of more documents, neighbouring ones are added up."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,12 @@ class DocumentScores:
     @property
     def bits_per_byte(self) -> float:
         return float(self.nats_D.sum() / (math.log(2) * self.bytes_D.sum()))
+
+    def grouped(self, most: int = MOST_GROUPS) -> DocumentScores:
+        """The same text in at most that many groups of neighbouring documents, all of nearly as many."""
+        D = len(self.nats_D)
+        starts = np.linspace(0, D, min(D, most), endpoint=False).astype(int)
+        return DocumentScores(np.add.reduceat(self.nats_D, starts), np.add.reduceat(self.bytes_D, starts))
 
 
 def run_trial(trial: Trial, shards: Path, work: Path, batch_size: int = 16) -> dict[str, Any]:
@@ -60,7 +70,7 @@ def run_trial(trial: Trial, shards: Path, work: Path, batch_size: int = 16) -> d
         return read_json(folder / RECORD)
     folder.mkdir(parents=True, exist_ok=True)
     certificate = certified(trial, data, work)
-    trained, started = folder / "model", time.monotonic()
+    trained, started, began = folder / "model", time.monotonic(), datetime.now(UTC)
     pretrain(trial.train, trial.model, shards, certificate, trained, folder / "timing.jsonl", folder / "run")
     seconds = time.monotonic() - started
     model, config = load_model(trained)
@@ -71,13 +81,28 @@ def run_trial(trial: Trial, shards: Path, work: Path, batch_size: int = 16) -> d
         "identity": trial.identity,
         **plain(trial),
         **{split: {"bits_per_byte": scores.bits_per_byte, "documents": len(scores.nats_D)} for split, scores in found.items()},
+        "groups": _written(found["test"].grouped()),
         "weights": sha256(trained / WEIGHTS),
         "flops": cost(trial.model, trial.train, data.vocab_size).training_flops,
         "seconds": round(seconds, 1),
-        "machine": {"processor": platform.machine(), "torch": torch.__version__, "python": platform.python_version()},
+        "began": began.isoformat(timespec="seconds"),
+        "machine": machine(),
     }
     write_json(folder / RECORD, record)  # last: it says that all the rest is whole
     return record
+
+
+def machine() -> dict[str, str]:
+    """What equal bits depend on besides the trial itself: the kind of processor, its kernels in use, and versions."""
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return {
+        "system": platform.system(),
+        "processor": platform.machine(),
+        "kernels": torch.backends.cpu.get_cpu_capability(),
+        **gpu,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in ("torch", "numpy")},
+    }
 
 
 def certified(trial: Trial, data: Shards, work: Path) -> Path:
@@ -113,3 +138,16 @@ def read_documents(folder: Path) -> Mapping[str, DocumentScores]:
     """The scores of a finished trial's documents, by split."""
     with np.load(folder / DOCUMENTS, allow_pickle=False) as arrays:
         return {split: DocumentScores(arrays[f"{split}_nats_D"], arrays[f"{split}_bytes_D"]) for split in ("valid", "test")}
+
+
+def read_groups(record: Mapping[str, Any]) -> DocumentScores:
+    """The scores on the test set by group of documents, as a record keeps them."""
+    return DocumentScores(*(np.array(record["groups"][name].split(), kind) for name, kind in _GROUPS.items()))
+
+
+_GROUPS = {"nats": np.float64, "bytes": np.int64}
+
+
+def _written(scores: DocumentScores) -> dict[str, str]:
+    """Numbers on one line each; a hundredth of a nat is far below what training with another seed changes."""
+    return {"nats": " ".join(f"{nats:.2f}" for nats in scores.nats_D), "bytes": " ".join(map(str, scores.bytes_D))}

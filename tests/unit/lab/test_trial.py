@@ -15,7 +15,7 @@ from stacklm.data.batches import evaluation_batches
 from stacklm.data.shards import Shards
 from stacklm.files import read_json, sha256
 from stacklm.lab.experiment import Trial
-from stacklm.lab.trial import read_documents, run_trial, score_documents
+from stacklm.lab.trial import DocumentScores, read_documents, read_groups, run_trial, score_documents
 from stacklm.model.build import build
 from stacklm.train.loss import token_losses
 from stacklm.train.validate import score
@@ -38,12 +38,15 @@ def test_a_trial_is_trained_once_and_leaves_a_small_record(shards, trial, tmp_pa
     record = run_trial(trial, shards, tmp_path)
     folder = tmp_path / "trials" / trial.identity
     assert record == read_json(folder / "record.json")
-    assert (folder / "record.json").stat().st_size < 2_000
+    assert (folder / "record.json").stat().st_size < 5_000
     assert record["identity"] == trial.identity and record["train"]["seed"] == TEN.seed
     assert record["weights"] == sha256(folder / "model" / "model.safetensors")
     scores = read_documents(folder)
     for split in ("valid", "test"):
         assert record[split] == {"bits_per_byte": scores[split].bits_per_byte, "documents": len(scores[split].nats_D)}
+    groups, whole = read_groups(record), scores["test"].grouped()
+    assert np.abs(groups.nats_D - whole.nats_D).max() <= 0.005 + 1e-9 and (groups.bytes_D == whole.bytes_D).all()
+    assert record["machine"]["kernels"] == torch.backends.cpu.get_cpu_capability()
     monkeypatch.setattr("stacklm.lab.trial.pretrain", None)  # nothing may be trained any more
     assert run_trial(trial, shards, tmp_path) == record
 
@@ -87,3 +90,12 @@ def test_a_token_belongs_to_the_document_whose_end_comes_next(shards):
         text = data.token_bytes[ids[start:end]] > 0
         assert found.bytes_D[i] == data.token_bytes[ids[start:end]].sum()
         assert found.nats_D[i] == pytest.approx(nats[start:end][text].sum())
+
+
+@pytest.mark.parametrize(("documents", "groups"), [(3, 3), (200, 200), (201, 200), (1234, 200)])
+def test_groups_hold_the_whole_text_in_order_and_are_of_nearly_equal_size(documents, groups):
+    scores = DocumentScores(np.arange(1.0, documents + 1), np.ones(documents, np.int64))
+    found = scores.grouped()
+    assert len(found.nats_D) == groups and found.bits_per_byte == pytest.approx(scores.bits_per_byte)
+    assert found.bytes_D.max() - found.bytes_D.min() <= 1
+    assert (np.diff(found.nats_D / found.bytes_D) > 0).all()
