@@ -50,7 +50,7 @@ def lab(experiment: str, workers: int | None = None) -> State:
         at_once = workers or trainings_at_once(found.settings)
         broken = run_trials(found, files, ThreadPoolTaskRunner(max_workers=at_once), at_once)
         result = result_text(found, files.records())
-        print(f"\n{result}")
+        print(f"\n{result}\n\nread the report: {files.write_report()}")
         create_markdown_artifact(f"```\n{result}\n```", key=f"lab-{experiment}".lower().replace("_", "-"), description=experiment)
         if broken:
             return Failed(message="\n".join([f"{len(broken)} trials failed; the same command tries them again", *broken.values()]))

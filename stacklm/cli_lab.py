@@ -35,11 +35,12 @@ def status(name: Name) -> None:
 
 @app.command()
 def show(name: Name) -> None:
-    """Print the verdicts so far from the records, without training."""
+    """Print the verdicts so far and write the report, from the records and without training."""
     from stacklm.lab.text import result_text
 
     files, lab, _ = _opened(name)
     print(result_text(lab, files.records()))
+    print(f"\nread the report: {files.write_report()}")
 
 
 def _opened(name: str) -> tuple[Files, Lab, int]:

@@ -36,19 +36,30 @@ def next_rates(arms: Mapping[str, Scores]) -> dict[str, float]:
 
 
 def best_rate(scores: Scores) -> float:
-    """The rate of the least mean score: the minimum of the parabola through the best of the grid and its neighbours, over log2.
+    """The rate of the least mean score: the minimum of `parabola`, or the best of the grid where there is none.
 
-    The best of the grid itself where a neighbour is missing or diverged. Raises `ValueError` where every rate diverged.
+    Raises `ValueError` where every rate diverged.
     """
     rates, means = _means(scores)
     best = int(np.argmin(means))
     if not math.isfinite(means[best]):
         raise ValueError(f"every learning rate from {rates[0]:g} to {rates[-1]:g} diverged")
+    bowl = parabola(scores)
+    return float(2 ** (-bowl[1] / (2 * bowl[0]))) if bowl else rates[best]
+
+
+def parabola(scores: Scores) -> tuple[float, float, float] | None:
+    """a, b and c of `a * x**2 + b * x + c` through the best of the grid and its neighbours, where x is log2 of the rate.
+
+    None where a neighbour is missing or diverged, or where it has no minimum.
+    """
+    rates, means = _means(scores)
+    best = int(np.argmin(means))
     around = slice(best - 1, best + 2)
     if best in (0, len(rates) - 1) or not np.isfinite(means[around]).all():
-        return rates[best]
-    a, b, _ = np.polyfit(np.log2(rates[around]), means[around], 2)
-    return float(2 ** (-b / (2 * a))) if a > 0 else rates[best]
+        return None
+    a, b, c = map(float, np.polyfit(np.log2(rates[around]), means[around], 2))
+    return (a, b, c) if a > 0 else None
 
 
 def _means(scores: Scores) -> tuple[list[float], np.ndarray]:

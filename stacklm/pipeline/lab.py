@@ -3,6 +3,7 @@
     experiments/NAME.yaml            the experiment
     experiments/NAME/origin.json     the tokens and the code that its trials were made with
     experiments/NAME/records/ID.json one small record for each trial; all of them belong into git
+    experiments/NAME/report/         the report, made from these
 
 Work in progress and weights are in `.stacklm/lab`, where equal trials of all experiments are one.
 """
@@ -19,6 +20,7 @@ from stacklm.config.params import Params, load
 from stacklm.config.schema import ParamsError, listed, nearest
 from stacklm.files import read_json, sha256, write_json
 from stacklm.lab.experiment import Experiment, arms, load_experiment, settings
+from stacklm.lab.findings import Findings
 from stacklm.lab.schedule import Lab
 from stacklm.pipeline.code import changed_units, shortened
 from stacklm.pipeline.project import Project
@@ -43,6 +45,10 @@ class Files:
     @property
     def origin(self) -> Path:
         return self.project.root / FOLDER / self.name / "origin.json"
+
+    @property
+    def report(self) -> Path:
+        return self.origin.parent / "report"
 
     @property
     def shards(self) -> Path:
@@ -98,6 +104,17 @@ class Files:
         """The records of all experiments of the project, by identity."""
         files = sorted((self.project.root / FOLDER).glob("*/records/*.json"))
         return {path.stem: read_json(path) for path in files}
+
+    def findings(self) -> Findings:
+        """All that the records say so far."""
+        return Findings(self.name, self.lab(), self.records())
+
+    def write_report(self) -> Path:
+        """Write the report of what was found so far; its page. Equal records give an equal report."""
+        from stacklm.report.lab.page import write
+
+        write(self.findings(), self.report)
+        return self.report / "index.html"
 
     def save(self, record: dict[str, Any]) -> None:
         """Keep the record of one trial."""

@@ -106,9 +106,9 @@ def draw_curves(results: Sequence[Result], axes: Sequence[str], folder: Path) ->
             continue
         figures.append(Figure(folder / f"loss-{name}.svg", f"Training and validation loss of every model against {axis.title}"))
         with drawing(figures[-1].path) as plot:
-            ends = [_draw_losses(plot, runs, axis, _nth(LIGHT.lines, i), _nth(MARKERS, i)) for i, runs in styled]
+            ends = [_draw_losses(plot, runs, axis, nth(LIGHT.lines, i), nth(MARKERS, i)) for i, runs in styled]
             _scale(plot, axis)
-            _label(plot, ends)
+            label(plot, ends)
     return figures
 
 
@@ -201,15 +201,15 @@ def _draw_health(lines: Sequence[tuple[str, np.ndarray, np.ndarray]], title: str
         axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
         ends = []
         for i, (name, steps, values) in enumerate(lines):
-            colour = _nth(LIGHT.lines, i)
+            colour = nth(LIGHT.lines, i)
             axes.plot(steps, values, color=colour, linewidth=2, marker="o", markersize=3)
             ends.append((name, steps[-1], values[-1], colour))
         axes.set_xlabel("step")
         axes.set_ylabel(title)
-        _label(axes, ends)
+        label(axes, ends)
 
 
-def _label(axes: Axes, ends: Sequence[tuple[str, float, float, str]]) -> None:
+def label(axes: Axes, ends: Sequence[tuple[str, float, float, str]]) -> None:
     """Write names beside the ends of lines (name, x, y, colour), moved apart where lines end close together."""
     from matplotlib.patheffects import withStroke
 
@@ -260,5 +260,5 @@ def _thinned(values: np.ndarray) -> np.ndarray:
     return np.array([piece.mean() for piece in np.array_split(values, min(len(values), TRAIN_POINTS))])
 
 
-def _nth(looks: Sequence[str], i: int) -> str:
+def nth(looks: Sequence[str], i: int) -> str:
     return looks[i % len(looks)]

@@ -2,60 +2,16 @@
 
 from __future__ import annotations
 
-import math
-import random
-
 import pytest
 
-from stacklm.config.params import load
-from stacklm.lab.experiment import arms, load_experiment, settings
 from stacklm.lab.schedule import Lab, Planned
 from stacklm.lab.statistics import ALPHA
-from support.checkout import TINY_PARAMS
-
-FILE = """\
-question: Which of three is best?
-refuted_by: no difference
-budget: parameters
-margin: 0.005
-baseline: {architecture: {kind: dense, d_model: 16, n_heads: 2, n_layers: 2, d_ff: 64}, optimizer: {peak_lr: 2e-3}}
-candidates:
-  better: {change: {architecture.ffn: swiglu}}
-  equal: {change: {optimizer.beta2: 0.99}}
-  worse: {change: {optimizer.beta1: 0.5}}
-seeds: {tune: [101, 102], judge: [1, 2, 3, 4, 5, 6, 7, 8]}
-sizes: [1, 2]
-"""
-TRUTH = {"baseline": 2.0, "better": 1.96, "equal": 2.0, "worse": 2.06}
-BEST = {"baseline": 1e-3, "better": 3e-3, "equal": 1e-3, "worse": 1.6e-2}
+from support.lab_records import BEST, TRUTH, course, make_lab, measured
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    root = tmp_path_factory.mktemp("lab")
-    (root / "params.yaml").write_text(TINY_PARAMS)
-    (root / "one.yaml").write_text(FILE)
-    params, experiment = load(root / "params.yaml"), load_experiment(root / "one.yaml")
-    return Lab(experiment, arms(experiment, params), settings(experiment, params), data="d", code="c")
-
-
-def measured(planned: Planned) -> dict:
-    """A bowl over the learning rate, with noise of its own for each seed and less for each arm."""
-    name, seed, rate = planned.arm.name, planned.trial.train.seed, planned.trial.model.optimizer.peak_lr
-    noise = 0.004 * random.Random(f"{seed}").gauss(0, 1) + 0.001 * random.Random(f"{seed}{name}").gauss(0, 1)
-    bits = TRUTH[name] / planned.arm.size**0.1 * (1 + noise + 0.01 * math.log2(rate / BEST[name]) ** 2)
-    return {"valid": {"bits_per_byte": bits}, "test": {"bits_per_byte": 1.1 * bits}}
-
-
-def course(lab: Lab, at_once: int = 1, record=measured) -> tuple[dict, list[Planned]]:
-    """All trials in the order in which that many workers would run them."""
-    records, done = {}, []
-    while pending := lab.pending(records):
-        for planned in pending[:at_once]:
-            assert planned.trial.identity not in records
-            records[planned.trial.identity] = record(planned)
-            done.append(planned)
-    return records, done
+    return make_lab(tmp_path_factory.mktemp("lab"))
 
 
 def test_rates_are_bracketed_then_every_arm_is_judged_with_its_best(lab):

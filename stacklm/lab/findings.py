@@ -1,0 +1,80 @@
+"""All that the records of an experiment say, size by size: what the report shows and what is told of it elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from stacklm.lab.experiment import Arm
+from stacklm.lab.scaling import FEWEST, Scaling, fit_scaling
+from stacklm.lab.schedule import Lab, Records, Result, Tuning
+from stacklm.lab.statistics import bootstrap_interval
+from stacklm.lab.trial import read_groups
+
+
+@dataclass(frozen=True)
+class Findings:
+    """An experiment with the records that there are so far."""
+
+    name: str
+    lab: Lab
+    records: Records
+
+    @cached_property
+    def results(self) -> dict[float, Result]:
+        """By size, those that are judged."""
+        found = {size: self.lab.result(self.records, size) for size in self.lab.sizes}
+        return {size: result for size, result in found.items() if result}
+
+    @cached_property
+    def tunings(self) -> dict[float, Tuning]:
+        return {size: self.lab.tuning(self.records, size) for size in self.lab.sizes}
+
+    @property
+    def candidates(self) -> list[str]:
+        return list(self.lab.experiment.candidates)
+
+    @cached_property
+    def final(self) -> Result | None:
+        """Of the largest size judged."""
+        return self.results[max(self.results)] if self.results else None
+
+    def arm(self, name: str, size: float) -> Arm:
+        return next(arm for arm in self.lab.arms if (arm.name, arm.size) == (name, size))
+
+    def judged(self, name: str, size: float) -> list[Mapping[str, Any]]:
+        """The records of one arm that its result rests on, in the order of the seeds."""
+        result, arm = self.results[size], self.arm(name, size)
+        return [self.records[self.lab.trial(arm, result.rates[name], seed).identity] for seed in result.seeds]
+
+    def seconds(self, name: str, size: float) -> float:
+        """Of one training, on average."""
+        return fmean(record["seconds"] for record in self.judged(name, size))
+
+    def over_documents(self, name: str, size: float) -> tuple[float, float] | None:
+        """The interval of a candidate's difference over seeds and documents; None where records have no scores of documents."""
+        pairs = [self.judged(arm, size) for arm in (name, "baseline")]
+        if not all("groups" in record for records in pairs for record in records):
+            return None
+        ours, theirs = ([read_groups(record) for record in records] for records in pairs)
+        nats = (np.stack([scores.nats_D for scores in arm]) for arm in (ours, theirs))
+        return bootstrap_interval(next(nats), next(nats), ours[0].bytes_D, self.results[size].verdicts[name].level)
+
+    @cached_property
+    def scaling(self) -> Scaling | None:
+        """Loss as a power law of parameters, from five or more sizes that share three seeds; else None."""
+        seeds = sorted(set.intersection(*({*result.seeds} for result in self.results.values()))) if self.results else []
+        if len(self.results) < FEWEST or len(seeds) < 3:
+            return None
+        names = ["baseline", *self.candidates]
+        sizes = {name: [self.arm(name, size).cost.parameters for size in self.results] for name in names}
+        scores = {
+            name: np.array([[result.scores[name][result.seeds.index(seed)] for seed in seeds] for result in self.results.values()])
+            for name in names
+        }
+        return fit_scaling(sizes, scores)

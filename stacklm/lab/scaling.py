@@ -1,0 +1,107 @@
+"""Loss as a power law of the size, `floor + scale * size ** -exponent`, and what a candidate gains at a larger one.
+
+Fitted by variable projection: least squares over the exponent, for which floor and scale are a linear problem. Intervals
+are t intervals with the standard error of a bootstrap over seeds, which are drawn for all arms and sizes at once: arms
+stay paired. A percentile interval would be too narrow for a few seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+from scipy.optimize import least_squares
+
+from stacklm.lab.statistics import ALPHA
+
+FEWEST = 5
+"""Sizes. Three numbers are fitted, and fewer than two to spare say nothing of the fit."""
+BEYOND = 4
+"""How much larger than the largest size the gain is foretold."""
+FLATTEST, STEEPEST = 1e-2, 4.0
+DRAWS = 200
+
+
+@dataclass(frozen=True)
+class Law:
+    """`floor + scale * (size / reference) ** -exponent`; at the reference, the largest size, the scale is a part of the loss."""
+
+    floor: float
+    scale: float
+    exponent: float
+    reference: float
+
+    def at(self, size: ArrayLike) -> NDArray[np.float64]:
+        return self.floor + self.scale * (np.asarray(size, float) / self.reference) ** -self.exponent
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Laws of all arms, their exponents with intervals, and of each candidate the relative difference at `BEYOND` times the
+    baseline's largest size."""
+
+    laws: Mapping[str, Law]
+    exponents: Mapping[str, Estimate]
+    beyond: Mapping[str, Estimate]
+    size: float
+
+
+def fit_law(sizes: Sequence[float], losses: ArrayLike, start: float = 0.3) -> Law:
+    """The law that comes nearest to one loss for each size; `start` is an exponent to search from.
+
+    Raises `ValueError` for fewer than `FEWEST` sizes.
+    """
+    x, y = np.asarray(sizes, float) / max(sizes), np.asarray(losses, float)
+    if x.size < FEWEST or x.shape != y.shape:
+        raise ValueError(f"{y.size} losses at {x.size} sizes give no law; at least {FEWEST} of each are needed")
+
+    def solved(log_exponent: NDArray[np.float64]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+        design = np.stack([np.ones_like(x), x ** -math.exp(log_exponent[0])], axis=1)
+        linear = np.linalg.lstsq(design, y, rcond=None)[0]
+        return linear, design @ linear - y
+
+    bounds = math.log(FLATTEST), math.log(STEEPEST)
+    found = least_squares(lambda exponent: solved(exponent)[1], [math.log(start)], bounds=bounds, x_scale=0.1).x
+    floor, scale = solved(found)[0]
+    return Law(float(floor), float(scale), math.exp(found[0]), float(max(sizes)))
+
+
+def fit_scaling(
+    sizes: Mapping[str, Sequence[float]], scores: Mapping[str, NDArray[np.float64]], level: float = ALPHA, draws: int = DRAWS
+) -> Scaling:
+    """Laws of the baseline and the candidates from scores [C, S] of C sizes with the same S seeds for all."""
+    largest = BEYOND * max(sizes["baseline"])
+    ratio = {name: largest * max(own) / max(sizes["baseline"]) for name, own in sizes.items()}
+
+    def fitted(means: Mapping[str, NDArray[np.float64]], start: Mapping[str, float]) -> tuple[dict[str, Law], dict[str, float]]:
+        laws = {name: fit_law(own, means[name], start[name]) for name, own in sizes.items()}
+        ahead = {name: float(law.at(ratio[name])) for name, law in laws.items()}
+        return laws, {name: value / ahead["baseline"] - 1 for name, value in ahead.items() if name != "baseline"}
+
+    laws, gains = fitted({name: own.mean(axis=1) for name, own in scores.items()}, dict.fromkeys(sizes, 0.3))
+    exponents = {name: law.exponent for name, law in laws.items()}
+    S, generator, drawn = scores["baseline"].shape[1], np.random.default_rng(0), []
+    for _ in range(draws):
+        seeds = generator.integers(S, size=S)
+        again, ahead = fitted({name: own[:, seeds].mean(axis=1) for name, own in scores.items()}, exponents)
+        drawn.append(({name: law.exponent for name, law in again.items()}, ahead))
+    wide = float(stats.t.isf(level, S - 1)) * math.sqrt(S / (S - 1))
+
+    def estimates(values: Mapping[str, float], which: int) -> dict[str, Estimate]:
+        half = {name: wide * float(np.std([one[which][name] for one in drawn])) for name in values}
+        return {name: Estimate(value, value - half[name], value + half[name]) for name, value in values.items()}
+
+    return Scaling(laws, estimates(exponents, 0), estimates(gains, 1), largest)

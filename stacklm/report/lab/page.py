@@ -1,0 +1,104 @@
+"""The report of an experiment, verdict first, as index.html and as Markdown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stacklm.lab.findings import Findings
+from stacklm.lab.text import sentence
+from stacklm.report.lab import plots, tables
+from stacklm.report.page import Card, Report, Section, write_report
+from stacklm.report.tables import Table
+
+INTERVALS = (
+    "Dots are means over seeds, thick lines t intervals over seeds, on which the verdict rests; ticks above are single seeds. "
+    "Thin lines are bootstrap intervals over seeds and documents, which say what to expect on other text of the same kind; with "
+    "few seeds they are too narrow. Left of zero is better; an interval that ends within the grey band is not worse by the margin."
+)
+BUDGETS = "Means over the judging seeds; bars and bands are one standard deviation. Times are of the machines named below."
+RATES = (
+    "Mean over the tuning seeds on the valid set. The star is the minimum of the parabola through the best three, the learning "
+    "rate with which the arm was judged. All arms had equally many trials."
+)
+NOISE = (
+    "Relative standard deviations over seeds, and of the differences of pairs with the same seed; below 1, pairing has helped. The "
+    "smallest difference that these seeds see with 80% power: of the baseline's row without pairs, of a candidate's with them. "
+    "Wins by chance: how often the test would find a winner between two halves of the baseline's own seeds, over all flips of "
+    "their signs; 5% are expected, and few seeds allow coarse steps alone (from 4 seeds on)."
+)
+
+
+def write(findings: Findings, folder: Path) -> None:
+    """Write index.html, which needs no other file, and the Markdown with drawings beside it; equal records give equal bytes."""
+    write_report(report(findings, folder), folder)
+
+
+def report(findings: Findings, folder: Path) -> Report:
+    """What an experiment found so far; its drawings are written to `folder`."""
+    sections = [Section("Learning rates", RATES, figures=plots.draw_rates(findings, folder))]
+    if findings.results:
+        sections = [
+            Section("Differences", INTERVALS, figures=[plots.draw_intervals(findings, folder)], tables=[tables.verdicts(findings)]),
+            Section("Loss against the budgets", _budgets(findings), figures=plots.draw_budgets(findings, folder)),
+            *_scaling(tables.scaling(findings)),
+            *sections,
+            Section("What seeds alone do", NOISE, tables=[tables.noise(findings)]),
+        ]
+    sections += [
+        Section("Arms", tables=[tables.arms(findings)]),
+        Section("What differs", "At the smallest size; other sizes differ in widths alone.", tables=[tables.differences(findings)]),
+        Section("How it was made", tables=[tables.provenance(findings)]),
+    ]
+    if findings.results:
+        sections.append(Section("Trials", tables=[tables.trials(findings)]))
+    return Report(findings.lab.experiment.question, finding(findings), _cards(findings), _notes(findings), sections)
+
+
+def finding(findings: Findings) -> str:
+    """One sentence per candidate, at the largest size judged."""
+    if findings.final is None:
+        return "Not judged yet: at least 3 seeds of all arms are needed."
+    return " ".join(f"{sentence(name, verdict)}." for name, verdict in findings.final.verdicts.items())
+
+
+def _cards(findings: Findings) -> list[Card]:
+    if findings.final is None:
+        return []
+    return [
+        Card(
+            name,
+            f"{verdict.mean:+.2%}",
+            "test bits per byte against the baseline",
+            f"{verdict.low:+.2%} to {verdict.high:+.2%} over {verdict.seeds} seeds: {verdict.outcome}",
+        )
+        for name, verdict in findings.final.verdicts.items()
+    ]
+
+
+def _notes(findings: Findings) -> list[str]:
+    experiment, found = findings.lab.experiment, findings.results
+    missing = [f"{size:g}" for size in findings.lab.sizes if size not in found]
+    left_out = {size: ", ".join(map(str, result.left_out)) for size, result in found.items() if result.left_out}
+    pending = len(findings.lab.pending(findings.records))
+    return [
+        f"Refuted by: {experiment.refuted_by}.",
+        f"Held equal: {experiment.budget.replace('_', ' ')}. Margin: {experiment.margin:.2%} of test bits per byte.",
+        *([f"Sizes not judged yet: {', '.join(missing)}."] if missing else []),
+        *([f"{pending} trials are still to run; figures may change."] if pending else []),
+        *(f"Size {size:g}: seeds {seeds} are left out, with which an arm failed." for size, seeds in left_out.items()),
+        *(f"{arm.warning}." for arm in findings.lab.arms if arm.warning),
+    ]
+
+
+def _budgets(findings: Findings) -> str:
+    drawn = [title for axis, (title, _) in plots.BUDGETS.items() if plots.differs(findings, axis)]
+    equal = [title for axis, (title, _) in plots.BUDGETS.items() if title not in drawn]
+    return f"{BUDGETS} Equal within {plots.EQUAL:.0%} for all, and not drawn: {', '.join(equal)}." if equal else BUDGETS
+
+
+def _scaling(table: Table | None) -> list[Section]:
+    note = (
+        "A power law through all sizes (dotted above), by least squares; intervals by a bootstrap over seeds. The last columns say "
+        "what is left of the difference at four times the largest size: a gain that shrinks to zero is not one."
+    )
+    return [Section("Scaling", note, tables=[table])] if table else []

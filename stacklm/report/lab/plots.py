@@ -1,0 +1,143 @@
+"""Intervals with the margin, loss against every budget, and brackets of learning rates, as SVGs for light and dark pages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stacklm.lab.findings import Findings
+from stacklm.lab.statistics import relative_differences
+from stacklm.lab.tuning import parabola
+from stacklm.report.plots import LIGHT, MARKERS, Figure, drawing, label, nth
+from stacklm.units import count, duration, quantity
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BUDGETS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "parameters": ("parameters", count),
+    "training_flops": ("training compute (FLOP)", lambda value: quantity(value, "")),
+    "tokens": ("training tokens", count),
+    "seconds": ("training time", duration),
+}
+EQUAL = 0.02
+"""A budget on which arms and sizes differ by less than this share is a number, not a drawing."""
+MOST_TICKS = 4
+
+
+def draw_intervals(findings: Findings, folder: Path) -> Figure:
+    """A forest plot: of every candidate and size the mean difference and its interval, each seed, and the margin.
+
+    A thinner line below is the interval over seeds and documents, where records have scores of documents.
+    """
+    rows = [(name, size) for name in findings.candidates for size in findings.results]
+    figure = Figure(folder / "intervals.svg", "Relative differences in test bits per byte with intervals and the margin")
+    with drawing(figure.path, (5.6, 0.9 + 0.42 * len(rows))) as axes:
+        axes.axvspan(0, 100 * findings.lab.experiment.margin, color=LIGHT.grid, linewidth=0)
+        axes.axvline(0, color=LIGHT.ink, linewidth=1)
+        for y, (name, size) in enumerate(rows):
+            result, colour = findings.results[size], _colour(findings, name)
+            verdict, wider = result.verdicts[name], findings.over_documents(name, size)
+            each = 100 * relative_differences(result.scores[name], result.scores["baseline"])
+            axes.plot(each, np.full(len(each), y - 0.24), "|", color=colour, markersize=6, alpha=0.7)
+            axes.plot([100 * verdict.low, 100 * verdict.high], [y, y], color=colour, linewidth=3, solid_capstyle="round")
+            axes.plot([100 * verdict.mean], [y], "o", color=colour, markersize=8, markeredgecolor=LIGHT.paper)
+            if wider:
+                axes.plot([100 * wider[0], 100 * wider[1]], [y + 0.2, y + 0.2], color=colour, linewidth=1.2)
+        several = len(findings.results) > 1
+        axes.set_yticks(range(len(rows)), [f"{name}, size {size:g}" if several else name for name, size in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.grid(False, axis="y")
+        axes.set_xlabel("difference to the baseline in test bits per byte (%)")
+    return figure
+
+
+def draw_budgets(findings: Findings, folder: Path) -> list[Figure]:
+    """Loss against each budget that differs between arms or sizes: means over seeds, with a band of one sd."""
+    return [_draw_budget(findings, axis, folder / f"budget-{axis}.svg") for axis in BUDGETS if differs(findings, axis)]
+
+
+def differs(findings: Findings, axis: str) -> bool:
+    """Whether arms or sizes differ on that budget by more than `EQUAL`."""
+    values = [x for line in _lines(findings, axis).values() for x in line]
+    return max(values) > (1 + EQUAL) * min(values)
+
+
+def _lines(findings: Findings, axis: str) -> dict[str, list[float]]:
+    """What every arm takes on an axis, by size."""
+
+    def taken(name: str, size: float) -> float:
+        return findings.seconds(name, size) if axis == "seconds" else getattr(findings.arm(name, size).cost, axis)
+
+    return {name: [taken(name, size) for size in findings.results] for name in ["baseline", *findings.candidates]}
+
+
+def _draw_budget(findings: Findings, axis: str, path: Path) -> Figure:
+    title, readable = BUDGETS[axis]
+    with drawing(path) as axes:
+        ends = []
+        for place, (name, x) in enumerate(_lines(findings, axis).items()):
+            scores = [np.array(result.scores[name]) for result in findings.results.values()]
+            mean, sd = np.array([one.mean() for one in scores]), np.array([one.std(ddof=1) for one in scores])
+            colour, marker = _colour(findings, name), nth(MARKERS, place)
+            axes.errorbar(x, mean, sd, color=colour, linewidth=2, marker=marker, markersize=5, elinewidth=1.2, capsize=3)
+            axes.fill_between(x, mean - sd, mean + sd, color=colour, alpha=0.15, linewidth=0)
+            if axis == "parameters" and findings.scaling:
+                dense = np.geomspace(min(x), max(x), 60)
+                axes.plot(dense, findings.scaling.laws[name].at(dense), color=colour, linewidth=1, linestyle="dotted")
+            ends.append((name, x[-1], mean[-1], colour))
+        _log_ticks(axes, [x for line in _lines(findings, axis).values() for x in line], readable)
+        axes.set_xlabel(title)
+        axes.set_ylabel("test bits per byte")
+        label(axes, ends)
+    return Figure(path, f"Test bits per byte of every arm against {title}", title)
+
+
+def _log_ticks(axes: Axes, values: Sequence[float], readable: Callable[[float], str]) -> None:
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    axes.set_xscale("log")
+    low, high = min(values), max(values)
+    axes.set_xlim(low * (low / high) ** 0.1, high * (high / low) ** 0.1)
+    axes.xaxis.set_major_locator(FixedLocator(list(np.geomspace(low, high, MOST_TICKS if high / low > 1.5 else 2))))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: readable(value)))
+
+
+def draw_rates(findings: Findings, folder: Path) -> list[Figure]:
+    """For each size the valid score of every arm over log2 of the learning rate, with the parabola that gives the best."""
+    return [_draw_rates(findings, size, folder) for size, tuning in findings.tunings.items() if any(tuning.scores.values())]
+
+
+def _draw_rates(findings: Findings, size: float, folder: Path) -> Figure:
+    path, tuning = folder / f"rates-{size:g}.svg", findings.tunings[size]
+    with drawing(path) as axes:
+        ends = []
+        for place, (name, scores) in enumerate(tuning.scores.items()):
+            colour, marker = _colour(findings, name), nth(MARKERS, place)
+            known = {rate: float(np.mean(own)) for rate, own in sorted(scores.items()) if np.isfinite(own).all()}
+            x, bowl = np.log2(list(known)), parabola(scores)
+            axes.plot(x, list(known.values()), color=colour, marker=marker, markersize=5, linewidth=1.2, alpha=0.8)
+            if bowl:
+                a, b, c = bowl
+                best = -b / (2 * a)
+                around = np.linspace(best - 1, best + 1, 40)
+                axes.plot(around, a * around**2 + b * around + c, color=colour, linewidth=2.4, alpha=0.5)
+                axes.plot([best], [c - b**2 / (4 * a)], "*", color=colour, markersize=13, markeredgecolor=LIGHT.paper)
+            if known:
+                ends.append((name, x[-1], [*known.values()][-1], colour))
+        low, high = (round(end) for end in axes.get_xlim())
+        ticks = range(low, high + 1, -(-(high - low) // MOST_TICKS) or 1)
+        axes.set_xticks(ticks, [f"{2.0**tick:.1e}" for tick in ticks])
+        axes.set_xlabel("learning rate, powers of 2")
+        axes.set_ylabel("valid bits per byte")
+        label(axes, ends)
+    return Figure(path, f"Valid bits per byte over learning rates at size {size:g}", f"size {size:g}")
+
+
+def _colour(findings: Findings, name: str) -> str:
+    """Grey for the baseline; the candidates have the colours of their cards."""
+    return LIGHT.faint if name == "baseline" else nth(LIGHT.lines, findings.candidates.index(name))

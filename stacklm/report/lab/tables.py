@@ -1,0 +1,168 @@
+"""An experiment in tables, as text for people."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from statistics import fmean, stdev
+from typing import Any
+
+from stacklm.lab.findings import Findings
+from stacklm.lab.schedule import score
+from stacklm.lab.statistics import smallest_detectable
+from stacklm.report.tables import Table
+from stacklm.units import count, duration, quantity
+
+
+def verdicts(findings: Findings) -> Table:
+    """Scores, differences, both intervals and verdicts by size."""
+    groups = {}
+    for size, result in findings.results.items():
+        rows = [["baseline", f"{fmean(result.scores['baseline']):.4f}", "", "", "", f"{result.rates['baseline']:.2e}", ""]]
+        for name, verdict in result.verdicts.items():
+            wider = findings.over_documents(name, size)
+            rows.append(
+                [
+                    name,
+                    f"{fmean(result.scores[name]):.4f}",
+                    f"{verdict.mean:+.2%}",
+                    _interval(verdict.low, verdict.high),
+                    _interval(*wider) if wider else "not recorded",
+                    f"{result.rates[name]:.2e}",
+                    verdict.outcome,
+                ]
+            )
+        groups[_size(size, f"{len(result.seeds)} seeds")] = rows
+    columns = ("test bits per byte", "difference", "interval over seeds", "over seeds and documents", "learning rate", "verdict")
+    return Table(columns, groups)
+
+
+def arms(findings: Findings) -> Table:
+    """What every arm takes, by size."""
+    axis = findings.lab.experiment.budget
+    groups: dict[str, list[list[str]]] = {}
+    for arm in findings.lab.arms:
+        cost = arm.cost
+        seconds = findings.seconds(arm.name, arm.size) if arm.size in findings.results else None
+        row = [
+            arm.name,
+            f"{cost.parameters:,}",
+            quantity(cost.training_flops, "FLOP"),
+            count(cost.tokens),
+            duration(seconds) if seconds else "-",
+            str(cost.depth),
+            "-" if cost.kv_bytes is None else quantity(cost.kv_bytes, "B"),
+            f"{arm.mismatch[axis]:+.2%}",
+        ]
+        groups.setdefault(_size(arm.size), []).append(row)
+    columns = ("parameters", "training", "tokens", "time of one", "serial depth", "KV per token", f"{axis} off by")
+    return Table(tuple(column.replace("_", " ") for column in columns), groups)
+
+
+def differences(findings: Findings) -> Table:
+    """The keys in which each candidate differs from the baseline, at the smallest size."""
+    smallest = [arm for arm in findings.lab.arms if arm.size == findings.lab.sizes[0] and arm.changed]
+    groups = {
+        arm.name: [[key, _value(theirs), _value(ours)] for key, (theirs, ours) in sorted(arm.changed.items())] for arm in smallest
+    }
+    return Table(("baseline", "candidate"), groups, prose=True)
+
+
+def noise(findings: Findings) -> Table:
+    """What seeds alone do: the baseline against itself, what pairing buys, and what these seeds can see."""
+    groups = {}
+    for size, result in findings.results.items():
+        false = "-" if math.isnan(result.false_wins) else f"{result.false_wins:.1%}"
+        rows = [["baseline", f"{result.sigma:.3%}", "-", "-", f"{result.detectable:.2%}", false]]
+        for name, verdict in result.verdicts.items():
+            scores, seen = result.scores[name], smallest_detectable(verdict.seeds, verdict.sd, verdict.level)
+            own = stdev(scores) / fmean(scores)
+            rows.append([name, f"{own:.3%}", f"{verdict.sd:.3%}", f"{result.pairing(name):.2f}", f"{seen:.2%}", ""])
+        groups[_size(size, f"{len(result.seeds)} seeds")] = rows
+    columns = ("sd over seeds", "sd of pairs", "paired / unpaired", "seen with 80% power", "wins by chance")
+    return Table(columns, groups)
+
+
+def scaling(findings: Findings) -> Table | None:
+    """Fitted laws with intervals; None where there are too few sizes."""
+    found = findings.scaling
+    if found is None:
+        return None
+    rows = [
+        [
+            name,
+            f"{law.floor:.4f}",
+            f"{found.exponents[name].value:.3f}",
+            _interval(found.exponents[name].low, found.exponents[name].high, ".3f"),
+            f"{found.beyond[name].value:+.2%}" if name in found.beyond else "",
+            _interval(found.beyond[name].low, found.beyond[name].high) if name in found.beyond else "",
+        ]
+        for name, law in found.laws.items()
+    ]
+    columns = ("floor", "exponent", "interval", f"difference at {count(found.size)} parameters", "interval of it")
+    return Table(columns, {"floor + scale * parameters ^ -exponent": rows})
+
+
+def trials(findings: Findings) -> Table:
+    """Every judged training, with the beginning of its identity."""
+    groups: dict[str, list[list[str]]] = {}
+    for planned in findings.lab.trials(findings.records):
+        record = findings.records.get(planned.trial.identity)
+        if planned.purpose == "judge" and record:
+            bits = score(record, "test")
+            row = [
+                f"{planned.arm.name}, seed {planned.trial.train.seed}",
+                f"{bits:.4f}" if math.isfinite(bits) else "diverged",
+                duration(record["seconds"]) if "seconds" in record else "-",
+                planned.trial.identity[:8],
+            ]
+            groups.setdefault(_size(planned.arm.size), []).append(row)
+    return Table(("test bits per byte", "time", "trial"), groups)
+
+
+def provenance(findings: Findings) -> Table:
+    """Data, code, versions and machines behind the numbers, and the commands that repeat them."""
+    own = [
+        findings.records[planned.trial.identity]
+        for planned in findings.lab.trials(findings.records)
+        if planned.trial.identity in findings.records
+    ]
+    machines = Counter(_machine(record["machine"]) for record in own if "machine" in record)
+    began = sorted(record["began"] for record in own if "began" in record)
+    experiment = findings.lab.experiment
+    rows = [
+        ["tokens, SHA-256 of the manifest", findings.lab.data or "not begun"],
+        ["code, SHA-256 of all that a trial can execute", findings.lab.code],
+        ["seeds", f"tuned with {_listed(experiment.seeds.tune)}, judged with {_listed(experiment.seeds.judge)}"],
+        ["trials", f"{len(own)}, {duration(sum(record.get('seconds', 0) for record in own))} of training in all"],
+        *([["trained", f"{began[0]} to {began[-1]}"]] if began else []),
+        *([f"machine of {number} trials", machine] for machine, number in machines.items()),
+        ["train", ", ".join(f"{key} {_value(value)}" for key, value in (experiment.train or {}).items()) or "as in params.yaml"],
+    ]
+    commands = [
+        ["run or resume", f"stacklm run-flow lab {findings.name}"],
+        ["this report, without training", f"stacklm lab show {findings.name}"],
+        ["one training again, compared to its record", f"stacklm verify {findings.name} TRIAL"],
+    ]
+    return Table(("",), {"Made with": rows, "Repeat it": commands}, prose=True)
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    return ", ".join(f"{value}" if name in ("system", "processor", "gpu") else f"{name} {value}" for name, value in machine.items())
+
+
+def _interval(low: float, high: float, form: str = "+.2%") -> str:
+    return f"{low:{form}} to {high:{form}}"
+
+
+def _size(size: float, more: str = "") -> str:
+    return f"size {size:g}{', ' if more else ''}{more}"
+
+
+def _listed(values: Any) -> str:
+    return ", ".join(map(str, values))
+
+
+def _value(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,74 @@
+"""An experiment with made-up scores in place of trainings."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+
+from stacklm.config.params import load
+from stacklm.lab.experiment import arms, load_experiment, settings
+from stacklm.lab.schedule import Lab, Planned
+from support.checkout import TINY_PARAMS
+
+FILE = """\
+question: Which of three is best?
+refuted_by: no difference
+budget: parameters
+margin: 0.005
+baseline: {architecture: {kind: dense, d_model: 16, n_heads: 2, n_layers: 2, d_ff: 64}, optimizer: {peak_lr: 2e-3}}
+candidates:
+  better: {change: {architecture.ffn: swiglu}}
+  equal: {change: {optimizer.beta2: 0.99}}
+  worse: {change: {optimizer.beta1: 0.5}}
+seeds: {tune: [101, 102], judge: [1, 2, 3, 4, 5, 6, 7, 8]}
+sizes: [1, 2]
+"""
+TRUTH = {"baseline": 2.0, "better": 1.96, "equal": 2.0, "worse": 2.06}
+BEST = {"baseline": 1e-3, "better": 3e-3, "equal": 1e-3, "worse": 1.6e-2}
+
+
+def make_lab(root: Path, sizes: str = "[1, 2]") -> Lab:
+    (root / "params.yaml").write_text(TINY_PARAMS)
+    (root / "one.yaml").write_text(FILE.replace("sizes: [1, 2]", f"sizes: {sizes}"))
+    params, experiment = load(root / "params.yaml"), load_experiment(root / "one.yaml")
+    return Lab(experiment, arms(experiment, params), settings(experiment, params), data="d" * 64, code="c" * 64)
+
+
+def measured(planned: Planned) -> dict:
+    """A bowl over the learning rate, with noise of its own for each seed and less for each arm."""
+    name, seed, rate = planned.arm.name, planned.trial.train.seed, planned.trial.model.optimizer.peak_lr
+    noise = 0.004 * random.Random(f"{seed}").gauss(0, 1) + 0.001 * random.Random(f"{seed}{name}").gauss(0, 1)
+    bits = TRUTH[name] / planned.arm.size**0.1 * (1 + noise + 0.01 * math.log2(rate / BEST[name]) ** 2)
+    return {"valid": {"bits_per_byte": bits}, "test": {"bits_per_byte": 1.1 * bits}}
+
+
+def course(lab: Lab, at_once: int = 1, record=measured) -> tuple[dict, list[Planned]]:
+    """All trials in the order in which that many workers would run them."""
+    records, done = {}, []
+    while pending := lab.pending(records):
+        for planned in pending[:at_once]:
+            assert planned.trial.identity not in records
+            records[planned.trial.identity] = record(planned)
+            done.append(planned)
+    return records, done
+
+
+def recorded(planned: Planned) -> dict:
+    """A whole record of a trial with made-up scores, of a test set of 40 documents."""
+    found, common, own = measured(planned), random.Random("documents"), random.Random(planned.trial.identity)
+    sizes = [common.randint(500, 4_000) for _ in range(40)]
+    nats = found["test"]["bits_per_byte"] * math.log(2)
+    return {
+        "identity": planned.trial.identity,
+        **found,
+        "groups": {
+            "nats": " ".join(f"{nats * size * own.gauss(1, 0.01):.2f}" for size in sizes),
+            "bytes": " ".join(map(str, sizes)),
+        },
+        "weights": own.randbytes(32).hex(),
+        "flops": planned.arm.cost.training_flops,
+        "seconds": planned.arm.cost.training_flops / 1e8,
+        "began": "2026-01-02T03:04:05+00:00",
+        "machine": {"system": "Linux", "processor": "x86_64", "kernels": "AVX2", "python": "3.12.1", "torch": "2.13.0"},
+    }

@@ -1,0 +1,84 @@
+"""The report of an experiment: verdict first, the same bytes for the same records, and readable at every stage of the work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from stacklm.lab.findings import Findings
+from stacklm.report.lab import tables
+from stacklm.report.lab.page import report, write
+from support.lab_records import TRUTH, course, make_lab, recorded
+
+
+@pytest.fixture(scope="module")
+def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
+    lab = make_lab(tmp_path_factory.mktemp("lab"))
+    return Findings("one", lab, course(lab, record=recorded)[0])
+
+
+@pytest.fixture(scope="module")
+def written(findings: Findings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("one") / "report"
+    write(findings, folder)
+    return folder
+
+
+def test_the_question_and_the_verdicts_come_first(findings, written):
+    page, text = (written / "index.html").read_text(), (written / "report.md").read_text()
+    assert text.startswith(f"# {findings.lab.experiment.question}\n\n**better: ")
+    for name, verdict in findings.results[2.0].verdicts.items():
+        for shown in (page, text):
+            assert shown.index(f"{name}: {abs(verdict.mean):.2%}") < shown.index("Refuted by: no difference.")
+    assert "stacklm run-flow lab one" in text and "d" * 64 in text and "kernels AVX2" in text
+
+
+def test_the_page_needs_no_other_file_and_the_markdown_those_beside_it(written):
+    page, drawings = (written / "index.html").read_text(), {path.name for path in written.glob("*.svg")}
+    assert page.count("data:image/svg+xml;base64,") == len(drawings) and 'src="http' not in page
+    budgets = {f"budget-{axis}.svg" for axis in ("parameters", "training_flops", "seconds")}  # tokens are equal for all
+    assert drawings == {"intervals.svg", *budgets, "rates-1.svg", "rates-2.svg"}
+    assert all(f"({name})" in (written / "report.md").read_text() for name in drawings)
+
+
+def test_equal_records_give_equal_bytes(findings, written, tmp_path):
+    other = Findings("one", findings.lab, dict(reversed(findings.records.items())))
+    write(other, tmp_path / "report")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir()} == {
+        path.name: path.read_bytes() for path in written.iterdir()
+    }
+
+
+def test_a_report_can_be_written_at_any_time(findings, tmp_path):
+    records = [*findings.records]
+    for number in (0, 7, len(records) // 2):
+        part = Findings("one", findings.lab, {identity: findings.records[identity] for identity in records[:number]})
+        found = report(part, tmp_path)
+        assert any("still to run" in note for note in found.notes)
+        assert found.finding.startswith("Not judged yet") == (not part.results)
+
+
+def test_a_record_without_documents_has_no_interval_over_them(findings):
+    bare = {
+        identity: {key: value for key, value in record.items() if key != "groups"} for identity, record in findings.records.items()
+    }
+    with_groups, without = tables.verdicts(findings), tables.verdicts(Findings("one", findings.lab, bare))
+    assert with_groups.groups["size 1, 8 seeds"][1][:4] == without.groups["size 1, 8 seeds"][1][:4]
+    assert without.groups["size 1, 8 seeds"][1][4] == "not recorded"
+
+
+def test_the_interval_over_documents_holds_the_truth(findings):
+    for name, size in ((name, size) for name in findings.candidates for size in findings.results):
+        low, high = findings.over_documents(name, size)
+        assert low < TRUTH[name] / 2 - 1 < high
+
+
+def test_five_sizes_have_a_scaling_fit_and_fewer_have_none(findings, tmp_path):
+    assert findings.scaling is None and tables.scaling(findings) is None
+    lab = make_lab(tmp_path, "[0.5, 1, 2, 3, 4]")
+    found = Findings("one", lab, course(lab, record=recorded)[0])
+    gain = found.scaling.beyond["better"]
+    assert gain.low < TRUTH["better"] / 2 - 1 < gain.high and found.scaling.size == 4 * found.arm("baseline", 4).cost.parameters
+    (rows,) = tables.scaling(found).groups.values()
+    assert [row[0] for row in rows] == [*TRUTH]
