@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from stacklm.cli_lab import app as lab_app
+from stacklm.cli_lab import verify
 
 if TYPE_CHECKING:
     from stacklm.config.model import Stacked
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 
 app.add_typer(lab_app, name="lab")
+app.command()(verify)
 
 Set = Annotated[
     list[str] | None,

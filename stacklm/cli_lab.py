@@ -43,6 +43,18 @@ def show(name: Name) -> None:
     print(f"\nread the report: {files.write_report()}")
 
 
+def verify(
+    name: Name,
+    trial: Annotated[str, typer.Argument(help="The beginning of its identity, as in the report or in records/.")],
+) -> None:
+    """Train one trial of an experiment again and compare it with its record. The exit code is 1 where it is not reproduced."""
+    from stacklm.pipeline.verify import verify
+
+    found = verify(_opened(name)[0], trial)
+    print(found.text())
+    raise typer.Exit(0 if found.passed else 1)
+
+
 def _opened(name: str) -> tuple[Files, Lab, int]:
     from stacklm.pipeline.lab import Files
     from stacklm.pipeline.project import Project, trainings_at_once

@@ -98,11 +98,19 @@ def machine() -> dict[str, str]:
     return {
         "system": platform.system(),
         "processor": platform.machine(),
+        "model": _model_of_processor(),
         "kernels": torch.backends.cpu.get_cpu_capability(),
         **gpu,
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in ("torch", "numpy")},
     }
+
+
+def _model_of_processor() -> str:
+    """Libraries choose the order of additions by the sizes of caches too, not by the instruction set alone."""
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text(encoding="utf-8").splitlines() if facts.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def certified(trial: Trial, data: Shards, work: Path) -> Path:

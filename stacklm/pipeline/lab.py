@@ -79,7 +79,7 @@ class Files:
 
     def lab(self) -> Lab:
         """The experiment with the tokens and the code that its trials began with; of one that has not begun both are empty."""
-        origin = self._origin() or {"data": "", "code": {}}
+        origin = self.began() or {"data": "", "code": {}}
         found = arms(self.experiment, self.params)
         return Lab(self.experiment, found, settings(self.experiment, self.params), origin["data"], digest(origin["code"]))
 
@@ -88,7 +88,7 @@ class Files:
 
         Raises `ParamsError` where it has begun with others, or where there are no tokens.
         """
-        before, now = self._origin(), self._present()
+        before, now = self.began(), self.present()
         if before and before != now:
             changed = changed_units(before["code"], now["code"])
             why = f"{shortened(changed)} changed" if changed else "its tokens changed"
@@ -120,10 +120,12 @@ class Files:
         """Keep the record of one trial."""
         write_json(self.origin.parent / "records" / f"{record['identity']}.json", record)
 
-    def _origin(self) -> dict[str, Any] | None:
+    def began(self) -> dict[str, Any] | None:
+        """The tokens and the code of its trials; None before the first."""
         return read_json(self.origin) if self.origin.exists() else None
 
-    def _present(self) -> dict[str, Any]:
+    def present(self) -> dict[str, Any]:
+        """The tokens and the code that there are now. Raises `ParamsError` where there are no tokens."""
         manifest = self.shards / "manifest.json"
         if not manifest.is_file():
             raise ParamsError("there are no tokens to train on yet: `dvc repro shards` makes them")

@@ -13,6 +13,7 @@ import pytest
 
 from stacklm.config.schema import ParamsError
 from stacklm.pipeline.lab import Files
+from stacklm.pipeline.trials import run_apart
 from support.checkout import Checkout
 from support.flows_project import wait_for
 
@@ -97,6 +98,28 @@ def test_other_code_or_tokens_are_not_mixed_with_the_trials_there(project):
         files.origin.write_text(json.dumps(other))
         with pytest.raises(ParamsError, match=rf"one: 0 trials were made before .*{why}.* remove experiments/one/ to begin again"):
             files.begin()
+
+
+def test_a_trial_is_verified_by_training_it_again(project):
+    """To the bit here; within a tolerance where the record was made elsewhere."""
+    files = Files(project.project, "one")
+    trial = files.begin().pending({})[0].trial
+    record = run_apart(trial, files.shards, files.work)
+
+    def verified(code: int, **changes) -> str:
+        files.save({**record, **changes})
+        return project.cli("verify", "one", trial.identity[:6], code=code)
+
+    assert "must agree to the bit" in verified(0)
+    assert "NOT reproduced" in verified(1, weights="0" * 64)
+    off = {"bits_per_byte": record["test"]["bits_per_byte"] * 1.001}
+    assert "must agree to the bit" in verified(1, test=off)
+    elsewhere = {**record["machine"], "kernels": "other"}
+    printed = verified(0, test=off, weights="0" * 64, machine=elsewhere)
+    assert f"kernels is {record['machine']['kernels']}, then other" in printed
+    verified(1, test={"bits_per_byte": off["bits_per_byte"] * 1.01}, machine=elsewhere)
+    assert not any((files.work / "verify").iterdir())
+    assert "no trial with a record begins with 'zz'" in project.cli("verify", "one", "zz", code=2)
 
 
 def test_an_experiment_that_cannot_run_is_refused_before_a_server_starts(project):

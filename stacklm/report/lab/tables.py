@@ -149,7 +149,9 @@ def provenance(findings: Findings) -> Table:
 
 
 def _machine(machine: Mapping[str, Any]) -> str:
-    return ", ".join(f"{value}" if name in ("system", "processor", "gpu") else f"{name} {value}" for name, value in machine.items())
+    return ", ".join(
+        f"{value}" if name in ("system", "processor", "model", "gpu") else f"{name} {value}" for name, value in machine.items()
+    )
 
 
 def _interval(low: float, high: float, form: str = "+.2%") -> str:

@@ -46,7 +46,7 @@ def test_a_trial_is_trained_once_and_leaves_a_small_record(shards, trial, tmp_pa
         assert record[split] == {"bits_per_byte": scores[split].bits_per_byte, "documents": len(scores[split].nats_D)}
     groups, whole = read_groups(record), scores["test"].grouped()
     assert np.abs(groups.nats_D - whole.nats_D).max() <= 0.005 + 1e-9 and (groups.bytes_D == whole.bytes_D).all()
-    assert record["machine"]["kernels"] == torch.backends.cpu.get_cpu_capability()
+    assert record["machine"]["kernels"] == torch.backends.cpu.get_cpu_capability() and all(record["machine"].values())
     monkeypatch.setattr("stacklm.lab.trial.pretrain", None)  # nothing may be trained any more
     assert run_trial(trial, shards, tmp_path) == record
 

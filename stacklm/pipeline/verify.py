@@ -1,0 +1,103 @@
+"""One trial of an experiment trained once more, and compared with its record.
+
+On the same kind of processor, with the same versions and the same code, it must give the same bits: weights and scores are
+equal or the check fails. Where any of these differs, roundings differ and training carries them on, at most to where another
+seed would have led: scores must then agree within `TOLERANCE` standard deviations over seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stacklm.config.schema import ParamsError, listed
+from stacklm.console import table
+from stacklm.files import remove
+from stacklm.lab.schedule import Planned
+from stacklm.lab.text import measured_sigma
+from stacklm.lab.trial import machine
+from stacklm.pipeline.code import changed_units, shortened
+from stacklm.pipeline.lab import Files
+from stacklm.pipeline.trials import run_apart
+
+TOLERANCE = 3
+"""Standard deviations over seeds."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A trial's record beside that of the same trial trained again."""
+
+    name: str
+    record: Mapping[str, Any]
+    again: Mapping[str, Any]
+    others: tuple[str, ...]
+    """What is different now from when the record was made, in words."""
+    sigma: float
+    """Relative standard deviation of scores over seeds."""
+
+    @property
+    def rows(self) -> list[tuple[str, str, str, bool]]:
+        """What is compared, both values, and whether they agree as they have to."""
+        if "failed" in self.record or "failed" in self.again:
+            then, now = (str(one.get("failed", "whole")) for one in (self.record, self.again))
+            return [("training", then, now, "failed" in self.record and "failed" in self.again)]
+        scores = [(split, self.record[split]["bits_per_byte"], self.again[split]["bits_per_byte"]) for split in ("valid", "test")]
+        within = TOLERANCE * self.sigma if self.others else 0.0
+        rows = [(f"{split} bits per byte", repr(then), repr(now), abs(now / then - 1) <= within) for split, then, now in scores]
+        if self.others:
+            return rows
+        names = {"weights": "weights, SHA-256", "groups": "nats by document"}
+        same = [(label, self.record.get(name), self.again[name]) for name, label in names.items()]
+        return [*rows, *((label, _short(then), _short(now), then == now) for label, then, now in same)]
+
+    @property
+    def passed(self) -> bool:
+        return all(row[-1] for row in self.rows)
+
+    def text(self) -> str:
+        """What had to agree and why, what was compared, and the outcome."""
+        rule = (
+            f"within {TOLERANCE * self.sigma:.2%} ({TOLERANCE} standard deviations over seeds), since now {'; '.join(self.others)}"
+            if self.others
+            else "to the bit: same code, kind of processor and versions"
+        )
+        rows = [(label, then, now, "yes" if agrees else "NO") for label, then, now, agrees in self.rows]
+        outcome = "the record is reproduced" if self.passed else "the record is NOT reproduced"
+        return f"{self.name}\nmust agree {rule}\n\n{table(('', 'record', 'again', 'agrees'), rows)}\n\n{outcome}"
+
+
+def verify(files: Files, prefix: str) -> Verification:
+    """Train the trial whose identity begins with `prefix` once more, in a folder of its own, and compare it with its record.
+
+    Raises `ParamsError` where there is no such trial or more than one, and where the tokens are not those of the trial.
+    """
+    lab, records = files.lab(), files.records()
+    planned = _find(files.name, [one for one in lab.trials(records) if one.trial.identity in records], prefix)
+    record, present = records[planned.trial.identity], files.present()
+    if present["data"] != lab.data:
+        raise ParamsError(f"{files.name}: the tokens here are not those of its trials (SHA-256 {lab.data[:12]}...)")
+    work = files.work / "verify" / planned.trial.identity
+    remove(work)
+    again = run_apart(planned.trial, files.shards, work)
+    remove(work)
+    changed = changed_units((files.began() or present)["code"], present["code"])
+    then, now = record.get("machine", {}), machine()
+    others = [f"{name} is {now.get(name)}, then {then.get(name)}" for name in {**then, **now} if then.get(name) != now.get(name)]
+    others += [f"the code differs in {shortened(changed)}"] if changed else []
+    return Verification(planned.name, record, again, tuple(others), measured_sigma(lab, records)[0])
+
+
+def _find(name: str, done: list[Planned], prefix: str) -> Planned:
+    found = {one.trial.identity: one for one in done if one.trial.identity.startswith(prefix)}
+    if len(found) != 1:
+        what = f"{len(found)} trials begin" if found else "no trial with a record begins"
+        known = list(found) or [one.trial.identity for one in done]
+        raise ParamsError(f"{name}: {what} with {prefix!r}; {'they are' if found else 'there are'} {listed(known[:6]) or 'none'}")
+    return next(iter(found.values()))
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else str(value and value["nats"])
+    return f"{text[:12]}..."
