@@ -101,23 +101,13 @@ def test_other_code_or_tokens_are_not_mixed_with_the_trials_there(project):
 
 
 def test_a_trial_is_verified_by_training_it_again(project):
-    """To the bit here; within a tolerance where the record was made elsewhere."""
     files = Files(project.project, "one")
     trial = files.begin().pending({})[0].trial
     record = run_apart(trial, files.shards, files.work)
-
-    def verified(code: int, **changes) -> str:
-        files.save({**record, **changes})
-        return project.cli("verify", "one", trial.identity[:6], code=code)
-
-    assert "must agree to the bit" in verified(0)
-    assert "NOT reproduced" in verified(1, weights="0" * 64)
-    off = {"bits_per_byte": record["test"]["bits_per_byte"] * 1.001}
-    assert "must agree to the bit" in verified(1, test=off)
-    elsewhere = {**record["machine"], "kernels": "other"}
-    printed = verified(0, test=off, weights="0" * 64, machine=elsewhere)
-    assert f"kernels is {record['machine']['kernels']}, then other" in printed
-    verified(1, test={"bits_per_byte": off["bits_per_byte"] * 1.01}, machine=elsewhere)
+    files.save(record)
+    assert "must agree to the bit" in project.cli("verify", "one", trial.identity[:6])
+    files.save({**record, "weights": "0" * 64})
+    assert "the record is NOT reproduced" in project.cli("verify", "one", trial.identity, code=1)
     assert not any((files.work / "verify").iterdir())
     assert "no trial with a record begins with 'zz'" in project.cli("verify", "one", "zz", code=2)
 

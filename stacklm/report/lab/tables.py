@@ -149,9 +149,8 @@ def provenance(findings: Findings) -> Table:
 
 
 def _machine(machine: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{value}" if name in ("system", "processor", "model", "gpu") else f"{name} {value}" for name, value in machine.items()
-    )
+    versions = ("kernels", "python", "torch", "numpy")
+    return ", ".join(f"{name} {value}" if name in versions else str(value) for name, value in machine.items())
 
 
 def _interval(low: float, high: float, form: str = "+.2%") -> str:

@@ -1,0 +1,47 @@
+"""What a trial that is trained again must agree in, and when."""
+
+from __future__ import annotations
+
+import pytest
+
+from stacklm.pipeline.verify import Verification
+
+RECORD = {
+    "valid": {"bits_per_byte": 2.0},
+    "test": {"bits_per_byte": 2.1},
+    "groups": {"nats": "1.00 2.00", "bytes": "3 4"},
+    "weights": "ab" * 32,
+}
+OTHER = ("kernels is AVX2, then AVX512",)
+
+
+def verification(again: dict, *others: str) -> Verification:
+    return Verification("one", RECORD, {**RECORD, **again}, others, sigma=0.002)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights": "cd" * 32},
+        {"test": {"bits_per_byte": 2.1 + 1e-15}},
+        {"valid": {"bits_per_byte": 2.0 + 1e-15}},
+        {"groups": {"nats": "1.00 2.01", "bytes": "3 4"}},
+        {"failed": "diverged"},
+    ],
+)
+def test_on_an_equal_machine_every_bit_counts(change):
+    assert verification({}).passed and "to the bit" in verification({}).text()
+    assert not verification(change).passed and "NOT reproduced" in verification(change).text()
+
+
+@pytest.mark.parametrize(("factor", "passed"), [(1.005, True), (0.995, True), (1.007, False), (0.993, False)])
+def test_on_another_machine_scores_agree_within_three_standard_deviations(factor, passed):
+    found = verification({"weights": "cd" * 32, "test": {"bits_per_byte": 2.1 * factor}}, *OTHER)
+    assert found.passed is passed
+    assert "within 0.60% (3 standard deviations over seeds), since now kernels is AVX2, then AVX512" in found.text()
+
+
+def test_a_trial_that_diverged_must_diverge_again():
+    failed = Verification("one", {"failed": "diverged"}, {"failed": "diverged: NaN"}, (), 0.002)
+    assert failed.passed
+    assert not Verification("one", {"failed": "diverged"}, RECORD, OTHER, 0.002).passed
