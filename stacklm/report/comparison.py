@@ -189,7 +189,16 @@ def _pairs(facts: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any
     if pairs and len(differences[pairs[0]]) < ENOUGH:
         return [{"model": a, "against": b, "mean": float(differences[a, b].mean()), "outcome": None} for a, b in pairs]
     found = verdicts({f"{a} {b}": values for (a, b), values in differences.items()}, MARGIN)
-    return [{"model": a, "against": b, **asdict(found[f"{a} {b}"]), "more_seeds": found[f"{a} {b}"].more_seeds} for a, b in pairs]
+    return [
+        {
+            "model": a,
+            "against": b,
+            **asdict(found[f"{a} {b}"]),
+            "more_seeds": found[f"{a} {b}"].more_seeds,
+            "differences": differences[a, b].tolist(),
+        }
+        for a, b in pairs
+    ]
 
 
 def _paired(facts: Mapping[str, Any], name: str, other: str) -> NDArray[np.float64]:

@@ -21,6 +21,10 @@ from stacklm.report.runs import Result, by_model
 from stacklm.report.tables import Table
 from stacklm.units import count, quantity
 
+VERDICTS = (
+    "Relative differences in test bits per byte between models trained with the same seed: mean, interval, and a tick for each "
+    "seed. Left of zero is better. Shaded: the margin, differences that do not matter."
+)
 CURVES = (
     "Thick with markers: loss on the validation sample, the mean over seeds with a band from the lowest to the highest. "
     "Thin: training loss, averaged over seeds and neighbouring steps. Lower is better. The horizontal axes are logarithmic and "
@@ -82,10 +86,14 @@ class Report:
 
 
 def comparison_report(
-    comparison: Mapping[str, Any], results: Sequence[Result], curves: Sequence[Figure], health: Sequence[Figure]
+    comparison: Mapping[str, Any],
+    results: Sequence[Result],
+    intervals: Sequence[Figure],
+    curves: Sequence[Figure],
+    health: Sequence[Figure],
 ) -> Report:
-    """What the models have in common and what sets them apart."""
-    sections = [Section("Verdicts", tables=[tables.verdicts(comparison)])] if tables.judged(comparison) else []
+    """What the models have in common and what sets them apart; `intervals` are there where there are seeds enough for verdicts."""
+    sections = [Section("Verdicts", note=VERDICTS, figures=intervals, tables=[tables.verdicts(comparison)])] if intervals else []
     sections += [
         Section("Loss while training", note=CURVES, figures=curves),
         Section("Results", tables=[tables.results(comparison)]),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +110,59 @@ def draw_curves(results: Sequence[Result], axes: Sequence[str], folder: Path) ->
             _scale(plot, axis)
             label(plot, ends)
     return figures
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A relative difference with its interval, those of the single seeds, and a wider interval where there is one."""
+
+    label: str
+    mean: float
+    low: float
+    high: float
+    seeds: Sequence[float]
+    colour: str
+    wider: tuple[float, float] | None = None
+
+
+def draw_intervals(rows: Sequence[Interval], margin: float, axis: str, path: Path) -> None:
+    """A forest plot: of every row the mean, the interval, each seed, and below it the wider interval; the margin is shaded."""
+    with drawing(path, (5.6, 0.9 + 0.42 * len(rows))) as axes:
+        axes.axvspan(0, 100 * margin, color=LIGHT.grid, linewidth=0)
+        axes.axvline(0, color=LIGHT.ink, linewidth=1)
+        for y, row in enumerate(rows):
+            axes.plot(
+                100 * np.asarray(row.seeds), np.full(len(row.seeds), y - 0.24), "|", color=row.colour, markersize=6, alpha=0.7
+            )
+            axes.plot([100 * row.low, 100 * row.high], [y, y], color=row.colour, linewidth=3, solid_capstyle="round")
+            axes.plot([100 * row.mean], [y], "o", color=row.colour, markersize=8, markeredgecolor=LIGHT.paper)
+            if row.wider:
+                axes.plot([100 * end for end in row.wider], [y + 0.2, y + 0.2], color=row.colour, linewidth=1.2)
+        axes.set_yticks(range(len(rows)), [row.label for row in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.grid(False, axis="y")
+        axes.set_xlabel(f"{axis} (%)")
+
+
+def draw_verdicts(comparison: Mapping[str, Any], folder: Path) -> Figure:
+    """Write `verdicts.svg`: what the seeds say of each pair of models."""
+    names = list(comparison["models"])
+    rows = [
+        Interval(
+            f"{pair['model']}\nagainst {pair['against']}",
+            pair["mean"],
+            pair["low"],
+            pair["high"],
+            pair["differences"],
+            nth(LIGHT.lines, names.index(pair["model"])),
+        )
+        for pair in comparison["pairs"]
+    ]
+    figure = Figure(
+        folder / "verdicts.svg", "Relative differences of every pair in test bits per byte, with intervals and the margin"
+    )
+    draw_intervals(rows, comparison["provenance"]["margin"], "difference in test bits per byte", figure.path)
+    return figure
 
 
 def draw_health(results: Sequence[Result], folder: Path) -> list[Figure]:

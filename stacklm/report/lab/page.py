@@ -38,7 +38,9 @@ def report(findings: Findings, folder: Path) -> Report:
     sections = [Section("Learning rates", RATES, figures=plots.draw_rates(findings, folder))]
     if findings.results:
         sections = [
-            Section("Differences", INTERVALS, figures=[plots.draw_intervals(findings, folder)], tables=[tables.verdicts(findings)]),
+            Section(
+                "Differences", INTERVALS, figures=[plots.draw_candidates(findings, folder)], tables=[tables.verdicts(findings)]
+            ),
             Section("Loss against the budgets", _budgets(findings), figures=plots.draw_budgets(findings, folder)),
             *_scaling(tables.scaling(findings)),
             *sections,

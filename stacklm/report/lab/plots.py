@@ -11,7 +11,7 @@ import numpy as np
 from stacklm.lab.findings import Findings
 from stacklm.lab.statistics import relative_differences
 from stacklm.lab.tuning import parabola
-from stacklm.report.plots import LIGHT, MARKERS, Figure, drawing, label, nth
+from stacklm.report.plots import LIGHT, MARKERS, Figure, Interval, draw_intervals, drawing, label, nth
 from stacklm.units import count, duration, quantity
 
 if TYPE_CHECKING:
@@ -28,30 +28,21 @@ EQUAL = 0.02
 MOST_TICKS = 4
 
 
-def draw_intervals(findings: Findings, folder: Path) -> Figure:
+def draw_candidates(findings: Findings, folder: Path) -> Figure:
     """A forest plot: of every candidate and size the mean difference and its interval, each seed, and the margin.
 
     A thinner line below is the interval over seeds and documents, where records have scores of documents.
     """
-    rows = [(name, size) for name in findings.candidates for size in findings.results]
+    rows, several = [], len(findings.results) > 1
+    for name in findings.candidates:
+        for size, result in findings.results.items():
+            verdict = result.verdicts[name]
+            each = relative_differences(result.scores[name], result.scores["baseline"])
+            label = f"{name}, size {size:g}" if several else name
+            wider = findings.over_documents(name, size)
+            rows.append(Interval(label, verdict.mean, verdict.low, verdict.high, each.tolist(), _colour(findings, name), wider))
     figure = Figure(folder / "intervals.svg", "Relative differences in test bits per byte with intervals and the margin")
-    with drawing(figure.path, (5.6, 0.9 + 0.42 * len(rows))) as axes:
-        axes.axvspan(0, 100 * findings.lab.experiment.margin, color=LIGHT.grid, linewidth=0)
-        axes.axvline(0, color=LIGHT.ink, linewidth=1)
-        for y, (name, size) in enumerate(rows):
-            result, colour = findings.results[size], _colour(findings, name)
-            verdict, wider = result.verdicts[name], findings.over_documents(name, size)
-            each = 100 * relative_differences(result.scores[name], result.scores["baseline"])
-            axes.plot(each, np.full(len(each), y - 0.24), "|", color=colour, markersize=6, alpha=0.7)
-            axes.plot([100 * verdict.low, 100 * verdict.high], [y, y], color=colour, linewidth=3, solid_capstyle="round")
-            axes.plot([100 * verdict.mean], [y], "o", color=colour, markersize=8, markeredgecolor=LIGHT.paper)
-            if wider:
-                axes.plot([100 * wider[0], 100 * wider[1]], [y + 0.2, y + 0.2], color=colour, linewidth=1.2)
-        several = len(findings.results) > 1
-        axes.set_yticks(range(len(rows)), [f"{name}, size {size:g}" if several else name for name, size in rows])
-        axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.grid(False, axis="y")
-        axes.set_xlabel("difference to the baseline in test bits per byte (%)")
+    draw_intervals(rows, findings.lab.experiment.margin, "difference to the baseline in test bits per byte", figure.path)
     return figure
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from stacklm.files import read_json, sha256, write_json
 from stacklm.report.compare import compare
-from support.report_files import MODELS, TRAIN
+from support.report_files import MODELS, TRAIN, Folders
 
 
 def run(root, folders, models=MODELS):
@@ -66,3 +66,18 @@ def test_a_missing_model_leaves_nothing_behind(folders, tmp_path):
         run(tmp_path, folders, models)
     assert not (tmp_path / "report").exists()
     assert not (tmp_path / "comparison.json").exists()
+
+
+def test_with_seeds_enough_the_report_begins_with_verdicts_and_their_plot(tmp_path, capsys):
+    noise = {(name, seed): 0.01 * seed * (1 + (name == "dense")) for name in MODELS for seed in (1, 2, 3)}
+    run(tmp_path / "made", Folders(tmp_path / "in", {"stacked": 3.31, "dense": 3.22}, noise))
+    report = tmp_path / "made" / "report"
+    text = (report / "report.md").read_text(encoding="utf-8")
+    (pair,) = read_json(tmp_path / "made" / "comparison.json")["pairs"]
+    assert text.index("## Verdicts") < text.index("## Loss while training")
+    assert f"| stacked against dense | {pair['mean']:+.2%} | {pair['low']:+.2%} to {pair['high']:+.2%} |" in text
+    assert "](verdicts.svg)" in text and (report / "verdicts.svg").is_file()
+    assert (report / "index.html").read_text(encoding="utf-8").index("Verdicts") > 0
+    assert f"over 3 seeds: stacked needs {pair['mean']:.1%} more" in capsys.readouterr().out
+    rows = (tmp_path / "made" / "curves" / "dense.csv").read_text().splitlines()
+    assert len(rows) == 1 + TRAIN.max_steps // TRAIN.eval_every

@@ -40,7 +40,7 @@ def written(results, folder):
     """The page and the Markdown of a comparison of these results."""
     comparison = build_comparison(results, TRAIN, MANIFEST, data_sha256="ab" * 32)
     write_report(
-        comparison_report(comparison, results, draw_curves(results, COUNTED, folder), draw_health(results, folder)), folder
+        comparison_report(comparison, results, [], draw_curves(results, COUNTED, folder), draw_health(results, folder)), folder
     )
     return Outline((folder / "index.html").read_text(encoding="utf-8")), (folder / "report.md").read_text(encoding="utf-8")
 
