@@ -8,7 +8,7 @@ RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 .PHONY: repro test test-all test-numerics types docs clean mutate
 
 repro: .venv/installed
-	$(RUN) dvc repro
+	$(RUN) stacklm run-flow pretrain
 
 test: .venv/installed-test
 	$(RUN) ruff check .

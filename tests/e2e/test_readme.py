@@ -35,7 +35,7 @@ def test_the_make_targets_do_what_the_lines_without_make_do(finished: Checkout):
     recipe = finished.run(*DRY, "--always-make", "repro")
     assert "python3 -m venv .venv\n" in recipe
     assert "-c constraints.txt -e .\n" in recipe
-    assert "dvc repro\n" in recipe
+    assert "stacklm run-flow pretrain\n" in recipe
 
 
 def slow_but_the_first(lines: list[str]) -> list:
