@@ -149,19 +149,20 @@ def _curve(train: Train) -> str:
 
 def _disk(plan: Plan) -> str:
     """What will be on the disk."""
-    train = plan.params.train
+    train, seeds = plan.params.train, len(plan.params.seeds)
     kept = [f"the last {train.keep_checkpoints}", "the best", "the one being written"]
     milestones = milestones_of(train)
     if milestones:
         kept.append("1 milestone" if milestones == 1 else f"{milestones:,} milestones")
-    checkpoints = sum((train.keep_checkpoints + 2 + milestones) * model.checkpoint for model in plan.models.values())
-    weights = sum(model.weights for model in plan.models.values())
+    checkpoints = seeds * sum((train.keep_checkpoints + 2 + milestones) * model.checkpoint for model in plan.models.values())
+    weights = seeds * sum(model.weights for model in plan.models.values())
+    of = f", of {seeds} seeds" if seeds > 1 else ""
     shards = "unknown before the text is read" if plan.shards is None else quantity(plan.shards, "B")
     about = "" if plan.corpus is None or plan.corpus.counted else "about "
     return _aligned(
         [
-            ("Disk", f"{quantity(checkpoints, 'B')} of checkpoints while training ({listed(kept)})"),
-            ("", f"{quantity(2 * weights, 'B')} of trained weights (in out/ and in DVC's cache)"),
+            ("Disk", f"{quantity(checkpoints, 'B')} of checkpoints while training ({listed(kept)}{of})"),
+            ("", f"{quantity(2 * weights, 'B')} of trained weights (in out/ and in DVC's cache{of})"),
             ("", f"{about}{shards} of shards"),
         ]
     )

@@ -41,6 +41,8 @@ def test_the_disk_holds_every_checkpoint_that_is_kept(file):
     )  # of steps 0, 4, 8, 12, and the plateau's end
     one = found.models["dense"].checkpoint
     assert f"{quantity(9 * one, 'B')} of checkpoints" in describe(found)
+    thrice = describe(plan(preview(file, ["train.keep_every=3", "seeds=[1,2,3]"]), ["dense"], None))
+    assert f"{quantity(27 * one, 'B')} of checkpoints" in thrice and "of 3 seeds" in thrice
 
 
 def test_more_rows_at_once_take_more_memory(file):
