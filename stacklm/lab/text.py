@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stacklm.console import table
+from stacklm.lab.experiment import Arm
 from stacklm.lab.schedule import Lab, Planned, Records, Result
 from stacklm.lab.statistics import ALPHA, Verdict, seeds_needed, smallest_detectable
 from stacklm.units import duration
@@ -16,34 +17,35 @@ SIGMA = 0.002
 """Relative sd of bits per byte between seeds where none has been measured: that of small models in the literature, roughly."""
 
 
-def arms_table(lab: Lab) -> str:
-    """Every arm at every size on all axes of a budget, with the mismatch on the one held equal."""
-    axis = lab.experiment.budget
-    rows = [
-        (
-            arm.name,
-            f"{arm.size:g}",
-            f"{arm.cost.parameters:,}",
-            f"{arm.cost.training_flops:.3g}",
-            f"{arm.cost.tokens:,}",
-            f"{arm.cost.depth}",
-            "-" if arm.cost.kv_bytes is None else f"{arm.cost.kv_bytes:,}",
-            f"{arm.mismatch[axis]:+.2%}",
-        )
-        for arm in lab.arms
-    ]
-    columns = (
-        "arm",
-        "size",
-        "parameters",
-        "training FLOPs",
-        "tokens",
-        "depth",
-        "KV bytes per token",
-        f"{axis} against the baseline",
-    )
+def arms_table(lab: Lab, latencies: Sequence[float] | None = None) -> str:
+    """Every arm at every size on all axes of a budget, each with how far it is from the baseline of its size.
+
+    `latencies` are seconds for one more token, in the order of the arms.
+    """
+    facts = ["parameters", "training_flops", "tokens", "depth", "kv_bytes"]
+    columns = ["arm", "size", "parameters", "training FLOPs", "tokens", "depth", "KV bytes per token"]
+    rows = [[arm.name, f"{arm.size:g}", *(_against(lab, arm, fact) for fact in facts)] for arm in lab.arms]
+    if latencies:
+        columns.append("decoding a token")
+        seconds = {id(arm): latency for arm, latency in zip(lab.arms, latencies, strict=True)}
+        for arm, row in zip(lab.arms, rows, strict=True):
+            ratio = seconds[id(arm)] / seconds[id(_baseline(lab, arm))] - 1
+            row.append(f"{1000 * seconds[id(arm)]:.2f} ms" + (f" ({ratio:+.0%})" if arm.name != "baseline" else ""))
     warnings = [f"warning: {arm.warning}" for arm in lab.arms if arm.warning]
     return "\n".join([table(columns, rows, left=1), *warnings])
+
+
+def _against(lab: Lab, arm: Arm, fact: str) -> str:
+    """A number of an arm, and where it differs by how much."""
+    ours, theirs = (getattr(one.cost, fact) for one in (arm, _baseline(lab, arm)))
+    if ours is None:
+        return "-"
+    shown = f"{ours:.3g}" if fact == "training_flops" else f"{ours:,}"
+    return shown if theirs in (None, ours) else f"{shown} ({ours / theirs - 1:+.2%})"
+
+
+def _baseline(lab: Lab, arm: Arm) -> Arm:
+    return next(one for one in lab.arms if one.name == "baseline" and one.size == arm.size)
 
 
 def differences_table(lab: Lab) -> str:
@@ -54,8 +56,8 @@ def differences_table(lab: Lab) -> str:
     return table(("candidate", "size", "key", "candidate's", "baseline's"), rows, left=3)
 
 
-def plan_text(lab: Lab, records: Records, workers: int) -> str:
-    """What the experiment takes and what its seeds can see, before it runs."""
+def plan_text(lab: Lab, records: Records, workers: int, latencies: Sequence[float] | None = None) -> str:
+    """What the experiment takes and what its seeds can see, before it runs; `latencies` as in `arms_table`."""
     experiment, arms = lab.experiment, len(lab.arms)
     tune = arms * experiment.rates * len(experiment.seeds.tune)
     judge = arms * len(experiment.seeds.judge)
@@ -67,7 +69,8 @@ def plan_text(lab: Lab, records: Records, workers: int) -> str:
         f"question: {experiment.question}",
         f"refuted by: {experiment.refuted_by}",
         "",
-        arms_table(lab),
+        arms_table(lab, latencies),
+        f"held equal: {experiment.budget}",
         "",
         f"trials: {tune} to tune learning rates ({experiment.rates} each, more where the best is at an edge), {judge} to judge",
         f"time: {time_left(lab, records, workers)}",

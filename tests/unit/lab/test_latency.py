@@ -1,0 +1,51 @@
+"""Decoding times stand beside the budgets of the arms, each with its distance from the baseline of its size."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+
+from stacklm.config.params import parse
+from stacklm.config.schema import read
+from stacklm.lab.experiment import Experiment, arms, settings
+from stacklm.lab.latency import decode_latency
+from stacklm.lab.schedule import Lab
+from stacklm.lab.text import arms_table
+from support.checkout import TINY_PARAMS
+
+EXPERIMENT = """
+question: q
+refuted_by: r
+budget: parameters
+margin: 0.01
+baseline: {architecture: {kind: dense, d_model: 16, n_heads: 2, n_layers: 1, d_ff: 32}}
+candidates: {deeper: {change: {architecture.n_layers: 2}}}
+seeds: {tune: [9], judge: [1, 2, 3]}
+sizes: [1, 2]
+"""
+
+
+@pytest.fixture(scope="module")
+def lab() -> Lab:
+    yaml = YAML(typ="safe")
+    params, experiment = parse(yaml.load(TINY_PARAMS)), read(Experiment, yaml.load(EXPERIMENT))
+    return Lab(experiment, arms(experiment, params), settings(experiment, params), "", "")
+
+
+def test_each_arm_is_timed_and_the_threads_stay_as_they_were(lab):
+    before = torch.get_num_threads()
+    latencies = decode_latency(lab.arms, vocab_size=300, context=16, rounds=3)
+    assert len(latencies) == len(lab.arms) and all(0 < seconds < 1 for seconds in latencies)
+    assert torch.get_num_threads() == before
+
+
+def test_the_table_shows_the_distance_to_the_baseline_of_the_same_size_on_every_axis(lab):
+    small, deeper, large, larger = lab.arms
+    lines = arms_table(lab, [1e-3, 3e-3, 2e-3, 2e-3]).splitlines()[2:]
+    assert [line.split()[0] for line in lines] == ["baseline", "deeper", "baseline", "deeper"]
+    for line, arm, baseline in ((lines[1], deeper, small), (lines[3], larger, large)):
+        assert f"{arm.cost.training_flops / baseline.cost.training_flops - 1:+.2%}" in line
+        assert "2 (+100.00%)" in line and f"{arm.cost.kv_bytes:,} (+100.00%)" in line
+    assert "3.00 ms (+200%)" in lines[1] and "2.00 ms (+0%)" in lines[3]
+    assert "%" not in lines[0] and "decoding" not in arms_table(lab)
