@@ -71,7 +71,8 @@ def run_stages(name: str, wanted: list[Stage], models: Sequence[str] | None = No
         with stoppable(runner):
             for item in chosen:
                 needs = [futures[one.address] for one in inputs_of(item, params)]
-                one = cached.with_options(name=item.stage.name, tags={item.stage.name, *([item.model] if item.model else [])})
+                # No tags: for each set of them Prefect asks the server for a limit, and waits seconds where that is busy.
+                one = cached.with_options(name=item.stage.name)
                 futures[item.address] = runner.submit(one, {"address": item.address}, wait_for=needs)
             progress = Progress(len(futures))
             for future in as_completed(list(futures.values())):

@@ -84,7 +84,7 @@ def test_a_flow_says_what_runs_and_logs_what_stages_print(made, prefect_server):
     assert run["name"].startswith("pretrain stacked dense · ") and run["tags"] == ["dense", "pretrain", "stacked", "stacklm"]
     of_this = {"flow_runs": {"id": {"any_": [run["id"]]}}}
     tasks = {task["id"]: task for task in ask(prefect_server, "task_runs/filter", **of_this)}
-    assert {frozenset(task["tags"]) for task in tasks.values()} >= {frozenset({"pretrain", "dense"}), frozenset({"shards"})}
+    assert not any(task["tags"] for task in tasks.values()), "each set of them costs a question to the server, or seconds"
 
     def lines() -> list[tuple[str, str]]:
         logs = ask(prefect_server, "logs/filter", logs={"flow_run_id": {"any_": [run["id"]]}}, limit=200)

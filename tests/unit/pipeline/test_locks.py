@@ -36,12 +36,13 @@ time.sleep(60)
 """
 
 
-def start(script: str, *arguments: str, word: str, **environment: str) -> subprocess.Popen:
+def start(script: str, *arguments: str, word: str, stderr: int | None = None, **environment: str) -> subprocess.Popen:
     """Start a script and wait until it says `word`."""
     child = subprocess.Popen(
         [sys.executable, "-c", script, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=stderr,
         text=True,
         env={**os.environ, **environment},
     )
@@ -117,9 +118,13 @@ def test_settings_are_those_of_the_runs_begin_but_comments_may_change(project):
         check_settings(project)
 
 
-def test_a_stage_ends_when_its_flow_is_killed():
+@pytest.mark.parametrize("reader", ["stays", "goes"])
+def test_a_stage_ends_when_its_flow_is_killed(reader):
+    """Also where its standard error is a pipe that only the flow has read."""
     flow = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    stage = start(STAGE, word="up", **{FLOW_PID: str(flow.pid)})
+    stage = start(STAGE, word="up", stderr=subprocess.PIPE, **{FLOW_PID: str(flow.pid)})
+    if reader == "goes":
+        stage.stderr.close()
     flow.kill()  # not waited for: a zombie counts as gone
     assert wait_until(lambda: stage.poll() is not None)
     flow.wait()
