@@ -196,6 +196,7 @@ def test_a_flow_in_the_background_is_not_for_ctrl_c(prefect_server, tmp_path):
     assert flow_runs(project, prefect_server)[-1]["state_name"] == "Crashed"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="there is no kill -9 on Windows")
 def test_the_death_of_the_server_ends_the_flow_with_one_line_and_leaves_nobody(tmp_path):
     project = make_project(tmp_path / "project")

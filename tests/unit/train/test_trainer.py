@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stacklm.config.model import Model
@@ -177,13 +177,27 @@ def losses_of(folder: Path, model: str, **changes: Any) -> list[float]:
 
 COMPILER = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
 SAVING = [{"activation_checkpointing": "full"}, {"micro_batch_size": 1}]
-SAME = [(model, changes) for model in MODELS for changes in SAVING]
 
 
-@pytest.mark.parametrize(("model", "changes"), [*SAME, pytest.param("stacked", {"compile": True}, marks=COMPILER)], ids=str)
+@pytest.mark.parametrize("changes", SAVING, ids=str)
+@pytest.mark.parametrize("model", MODELS)
 def test_what_saves_memory_or_time_leads_to_the_same_losses(tmp_path: Path, model: str, changes: dict) -> None:
     plain, saving = (losses_of(tmp_path / name, model, **some) for name, some in {"plain": {}, "saving": changes}.items())
     assert saving == pytest.approx(plain, rel=drift(8, TOKENS * VOCAB))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=[COMPILER, pytest.mark.slow])])
+def test_compiled_code_leads_to_the_same_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    """Traced forwards and backwards, and run as it is; or made into C++, which takes a compiler most of a minute."""
+    compiled, original = [], nn.Module.compile
+
+    def compile_by(module: nn.Module, **settings: Any) -> None:
+        compiled.append(module)
+        original(module, backend=backend, **settings)
+
+    monkeypatch.setattr(nn.Module, "compile", compile_by)
+    plain, saving = (losses_of(tmp_path / str(compile), "stacked", compile=compile) for compile in (False, True))
+    assert compiled and saving == pytest.approx(plain, rel=drift(8, TOKENS * VOCAB))
 
 
 @pytest.mark.parametrize("model", MODELS)
