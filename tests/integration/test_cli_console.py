@@ -12,7 +12,7 @@ import pytest
 
 from stacklm.pipeline.project import Project
 from support import ROOT
-from support.checkout import TINY_PARAMS
+from support.checkout import TINY_PARAMS, Checkout
 from support.tracking_project import prepare_data, publish_model
 
 COMMANDS = {
@@ -42,6 +42,6 @@ def printed(project: Path, encoding: str, command: list[str]) -> bytes:
 
 @pytest.mark.parametrize(("command", "encoding"), [("plan", "ascii"), ("generate", "cp1252")])
 def test_every_character_is_printed_or_escaped(project: Path, command: str, encoding: str) -> None:
-    text = printed(project, "utf-8", COMMANDS[command]).decode()
+    text = Checkout(project).cli(*COMMANDS[command])
     assert len(text) > 20 and not text.isascii()
     assert printed(project, encoding, COMMANDS[command]) == text.encode(encoding, "backslashreplace")

@@ -223,6 +223,7 @@ def fill(folder: Path, shards: Path, config: Train) -> None:
     go_on(folder, shards, config)
 
 
+@pytest.mark.slow
 def test_the_command_and_torchrun_train_alike_and_leave_no_process_behind(lab: Lab, tmp_path: Path) -> None:
     """The command that starts two processes is killed; then two that `torchrun` started go on where those were."""
     params = {"data": {"source": {"kind": "stdlib"}}, "tokenizer": {"vocab_size": 300}}

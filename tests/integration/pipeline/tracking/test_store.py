@@ -50,7 +50,9 @@ def read_elsewhere(project: Project, folder: Path, *load: str) -> dict:
     ("before", "after", "load"),
     [
         pytest.param(ODD, "moved %", [], marks=pytest.mark.skipif(os.name == "nt", reason="no names on Windows")),
-        ("before", "after", ["models"]),  # MLflow itself loads no models from paths like the first
+        pytest.param(
+            "before", "after", ["models"], marks=pytest.mark.slow
+        ),  # MLflow itself loads no models from paths like the first
     ],
 )
 def test_a_project_keeps_everything_inside_and_may_move(tmp_path, mlflow_database, project, before, after, load):
