@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import Any
 
 from flows.server import Server
 from stacklm.pipeline.stages import STAGES, Instance, Stage
+from support import ROOT
 from support.checkout import TINY_PARAMS, Checkout
 
 EVERYTHING = [
@@ -77,7 +79,9 @@ def make_project(root: Path) -> Checkout:
     (root / "dvc.yaml").write_text(json.dumps({"stages": {stage.name: _definition(stage) for stage in STAGES}}))
     project = Checkout(root)
     project.run("git", "init", "-q")
-    project.run("dvc", "init", "-q")
+    for name in (".dvc/config", ".dvc/.gitignore", ".dvcignore"):  # as `dvc init`, and without its look for updates
+        (root / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(ROOT / name, root / name)
     return project
 
 
