@@ -13,8 +13,9 @@ import pytest
 from stacklm.files import read_json, sha256
 from stacklm.pipeline.locks import hold_project
 from stacklm.pipeline.runner import history
+from support import wait_for
 from support.checkout import Checkout
-from support.flows_project import EVERYTHING, wait_for
+from support.flows_project import EVERYTHING
 
 VARYING = ("out/timing", "out/speed")  # times and memory: figures that differ between equal runs
 

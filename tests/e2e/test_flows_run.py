@@ -11,8 +11,8 @@ import sys
 import psutil
 import pytest
 
-from support import ROOT
-from support.flows_project import EVERYTHING, ask, flow, flow_runs, make_project, ran, start_flow, task_states, wait_for
+from support import ROOT, wait_for
+from support.flows_project import EVERYTHING, ask, flow, flow_runs, make_project, ran, start_flow, task_states
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ import pytest
 from stacklm.config.schema import ParamsError
 from stacklm.pipeline.lab import Files
 from stacklm.pipeline.trials import run_apart
+from support import wait_for
 from support.checkout import Checkout
-from support.flows_project import wait_for
 
 EXPERIMENT = """\
 question: Does SwiGLU help?

@@ -1,6 +1,16 @@
 """What several test files need."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 """The repository."""
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 120, interval: float = 0.05) -> None:
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end, "waited in vain"
+        time.sleep(interval)

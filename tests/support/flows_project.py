@@ -7,15 +7,13 @@ import platform
 import shutil
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from flows.server import Server
 from stacklm.pipeline.stages import STAGES, Instance, Stage
-from support import ROOT
+from support import ROOT, wait_for
 from support.checkout import TINY_PARAMS, Checkout
 
 EVERYTHING = [
@@ -133,10 +131,3 @@ def task_states(server: Server, run: dict) -> dict[str, str]:
 
     wait_for(lambda: not {"Running", "Pending"} & set(states().values()))
     return states()
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
-    end = time.time() + seconds
-    while not condition():
-        assert time.time() < end, "waited in vain"
-        time.sleep(0.05)

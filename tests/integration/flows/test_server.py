@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from flows.server import Server, ServerError, users_server
-from support.flows_project import ask, wait_for
+from support import wait_for
+from support.flows_project import ask
 
 HOLDER = """
 import sys, time

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from stacklm.pipeline.dvc import StageFailed, reproduce
+from support import wait_for
 from support.checkout import Checkout
-from support.flows_project import make_project, wait_for
+from support.flows_project import make_project
 
 
 @pytest.fixture(scope="module")

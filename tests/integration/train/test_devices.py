@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -34,7 +33,7 @@ from stacklm.train.distributed import init_process_group, launch
 from stacklm.train.loss import Objective
 from stacklm.train.trainer import Run, train
 from stacklm.train.validate import Score, validate
-from support import ROOT
+from support import ROOT, wait_for
 from support.rounding import drift, rounding
 from support.train_files import MODELS, TRAIN, VOCAB, Lab, forkserver, quiet
 
@@ -232,7 +231,7 @@ def test_the_command_and_torchrun_train_alike_and_leave_no_process_behind(lab: L
     certificate = lab.root / "ddp" / "certificate.json"
     command = ["-m", "stacklm.train", "--model", "stacked", "--shards", lab.shards, "--certificate", certificate]
     started = subprocess.Popen([sys.executable, *command], cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
-    wait_for(lambda: (tmp_path / "out/runs/stacked/work/checkpoints/step-00000000").exists())
+    wait_for(lambda: (tmp_path / "out/runs/stacked/work/checkpoints/step-00000000").exists(), interval=0.005)
     processes = psutil.Process(started.pid).children(recursive=True)
     started.kill()
     started.wait()
@@ -246,13 +245,6 @@ def test_the_command_and_torchrun_train_alike_and_leave_no_process_behind(lab: L
 
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def test_settings_that_no_team_can_use_are_refused() -> None:

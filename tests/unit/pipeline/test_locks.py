@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -50,15 +49,6 @@ def start(script: str, *arguments: str, word: str, stderr: int | None = None, **
     return child
 
 
-def wait_until(condition, seconds: float = 60) -> bool:
-    end = time.time() + seconds
-    while time.time() < end:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
-
-
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
     (tmp_path / "params.yaml").write_text(TINY_PARAMS)
@@ -83,7 +73,7 @@ def test_a_waiting_holder_says_whom_it_waits_for_and_goes_on(project):
         child.stdin.close()
 
     with hold_project(project, "me", wait=True, say=say):
-        assert child.poll() is not None or wait_until(lambda: child.poll() is not None)
+        child.wait(timeout=60)
     assert said == [f"waiting for flow pretrain (process {child.pid}) to finish"]
 
 
@@ -126,7 +116,7 @@ def test_a_stage_ends_when_its_flow_is_killed(reader):
     if reader == "goes":
         stage.stderr.close()
     flow.kill()  # not waited for: a zombie counts as gone
-    assert wait_until(lambda: stage.poll() is not None)
+    stage.wait(timeout=60)
     flow.wait()
 
 

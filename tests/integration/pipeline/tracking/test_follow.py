@@ -3,14 +3,13 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
 
 import psutil
 import pytest
 
 from stacklm.pipeline.project import Project
 from stacklm.pipeline.tracking.sync import Follower, sync_all
-from support import ROOT
+from support import ROOT, wait_for
 from support.tracking_project import (
     curve,
     metrics,
@@ -30,16 +29,6 @@ def train(work, steps: int) -> None:
     write_rows(work / "timing.jsonl", timing(steps))
 
 
-def wait_for(condition, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while True:
-        with suppress(ValueError):  # of `curve`, before the run is there
-            if condition():
-                return
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.1)
-
-
 def children() -> list[psutil.Process]:
     return [process for process in psutil.Process().children() if "stacklm.pipeline.tracking.sync" in process.cmdline()]
 
@@ -55,7 +44,7 @@ def test_a_killed_training_resumes_its_own_curve_without_doubled_steps(project, 
     )
     words = [ROOT / "tests", project.root, project.state, work]
     training = subprocess.Popen([sys.executable, "-c", code, *map(str, words)])
-    wait_for(lambda: len(curve(project, "loss/train")) == 8)
+    wait_for(lambda: runs(project) and len(curve(project, "loss/train")) == 8)
     (follower,) = psutil.Process(training.pid).children()
     (before,) = runs(project)
     assert before.info.status == "RUNNING"
@@ -90,7 +79,7 @@ def test_a_failed_training_is_shown_as_failed_with_its_last_steps(project):
         pytest.raises(ValueError, match="loss is not finite"),
         Follower(project, pretraining("stacked"), record(project, "stacked"), work),
     ):
-        wait_for(lambda: len(curve(project, "loss/train")) == 3)
+        wait_for(lambda: runs(project) and len(curve(project, "loss/train")) == 3)
         train(work, 4)
         raise ValueError("loss is not finite")
     (run,) = runs(project)
