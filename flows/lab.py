@@ -21,6 +21,7 @@ from stacklm.lab.text import result_text, shown
 from stacklm.pipeline.lab import Files
 from stacklm.pipeline.locks import hold_project
 from stacklm.pipeline.project import Project, trainings_at_once
+from stacklm.pipeline.tracking.sync import sync_all
 from stacklm.pipeline.trials import run_apart, running
 
 TRIES = 2
@@ -51,6 +52,7 @@ def lab(experiment: str, workers: int | None = None) -> State:
         broken = run_trials(found, files, ThreadPoolTaskRunner(max_workers=at_once), at_once)
         result = result_text(found, files.records())
         print(f"\n{result}\n\nread the report: {files.write_report()}")
+        sync_all(project)
         create_markdown_artifact(f"```\n{result}\n```", key=f"lab-{experiment}".lower().replace("_", "-"), description=experiment)
         if broken:
             return Failed(message="\n".join([f"{len(broken)} trials failed; the same command tries them again", *broken.values()]))

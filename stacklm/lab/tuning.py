@@ -54,7 +54,7 @@ def parabola(scores: Scores) -> tuple[float, float, float] | None:
     None where a neighbour is missing or diverged, or where it has no minimum.
     """
     rates, means = _means(scores)
-    best = int(np.argmin(means))
+    best = int(np.argmin(means)) if rates else 0
     around = slice(best - 1, best + 2)
     if best in (0, len(rates) - 1) or not np.isfinite(means[around]).all():
         return None

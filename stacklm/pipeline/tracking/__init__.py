@@ -6,6 +6,7 @@
     mirror     one run and its parent, brought up to date in MLflow
     weights    a trained model as MLflow keeps it, and the registered model with an alias on the better one
     pages      what MLflow's pages say and show: notes and the saved view of charts
+    lab        experiments of the lab: a summary for each arm, with its trials
     sync       everything published, and a run that is training, brought up to date
     ui         MLflow's pages in one light process
 

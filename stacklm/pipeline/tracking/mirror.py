@@ -123,7 +123,7 @@ class Mirror:
         used = {tag.value for used in (there.inputs.dataset_inputs if there.inputs else []) for tag in used.tags}
         contexts = {split: context for split, context in CONTEXTS.items() if context not in used}
         inputs = [
-            DatasetInput(_dataset(facts["data"], split), [InputTag("mlflow.data.context", context)])
+            DatasetInput(dataset(facts["data"], split), [InputTag("mlflow.data.context", context)])
             for split, context in contexts.items()
         ]
         if inputs:
@@ -155,7 +155,7 @@ class Mirror:
 
         now, logged = round(time.time() * 1000), {metric.key: metric.value for metric in model.metrics or []}
         for split, name in SCORES.items():
-            data = _dataset(self._facts["data"], split)
+            data = dataset(self._facts["data"], split)
             of = {"model_id": model.model_id, "dataset_name": data.name, "dataset_digest": data.digest}
             scores = {f"{key}/{name}": evaluation[split][key] for key in ("bits_per_byte", "loss", "word_perplexity")}
             known = {key: value for key, value in logged.items() if self._metrics.get(key) == value}
@@ -196,7 +196,8 @@ def _tags(facts: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _dataset(data: Mapping[str, Any], split: str) -> Any:
+def dataset(data: Mapping[str, Any], split: str) -> Any:
+    """One split of the tokens in MLflow's form; `data` as from `data_facts`."""
     from mlflow.entities import Dataset
 
     return Dataset(

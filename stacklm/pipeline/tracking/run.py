@@ -155,7 +155,7 @@ class Pretraining:
         train = record["params"]["train"]
         upstream = [self._record(Instance(stage(name)).record).get("params", {}) for name in ("download", "tokenizer")]
         settings = {key: value for params in upstream for key, value in params.items()}
-        data = _data(self.project.root, settings.get("data", {}))
+        data = data_facts(self.project.root, settings.get("data", {}))
         rows = self.times()
         ended = self.timing.stat().st_mtime if rows else time.time()
         return {
@@ -249,7 +249,7 @@ def _size(model: Model, vocab_size: int, context: int) -> dict[str, int]:
     }
 
 
-def _data(root: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+def data_facts(root: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The shards a run reads: what they are of, their identity and their sizes."""
     path = root / PRETRAIN.reads["shards"] / "manifest.json"
     manifest = read_json(path)

@@ -119,8 +119,10 @@ def prepare() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def connect(project: Project) -> tuple[MlflowClient, str]:
+def connect(project: Project, name: str | None = None, note: str = pages.EXPERIMENT_NOTE) -> tuple[MlflowClient, str]:
     """A client and the experiment's id; the database and the experiment are made where they are missing.
+
+    Without a name it is the experiment of the pipeline, which has a saved view.
 
     Raises whatever MLflow raises where it cannot be reached, and `RuntimeError` for an address that cannot be used
     and for an experiment in MLflow's trash.
@@ -128,7 +130,8 @@ def connect(project: Project) -> tuple[MlflowClient, str]:
     prepare()
     from mlflow import MlflowClient
 
-    uri, name, file = tracking_uri(project), experiment_name(), sqlite_file(project)
+    uri, viewed, file = tracking_uri(project), name is None, sqlite_file(project)
+    name = name or experiment_name()
     folder = project.state / "tracking"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "setup.lock", timeout=WAIT):
@@ -150,9 +153,9 @@ def connect(project: Project) -> tuple[MlflowClient, str]:
         else:
             identity = experiment.experiment_id
         if experiment is None or "mlflow.note.content" not in experiment.tags:
-            client.set_experiment_tag(identity, "mlflow.note.content", pages.EXPERIMENT_NOTE)
+            client.set_experiment_tag(identity, "mlflow.note.content", note)
             client.set_experiment_tag(identity, "mlflow.experimentKind", "custom_model_development")
-        if experiment is None or not pages.is_current(experiment.tags.get(pages.TAG)):
+        if viewed and (experiment is None or not pages.is_current(experiment.tags.get(pages.TAG))):
             client.set_experiment_tag(identity, pages.TAG, pages.tag_value())
     return client, identity
 

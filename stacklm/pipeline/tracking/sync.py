@@ -28,6 +28,7 @@ import stacklm
 from stacklm.files import read_json, sha256, write_json
 from stacklm.pipeline.project import Project
 from stacklm.pipeline.stages import STAGES, Instance, stage
+from stacklm.pipeline.tracking.lab import sync_labs
 from stacklm.pipeline.tracking.run import Pretraining
 from stacklm.pipeline.tracking.store import WAIT, shown_uri, store_identity
 
@@ -55,6 +56,7 @@ def sync_all(project: Project) -> bool:
         for run in pending(project):
             sync(run)
         _register(project)
+        sync_labs(project)
     except Exception as error:
         warn(project, error)
         return False

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from stacklm.lab.tuning import MOST, best_rate, first_rates, next_rates
+from stacklm.lab.tuning import MOST, best_rate, first_rates, next_rates, parabola
 
 
 def bowl(best: float, seeds: int = 2):
@@ -34,6 +34,13 @@ def test_the_minimum_of_a_parabola_is_found_exactly_with_equal_trials():
     for name, best in (("inside", 1.3e-3), ("low", 3e-5), ("high", 0.1)):
         assert best_rate(arms[name]) == pytest.approx(best, rel=1e-9)
     assert len({len(scores) for scores in arms.values()}) == 1
+
+
+def test_no_parabola_goes_through_too_few_rates():
+    assert parabola({}) is None and parabola({1e-3: [1.0], 2e-3: [0.9]}) is None
+    assert parabola({1e-3: [1.0], 2e-3: [0.9], 4e-3: [math.nan]}) is None
+    a, b, c = parabola(search({"a": bowl(1.3e-3)})["a"])
+    assert -b / (2 * a) == pytest.approx(math.log2(1.3e-3)) and c - b**2 / (4 * a) == pytest.approx(2.0005)
 
 
 def test_no_arm_is_extended_once_all_are_inside():

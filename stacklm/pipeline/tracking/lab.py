@@ -1,0 +1,217 @@
+"""Experiments of the lab in MLflow, from their records: in `lab/NAME` a summary run for each arm, its trials below it.
+
+A summary has what MLflow lacks: the mean of the difference, its interval, the seeds and the margin as metrics (in percent),
+the verdict in its name and as a tag, the plot of intervals and the report as files. Of several sizes each is a step of these
+metrics, at its number of parameters. Runs are found by a tag, and get only what they lack.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
+
+from stacklm.files import read_json, sha256, write_json
+from stacklm.pipeline.project import Project
+from stacklm.pipeline.stages import Instance, stage
+from stacklm.pipeline.tracking.store import connect, store_identity
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+    from stacklm.lab.findings import Findings
+    from stacklm.lab.schedule import Planned
+
+EXPERIMENTS = "experiments"
+KEY = "stacklm.lab"
+NOTE = """\
+**{question}**
+
+Runs at the top are arms of the experiment `{name}`; the trials of each are below it. `mean` is the relative difference to the
+baseline in test bits per byte, in percent, over `n` seeds with the same order of data; `low` and `high` are its interval, and
+less than `margin` does not matter. Less is better. With several sizes these are drawn over the number of parameters. Every arm
+has the report and the plot of intervals as files.
+"""
+
+
+@dataclass
+class Wanted:
+    """One run as it should be; times in seconds since the epoch, metrics by key and step."""
+
+    key: str
+    name: str
+    began: float
+    ended: float
+    status: str = "FINISHED"
+    params: dict[str, str] = field(default_factory=dict)
+    metrics: dict[tuple[str, int], float] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+def sync_labs(project: Project) -> None:
+    """Bring MLflow up to date with every experiment whose files have changed since. Raises whatever MLflow raises."""
+    for name, wanted in _stamps(project):
+        receipt = project.state / "tracking" / f"lab-{name}.receipt"
+        if not receipt.exists() or read_json(receipt) != wanted:
+            sync_lab(project, name)
+            write_json(receipt, wanted)
+
+
+def _stamps(project: Project) -> Iterable[tuple[str, list[Any]]]:
+    """Of every experiment with records: the place in MLflow, and hashes of what is shown there."""
+    for records in sorted((project.root / EXPERIMENTS).glob("*/records")):
+        file = records.parent.with_suffix(".yaml")
+        if file.is_file():
+            yield file.stem, [*store_identity(project), sha256(file), sha256(records)]
+
+
+def sync_lab(project: Project, name: str) -> None:
+    """Bring MLflow up to date with one experiment. Raises whatever MLflow raises."""
+    from stacklm.pipeline.lab import Files
+
+    files = Files(project, name)
+    findings, page = files.findings(), files.write_report()
+    client, experiment = connect(project, f"lab/{name}", NOTE.format(question=findings.lab.experiment.question, name=name))
+    known = {run.data.tags[KEY]: run for run in _all_runs(client, experiment) if KEY in run.data.tags}
+    done = [one for one in findings.lab.trials(findings.records) if one.trial.identity in findings.records]
+    for arm in ["baseline", *findings.candidates]:
+        own = [_trial(one, findings.records[one.trial.identity]) for one in done if one.arm.name == arm]
+        if own:
+            run = _bring(client, experiment, known, _summary(findings, arm, own), None)
+            _log_data(client, project, run, findings.lab.data)
+            for path, folder in ((page.parent / "intervals.svg", ""), (page, "report")):
+                if path.exists():
+                    _attach(client, run, path, folder)
+            for trial in own:
+                _bring(client, experiment, known, trial, run.info.run_id)
+
+
+def _summary(findings: Findings, arm: str, trials: list[Wanted]) -> Wanted:
+    """One arm at all sizes that are judged."""
+    several, metrics, tags = len(findings.lab.sizes) > 1, {}, {}
+    for size, result in findings.results.items():
+        parameters = findings.arm(arm, size).cost.parameters
+        scores, verdict = result.scores[arm], result.verdicts.get(arm)
+        values = {
+            "bits_per_byte/test": fmean(scores),
+            "sd_percent": 100 * stdev(scores) / fmean(scores),
+            "n": len(result.seeds),
+            "model/parameters": parameters,
+            "learning_rate": result.rates[arm],
+        }
+        if verdict:
+            ends = {"mean": verdict.mean, "low": verdict.low, "high": verdict.high, "margin": verdict.margin}
+            values |= {end: 100 * value for end, value in ends.items()}
+            tags |= {"verdict": verdict.outcome, f"verdict.size_{size:g}": verdict.outcome}
+        metrics |= {(key, parameters if several else 0): value for key, value in values.items()}
+    pending = any(one.arm.name == arm for one in findings.lab.pending(findings.records))
+    return Wanted(
+        key=arm,
+        name=" · ".join(filter(None, [arm, tags.get("verdict")])),
+        began=min(trial.began for trial in trials),
+        ended=max(trial.ended for trial in trials),
+        status="RUNNING" if pending else "FINISHED",
+        params=_settings(findings, arm),
+        metrics=metrics,
+        tags={**tags, "mlflow.note.content": findings.lab.experiment.question, "sha256.code": findings.lab.code[:12]},
+    )
+
+
+def _settings(findings: Findings, arm: str) -> dict[str, str]:
+    """Every key in which any arm of the smallest size differs from the baseline, with the value that this arm has."""
+    smallest = [one for one in findings.lab.arms if one.size == findings.lab.sizes[0]]
+    baseline = {key: values[0] for one in smallest for key, values in one.changed.items()}
+    own = next(one.changed for one in smallest if one.name == arm)
+    return {key: str(own[key][1] if key in own else value) for key, value in sorted(baseline.items())}
+
+
+def _trial(planned: Planned, record: Mapping[str, Any]) -> Wanted:
+    rate, seed = planned.trial.model.optimizer.peak_lr, planned.trial.train.seed
+    began = datetime.fromisoformat(record["began"]).timestamp() if "began" in record else time.time()
+    values = {f"bits_per_byte/{split}": record[split]["bits_per_byte"] for split in ("valid", "test") if split in record}
+    return Wanted(
+        key=f"{planned.arm.name} {planned.trial.identity}",
+        name=planned.name,
+        began=began,
+        ended=began + record.get("seconds", 0),
+        status="FAILED" if "failed" in record else "FINISHED",
+        params={"size": f"{planned.arm.size:g}", "learning_rate": f"{rate:.6g}", "seed": str(seed), "purpose": planned.purpose},
+        metrics={(key, 0): value for key, value in values.items()},
+        tags={"failed": record["failed"]} if "failed" in record else {"sha256.weights": record.get("weights", "")[:12]},
+    )
+
+
+def _bring(client: MlflowClient, experiment: str, known: Mapping[str, Run], wanted: Wanted, parent: str | None) -> Run:
+    """Make the run, or give it what it lacks."""
+    from mlflow.entities import Metric, Param, RunTag
+
+    from stacklm.pipeline.tracking.mirror import PARENT
+
+    run = known.get(wanted.key)
+    if run is None:
+        tags = {KEY: wanted.key, **({PARENT: parent} if parent else {})}
+        run = client.create_run(experiment, round(1000 * wanted.began), tags, wanted.name)
+        logged = {}
+    else:
+        keys = {key for key, _ in wanted.metrics}.intersection(run.data.metrics)
+        history = (metric for key in sorted(keys) for metric in client.get_metric_history(run.info.run_id, key))
+        logged = {(metric.key, metric.step): metric.value for metric in sorted(history, key=lambda metric: metric.timestamp)}
+    identity, ended = run.info.run_id, round(1000 * wanted.ended)
+    now = max(ended, round(1000 * time.time()))  # of two values at one step MLflow shows the later
+    metrics = [Metric(key, value, now, step) for (key, step), value in wanted.metrics.items() if logged.get((key, step)) != value]
+    params = [Param(key, value) for key, value in wanted.params.items() if key not in run.data.params]
+    tags = [RunTag(key, value) for key, value in wanted.tags.items() if run.data.tags.get(key) != value]
+    if metrics or params or tags:
+        client.log_batch(identity, metrics, params, tags)
+    if run.info.run_name != wanted.name:
+        client.update_run(identity, name=wanted.name)
+    if wanted.status == "RUNNING" != run.info.status:
+        client.update_run(identity, status="RUNNING")
+    elif wanted.status != "RUNNING" and (run.info.status, run.info.end_time) != (wanted.status, ended):
+        client.set_terminated(identity, wanted.status, ended)
+    return run
+
+
+def _log_data(client: MlflowClient, project: Project, run: Run, data: str) -> None:
+    """The tokens as inputs, as of the pipeline's own runs; by their hash alone where other tokens are there now, or none."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    from stacklm.pipeline.tracking.mirror import CONTEXTS, dataset
+    from stacklm.pipeline.tracking.run import data_facts
+
+    if run.inputs and run.inputs.dataset_inputs:
+        return
+    manifest = project.root / stage("shards").writes["shards"] / "manifest.json"
+    record = project.root / Instance(stage("download")).record
+    if record.exists() and manifest.exists() and sha256(manifest) == data:
+        facts = data_facts(project.root, read_json(record)["params"].get("data", {}))
+        used = {context: dataset(facts, split) for split, context in CONTEXTS.items()}
+    else:
+        digest = hashlib.sha256(data.encode()).hexdigest()[:12]
+        used = dict.fromkeys(CONTEXTS.values(), Dataset("tokens", digest, "unknown", data))
+    client.log_inputs(
+        run.info.run_id, [DatasetInput(one, [InputTag("mlflow.data.context", context)]) for context, one in used.items()]
+    )
+
+
+def _attach(client: MlflowClient, run: Run, path: Path, folder: str) -> None:
+    digest, tag = sha256(path)[:12], f"sha256.{path.name}"
+    if run.data.tags.get(tag) != digest:
+        client.log_artifact(run.info.run_id, str(path), folder or None)
+        client.set_tag(run.info.run_id, tag, digest)
+
+
+def _all_runs(client: MlflowClient, experiment: str) -> Iterable[Run]:
+    token = None
+    while True:
+        page = client.search_runs([experiment], page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
