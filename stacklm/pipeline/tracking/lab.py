@@ -42,7 +42,7 @@ has the report and the plot of intervals as files.
 
 @dataclass
 class Wanted:
-    """One run as it should be; times in seconds since the epoch, metrics by key and step."""
+    """One run as it should be; times in seconds since the epoch, 0 where they are not known; metrics by key and step."""
 
     key: str
     name: str
@@ -114,7 +114,7 @@ def _summary(findings: Findings, arm: str, trials: list[Wanted]) -> Wanted:
     return Wanted(
         key=arm,
         name=" · ".join(filter(None, [arm, tags.get("verdict")])),
-        began=min(trial.began for trial in trials),
+        began=min((trial.began for trial in trials if trial.began), default=0.0),
         ended=max(trial.ended for trial in trials),
         status="RUNNING" if pending else "FINISHED",
         params=_settings(findings, arm),
@@ -133,13 +133,13 @@ def _settings(findings: Findings, arm: str) -> dict[str, str]:
 
 def _trial(planned: Planned, record: Mapping[str, Any]) -> Wanted:
     rate, seed = planned.trial.model.optimizer.peak_lr, planned.trial.train.seed
-    began = datetime.fromisoformat(record["began"]).timestamp() if "began" in record else time.time()
+    began = datetime.fromisoformat(record["began"]).timestamp() if "began" in record else 0.0
     values = {f"bits_per_byte/{split}": record[split]["bits_per_byte"] for split in ("valid", "test") if split in record}
     return Wanted(
         key=f"{planned.arm.name} {planned.trial.identity}",
         name=planned.name,
         began=began,
-        ended=began + record.get("seconds", 0),
+        ended=began and began + record["seconds"],
         status="FAILED" if "failed" in record else "FINISHED",
         params={"size": f"{planned.arm.size:g}", "learning_rate": f"{rate:.6g}", "seed": str(seed), "purpose": planned.purpose},
         metrics={(key, 0): value for key, value in values.items()},
@@ -153,17 +153,17 @@ def _bring(client: MlflowClient, experiment: str, known: Mapping[str, Run], want
 
     from stacklm.pipeline.tracking.mirror import PARENT
 
-    run = known.get(wanted.key)
+    run, now = known.get(wanted.key), round(1000 * time.time())
     if run is None:
         tags = {KEY: wanted.key, **({PARENT: parent} if parent else {})}
-        run = client.create_run(experiment, round(1000 * wanted.began), tags, wanted.name)
+        run = client.create_run(experiment, round(1000 * wanted.began) or now, tags, wanted.name)
         logged = {}
     else:
         keys = {key for key, _ in wanted.metrics}.intersection(run.data.metrics)
         history = (metric for key in sorted(keys) for metric in client.get_metric_history(run.info.run_id, key))
         logged = {(metric.key, metric.step): metric.value for metric in sorted(history, key=lambda metric: metric.timestamp)}
-    identity, ended = run.info.run_id, round(1000 * wanted.ended)
-    now = max(ended, round(1000 * time.time()))  # of two values at one step MLflow shows the later
+    identity, ended = run.info.run_id, round(1000 * wanted.ended) or run.info.end_time or now
+    # Of two values at one step MLflow shows the later.
     metrics = [Metric(key, value, now, step) for (key, step), value in wanted.metrics.items() if logged.get((key, step)) != value]
     params = [Param(key, value) for key, value in wanted.params.items() if key not in run.data.params]
     tags = [RunTag(key, value) for key, value in wanted.tags.items() if run.data.tags.get(key) != value]
