@@ -226,22 +226,23 @@ def fill(folder: Path, shards: Path, config: Train) -> None:
 def test_the_command_and_torchrun_train_alike_and_leave_no_process_behind(lab: Lab, tmp_path: Path) -> None:
     """The command that starts two processes is killed; then two that `torchrun` started go on where those were."""
     params = {"data": {"source": {"kind": "stdlib"}}, "tokenizer": {"vocab_size": 300}}
-    params |= {"train": plain(replace(TRAIN, **SHORT, **TEAMS["ddp"])), "models": {"stacked": plain(STACKED)}, "evaluate": {}}
+    train = {key: value for key, value in plain(replace(TRAIN, **SHORT, **TEAMS["ddp"])).items() if key != "seed"}
+    params |= {"train": train, "seeds": [TRAIN.seed], "models": {"stacked": plain(STACKED)}, "evaluate": {}}
     write_json(tmp_path / "params.yaml", params)
     certificate = lab.root / "ddp" / "certificate.json"
     command = ["-m", "stacklm.train", "--model", "stacked", "--shards", lab.shards, "--certificate", certificate]
     started = subprocess.Popen([sys.executable, *command], cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
-    wait_for(lambda: (tmp_path / "out/runs/stacked/work/checkpoints/step-00000000").exists(), interval=0.005)
+    wait_for(lambda: (tmp_path / "out/runs/stacked-1/work/checkpoints/step-00000000").exists(), interval=0.005)
     processes = psutil.Process(started.pid).children(recursive=True)
     started.kill()
     started.wait()
     wait_for(lambda: not any(process.is_running() for process in processes))
-    assert not (tmp_path / "out/runs/stacked/trained").exists()
+    assert not (tmp_path / "out/runs/stacked-1/trained").exists()
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run([*torchrun, *command], cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, check=True)
     assert "resuming after step" in done.stdout
     for file, content in lab.result("ddp").items():
-        assert (tmp_path / "out/runs/stacked/trained" / file).read_bytes() == content
+        assert (tmp_path / "out/runs/stacked-1/trained" / file).read_bytes() == content
 
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
