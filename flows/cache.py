@@ -1,9 +1,11 @@
-"""When Prefect may call a stage cached: only just after DVC has verified it, on disk, now."""
+"""When Prefect may call a task cached: a stage just after DVC has verified it, a trial whose record lies on the disk now."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import prefect
@@ -34,4 +36,21 @@ class VerifiedByDVC(CachePolicy):
         # is what counts, so Prefect's record follows it.
         if not task_ctx.result_store.exists(key):
             task_ctx.result_store.write(obj=None, key=key)
+        return key
+
+
+@dataclass(kw_only=True)
+class VerifiedByRecord(CachePolicy):
+    """A key made of the record in a trial's work folder, or none, so that the task's body runs."""
+
+    def compute_key(self, task_ctx: TaskRunContext, inputs: dict[str, Any], *_: Any, **__: Any) -> str | None:
+        from stacklm.pipeline.trials import finished  # with torch, which the stages do not need
+
+        work: Path = inputs["work"]
+        record = finished(inputs["trial"], work)
+        if record is None:
+            return None
+        key = hashlib.sha256(f"{json.dumps(record)} {work} {prefect.__version__}".encode()).hexdigest()
+        if not task_ctx.result_store.exists(key):
+            task_ctx.result_store.write(obj=record, key=key)
         return key

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 from prefect import State, flow, task
@@ -12,36 +12,35 @@ from prefect.futures import PrefectFuture
 from prefect.states import Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from flows.cache import VerifiedByRecord
 from flows.pretrain import run_stages, with_upstream
 from flows.watch import claim_run, stoppable
 from stacklm.config.schema import ParamsError
 from stacklm.lab.experiment import Trial
-from stacklm.lab.schedule import Lab, Planned
-from stacklm.lab.text import result_text, shown
+from stacklm.lab.schedule import Planned
+from stacklm.lab.text import result_text
 from stacklm.pipeline.lab import Files
 from stacklm.pipeline.locks import hold_project
 from stacklm.pipeline.project import Project, trainings_at_once
 from stacklm.pipeline.tracking.sync import sync_all
-from stacklm.pipeline.trials import run_apart, running
-
-TRIES = 2
-"""How often a trial is begun whose process ends without a result, such as one that was killed."""
+from stacklm.pipeline.trials import TRIES, Outcome, run_apart, run_trials, running
 
 
 @task(task_run_name="{name}", retries=TRIES - 1)
 def run_trial(name: str, trial: Trial, shards: Path, work: Path) -> dict[str, Any]:
-    """One training with its scores; what is on the disk already is not done again."""
+    """One training with its scores; it is cached where its record is on the disk already."""
     return run_apart(trial, shards, work)
 
 
 @flow(name="lab", description="Runs the trials of an experiment and says what they found.", validate_parameters=False)
 def lab(experiment: str, workers: int | None = None) -> State:
     """The trials of `experiments/EXPERIMENT.yaml`, `workers` at once (by default as `trainings_at_once` has it)."""
-    shards = run_stages("lab", with_upstream("shards"))
-    if not shards.is_completed():
-        return shards
     project = Project.find()
     files = Files(project, experiment)
+    if files.experiment.probe is None:
+        shards = run_stages("lab", with_upstream("shards"))
+        if not shards.is_completed():
+            return shards
     with hold_project(project, f"flow lab {experiment}", wait=True):
         claim_run(project)
         try:
@@ -49,9 +48,13 @@ def lab(experiment: str, workers: int | None = None) -> State:
         except ParamsError as error:
             return Failed(message=str(error))
         at_once = workers or trainings_at_once(found.settings)
-        broken = run_trials(found, files, ThreadPoolTaskRunner(max_workers=at_once), at_once)
+        runner = ThreadPoolTaskRunner(max_workers=at_once)
+        with stoppable(runner, children=running):
+            broken = run_trials(found, files, tasks(files, runner), at_once)
         result = result_text(found, files.records())
-        print(f"\n{result}\n\nread the report: {files.write_report()}")
+        print(f"\n{result}")
+        if (page := files.write_report()).exists():
+            print(f"\nread the report: {page}")
         sync_all(project)
         create_markdown_artifact(f"```\n{result}\n```", key=f"lab-{experiment}".lower().replace("_", "-"), description=experiment)
         if broken:
@@ -59,35 +62,18 @@ def lab(experiment: str, workers: int | None = None) -> State:
         return Completed(message=f"{experiment}: all trials are done")
 
 
-def run_trials(found: Lab, files: Files, runner: TaskRunner, at_once: int) -> dict[str, str]:
-    """Run what the experiment needs until nothing is left; why trials failed, by their identity.
+def tasks(files: Files, runner: TaskRunner) -> Callable[[Planned, Callable[[Outcome], None]], None]:
+    """What begins a trial as a task of the runner."""
+    cached = run_trial.with_options(cache_policy=VerifiedByRecord(), result_storage=files.project.state / "prefect" / "results")
 
-    After each trial it is asked again what to do next, since learning rates depend on what was found.
-    """
-    records = files.records()
-    broken: dict[str, str] = {}
-    under_way: dict[str, Planned] = {}
-    ended: SimpleQueue[tuple[str, PrefectFuture]] = SimpleQueue()
-    with stoppable(runner, children=running):
-        while True:
-            known = records | {identity: {"failed": why} for identity, why in broken.items()}
-            wanted = [planned for planned in found.pending(known) if planned.trial.identity not in under_way]
-            for planned in wanted[: at_once - len(under_way)]:
-                identity = planned.trial.identity
-                arguments = {"name": planned.name, "trial": planned.trial, "shards": files.shards, "work": files.work}
-                future = runner.submit(run_trial, arguments)
-                under_way[identity] = planned
-                future.add_done_callback(lambda future, identity=identity: ended.put((identity, future)))
-            if not under_way:
-                return broken
-            identity, future = ended.get()
-            planned = under_way.pop(identity)
-            future.wait()
-            outcome = future.state.result(raise_on_failure=False)
-            if isinstance(outcome, dict):
-                records[identity] = outcome
-                files.save(outcome)
-                print(shown(planned, outcome, len(records), len(wanted)), flush=True)
-            else:
-                broken[identity] = f"{planned.name}: {outcome}"
-                print(broken[identity], flush=True)
+    def start(planned: Planned, ended: Callable[[Outcome], None]) -> None:
+        arguments = {"name": planned.name, "trial": planned.trial, "shards": files.shards, "work": files.work}
+        future = runner.submit(cached, arguments)
+        future.add_done_callback(lambda future: ended(lambda: _outcome(future)))
+
+    return start
+
+
+def _outcome(future: PrefectFuture) -> Any:
+    future.wait()  # without it `state` asks the server, which may not know yet
+    return future.state.result(raise_on_failure=False)

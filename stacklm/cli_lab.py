@@ -48,7 +48,8 @@ def show(name: Name) -> None:
 
     files, lab, _ = _opened(name)
     print(result_text(lab, files.records()))
-    print(f"\nread the report: {files.write_report()}")
+    if (page := files.write_report()).exists():
+        print(f"\nread the report: {page}")
 
 
 def verify(

@@ -13,6 +13,7 @@ from stacklm.config.model import Model
 from stacklm.config.params import Params, assign, load_plain
 from stacklm.config.schema import Differences, ParamsError, Positive, Range, differing_fields, flatten, listed, plain, read
 from stacklm.config.train import Train, passes
+from stacklm.lab import probes
 from stacklm.lab.budget import CLOSE, Axis, Cost, cost, fitted, mismatch, scaled
 
 
@@ -43,8 +44,6 @@ class Seeds:
         for name, seeds in (("tune", self.tune), ("judge", self.judge)):
             if twice := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
                 raise ParamsError(f"{name}: {listed(twice)} stand there twice")
-        if not self.tune:
-            raise ParamsError("tune: [] is not allowed; learning rates need at least one seed")
         if len(self.judge) < 3:
             raise ParamsError(f"judge: {len(self.judge)} seeds give no verdict; at least 3 are needed")
         if shared := sorted({*self.tune} & {*self.judge}):
@@ -53,7 +52,10 @@ class Seeds:
 
 @dataclass(frozen=True)
 class Experiment:
-    """`sizes` multiply all widths; `train` holds keys of the section `train` with values in place of the project's."""
+    """`sizes` multiply all widths; `train` holds keys of the section `train` with values in place of the project's.
+
+    Without candidates it is the baseline against itself, which needs no tuning.
+    """
 
     question: str
     refuted_by: str
@@ -65,10 +67,12 @@ class Experiment:
     sizes: tuple[Positive, ...] = (1.0,)
     rates: Annotated[int, Range(3, 15)] = 5
     train: dict[str, Any] | None = None
+    probe: probes.Probe | None = None
+    """A synthetic task in place of the project's text."""
 
     def __post_init__(self) -> None:
-        if not self.candidates:
-            raise ParamsError("candidates: {} is not allowed; name at least one")
+        if self.candidates and not self.seeds.tune:
+            raise ParamsError("seeds.tune: [] is not allowed; learning rates need at least one seed")
         if "baseline" in self.candidates:
             raise ParamsError("candidates.baseline: the name of the baseline; choose another one")
         if not self.sizes or len({*self.sizes}) < len(self.sizes):
@@ -131,7 +135,8 @@ def arms(experiment: Experiment, params: Params) -> list[Arm]:
     Raises `ParamsError` for an arm that cannot meet it, for a change of a key that does not exist, and for a difference
     from the baseline that is not declared.
     """
-    train, vocab_size = settings(experiment, params), params.tokenizer.vocab_size
+    train, probe = settings(experiment, params), experiment.probe
+    vocab_size = probes.vocab_size(probe) if probe else params.tokenizer.vocab_size
     found = []
     for size in experiment.sizes:
         baseline = replace(experiment.baseline, architecture=scaled(experiment.baseline.architecture, size))
@@ -149,10 +154,16 @@ def arms(experiment: Experiment, params: Params) -> list[Arm]:
 
 
 def settings(experiment: Experiment, params: Params) -> Train:
-    """The section `train` of the project with the experiment's own values."""
+    """The section `train` of the project with the experiment's own values.
+
+    With a synthetic task a sequence is one of its documents, and checkpoints stay, so that the accuracy of each is known.
+    """
     if "seed" in (experiment.train or {}):
         raise ParamsError("train.seed: an experiment's seeds are those of `seeds`")
-    return read(Train, {**plain(params.train), **(experiment.train or {})}, "train")
+    found = read(Train, {**plain(params.train), **(experiment.train or {})}, "train")
+    if experiment.probe is None:
+        return found
+    return replace(found, context_length=probes.context_length(experiment.probe), keep_every=found.checkpoint_every)
 
 
 def changed(baseline: Model, change: Mapping[str, Any], where: str) -> Model:

@@ -16,7 +16,7 @@ import numpy as np
 
 from stacklm.config.train import Train
 from stacklm.lab.experiment import Arm, Experiment, Trial
-from stacklm.lab.statistics import Verdict, false_win_rate, relative_differences, smallest_detectable, verdicts
+from stacklm.lab.statistics import AgainstItself, Verdict, against_itself, relative_differences, smallest_detectable, verdicts
 from stacklm.lab.tuning import best_rate, first_rates, next_rates
 
 Records = Mapping[str, Mapping[str, Any]]
@@ -84,6 +84,9 @@ class Lab:
     def tuning(self, records: Records, size: float) -> Tuning:
         """The learning rates that every arm of a size needs so far, and the scores of those whose trials are all there."""
         arms = [arm for arm in self.arms if arm.size == size]
+        if not self.experiment.seeds.tune:  # the baseline alone, with its own rate
+            own = {arm.name: arm.model.optimizer.peak_lr for arm in arms}
+            return Tuning({name: [rate] for name, rate in own.items()}, {name: {rate: [0.0]} for name, rate in own.items()})
         rates = {arm.name: first_rates(arm.model.optimizer.peak_lr, self.experiment.rates) for arm in arms}
         while True:
             found = Tuning(rates, {arm.name: self._scored(records, arm, rates[arm.name]) for arm in arms})
@@ -180,11 +183,10 @@ class Result:
         return self.verdicts[name].sd / (math.sqrt(2) * self.sigma)
 
     @property
-    def false_wins(self) -> float:
-        """Of the baseline against itself: how often a t test would find a winner between two random halves of its seeds."""
-        values = np.asarray(self.scores["baseline"])
-        half = len(values) // 2
-        return false_win_rate(values[:half] / values[half : 2 * half] - 1) if half >= 2 else math.nan
+    def against_itself(self) -> AgainstItself | None:
+        """The baseline against itself; None for fewer than 4 seeds."""
+        scores = self.scores["baseline"]
+        return against_itself(scores) if len(scores) >= 4 else None
 
     @property
     def detectable(self) -> float:

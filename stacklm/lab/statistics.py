@@ -121,18 +121,27 @@ def seeds_needed(difference: float, sd: float, alpha: float = ALPHA, power: floa
     return seeds[place] if place < len(seeds) else None
 
 
-def false_win_rate(differences: ArrayLike, alpha: float = ALPHA, most: int = 1 << 14) -> float:
-    """Of the baseline against itself: in which share of all sign flips of the differences the t test finds a winner.
+@dataclass(frozen=True)
+class AgainstItself:
+    """An arm against itself: its seeds are shuffled again and again, and one half of them is paired with the other."""
 
-    Both directions count, so that about `2 * alpha` is expected. All flips of up to 14 seeds, of more a fixed sample.
-    """
-    values = np.asarray(differences, float)
-    if 1 << values.size <= most:
-        signs = np.array(np.meshgrid(*[[-1, 1]] * values.size)).reshape(values.size, -1).T
-    else:
-        signs = np.random.default_rng(0).choice([-1, 1], (most, values.size))
-    p = np.asarray(stats.ttest_1samp(signs * values, 0, axis=1, alternative="two-sided")[1])
-    return float(np.mean(p < 2 * alpha))
+    pairs: int
+    sd: float
+    """Of the relative differences of such pairs."""
+    false_wins: float
+    """In which share of the shuffles the t test finds a winner, in either direction; `2 * alpha` is expected."""
+
+
+def against_itself(scores: ArrayLike, alpha: float = ALPHA, shuffles: int = 1 << 12) -> AgainstItself:
+    """What the lab finds where there is nothing to find. Raises `ValueError` for fewer than 4 scores."""
+    values = np.asarray(scores, float)
+    pairs = values.size // 2
+    if pairs < 2:
+        raise ValueError(f"{values.size} seeds cannot be paired with each other; at least 4 are needed")
+    shuffled = np.random.default_rng(0).permuted(np.tile(values, (shuffles, 1)), axis=1)
+    differences = shuffled[:, :pairs] / shuffled[:, pairs : 2 * pairs] - 1
+    p = np.asarray(stats.ttest_1samp(differences, 0, axis=1)[1])
+    return AgainstItself(pairs, float(differences.std(axis=1, ddof=1).mean()), float(np.mean(p < 2 * alpha)))
 
 
 def bootstrap_interval(

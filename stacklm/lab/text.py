@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stacklm.console import table
+from stacklm.lab.diagnostics import diagnostics
 from stacklm.lab.experiment import Arm
 from stacklm.lab.schedule import Lab, Planned, Records, Result
 from stacklm.lab.statistics import ALPHA, Verdict, seeds_needed, smallest_detectable
@@ -102,6 +103,8 @@ def result_text(lab: Lab, records: Records) -> str:
 
 
 def _result(lab: Lab, records: Records, result: Result) -> str:
+    if lab.experiment.probe:
+        return diagnostics(lab, lab.experiment.probe, records, result)
     rows = [
         (
             name,
@@ -121,6 +124,11 @@ def _result(lab: Lab, records: Records, result: Result) -> str:
         *(sentence(name, verdict, seconds) for name, verdict in result.verdicts.items()),
         f"baseline over seeds: sd {result.sigma:.2%}; the smallest difference that these seeds see: {result.detectable:.2%}",
     ]
+    if itself := result.against_itself:
+        lines.append(
+            f"baseline against itself: {itself.pairs} random pairs of its seeds differ by an sd of {itself.sd:.2%}, and have a "
+            f"winner in {itself.false_wins:.1%} of the shuffles ({2 * ALPHA:.0%} expected)"
+        )
     if result.left_out:
         lines.append(f"seeds {', '.join(map(str, result.left_out))} left out, with which an arm failed")
     return "\n".join(lines)
@@ -172,5 +180,10 @@ def shown(planned: Planned, record: Mapping[str, Any], done: int, left: int) -> 
     if "failed" in record:
         return f"{planned.name}: {record['failed']} ({done} done, {left} known to come)"
     split = "valid" if planned.purpose == "tune" else "test"
-    bits = record[split]["bits_per_byte"]
-    return f"{planned.name}: {bits:.4f} {split} bits per byte, {duration(record['seconds'])} ({done} done, {left} known to come)"
+    scores = record[split]
+    found = (
+        f"{scores['accuracy']:.1%} {split} accuracy"
+        if "accuracy" in scores
+        else f"{scores['bits_per_byte']:.4f} {split} bits per byte"
+    )
+    return f"{planned.name}: {found}, {duration(record['seconds'])} ({done} done, {left} known to come)"

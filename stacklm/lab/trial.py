@@ -21,8 +21,10 @@ from stacklm.config.schema import plain
 from stacklm.data.batches import evaluation_batches
 from stacklm.data.shards import Shards
 from stacklm.files import read_json, sha256, write_json
+from stacklm.lab.answers import LEARNT, learning, score_answers
 from stacklm.lab.budget import cost
 from stacklm.lab.experiment import Trial
+from stacklm.lab.probes import ANSWERS, read_answers
 from stacklm.model.build import ModelConfig
 from stacklm.model.layers import LanguageModel
 from stacklm.model.store import WEIGHTS, load_model
@@ -33,6 +35,7 @@ from stacklm.train.validate import scored_tokens
 
 RECORD = "record.json"
 DOCUMENTS = "documents.npz"
+JUDGED = ("valid", "test")
 MOST_GROUPS = 200
 """Scores in a record, so that it stays small: of more documents, neighbouring ones are added up."""
 
@@ -74,14 +77,11 @@ def run_trial(trial: Trial, shards: Path, work: Path, batch_size: int = 16) -> d
     pretrain(trial.train, trial.model, shards, certificate, trained, folder / "timing.jsonl", folder / "run")
     seconds = time.monotonic() - started
     model, config = load_model(trained)
-    found = {split: score_documents(model, data, split, config.context_length, batch_size) for split in ("valid", "test")}
-    arrays = {f"{split}_{name}": value for split, scores in found.items() for name, value in vars(scores).items()}
-    np.savez_compressed(folder / DOCUMENTS, **arrays)
+    scored = _answers if (shards / ANSWERS).exists() else _documents
     record = {
         "identity": trial.identity,
         **plain(trial),
-        **{split: {"bits_per_byte": scores.bits_per_byte, "documents": len(scores.nats_D)} for split, scores in found.items()},
-        "groups": _written(found["test"].grouped()),
+        **scored(model, data, folder, config.context_length, batch_size),
         "weights": sha256(trained / WEIGHTS),
         "flops": cost(trial.model, trial.train, data.vocab_size).training_flops,
         "seconds": round(seconds, 1),
@@ -111,6 +111,22 @@ def _model_of_processor() -> str:
     facts = Path("/proc/cpuinfo")
     lines = facts.read_text(encoding="utf-8").splitlines() if facts.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def _documents(model: LanguageModel, data: Shards, folder: Path, context: int, batch_size: int) -> dict[str, Any]:
+    found = {split: score_documents(model, data, split, context, batch_size) for split in JUDGED}
+    arrays = {f"{split}_{name}": value for split, scores in found.items() for name, value in vars(scores).items()}
+    np.savez_compressed(folder / DOCUMENTS, **arrays)
+    scores = {split: {"bits_per_byte": scores.bits_per_byte, "documents": len(scores.nats_D)} for split, scores in found.items()}
+    return {**scores, "groups": _written(found["test"].grouped())}
+
+
+def _answers(model: LanguageModel, data: Shards, folder: Path, context: int, batch_size: int) -> dict[str, Any]:
+    """Of a synthetic task, with the step of the first checkpoint that has learnt it, by its accuracy on the valid set."""
+    answers = {split: read_answers(data.folder, split) for split in JUDGED}
+    found = {split: score_answers(model, data, split, answers[split], context, batch_size) for split in JUDGED}
+    steps = learning(model, folder / "run", data, "valid", answers["valid"], context, batch_size)
+    return {**found, "learnt_at": next((step for step, accuracy in steps if accuracy >= LEARNT), None)}
 
 
 def certified(trial: Trial, data: Shards, work: Path) -> Path:
@@ -145,7 +161,7 @@ def score_documents(model: LanguageModel, data: Shards, split: str, context: int
 def read_documents(folder: Path) -> Mapping[str, DocumentScores]:
     """The scores of a finished trial's documents, by split."""
     with np.load(folder / DOCUMENTS, allow_pickle=False) as arrays:
-        return {split: DocumentScores(arrays[f"{split}_nats_D"], arrays[f"{split}_bytes_D"]) for split in ("valid", "test")}
+        return {split: DocumentScores(arrays[f"{split}_nats_D"], arrays[f"{split}_bytes_D"]) for split in JUDGED}
 
 
 def read_groups(record: Mapping[str, Any]) -> DocumentScores:

@@ -17,10 +17,11 @@ from typing import Any
 
 from stacklm.code import digest, source_root, units
 from stacklm.config.params import Params, load
-from stacklm.config.schema import ParamsError, listed, nearest
+from stacklm.config.schema import ParamsError, listed, nearest, plain
 from stacklm.files import read_json, sha256, write_json
 from stacklm.lab.experiment import Experiment, arms, load_experiment, settings
 from stacklm.lab.findings import Findings
+from stacklm.lab.probes import write_probe
 from stacklm.lab.schedule import Lab
 from stacklm.pipeline.code import changed_units, shortened
 from stacklm.pipeline.project import Project
@@ -52,6 +53,9 @@ class Files:
 
     @property
     def shards(self) -> Path:
+        """The project's tokens, or those of the experiment's synthetic task."""
+        if probe := self.experiment.probe:
+            return self.work / "probes" / digest(plain(probe))[:16]
         return Instance(stage("shards")).made(self.project.root)["shards"]
 
     @property
@@ -110,15 +114,20 @@ class Files:
         return Findings(self.name, self.lab(), self.records())
 
     def write_report(self) -> Path:
-        """Write the report of what was found so far; its page. Equal records give an equal report."""
+        """Write the report of what was found so far, but none of a synthetic task; its page. Equal records give an equal report."""
         from stacklm.report.lab.page import write
 
-        write(self.findings(), self.report)
+        if self.experiment.probe is None:
+            write(self.findings(), self.report)
         return self.report / "index.html"
 
     def save(self, record: dict[str, Any]) -> None:
         """Keep the record of one trial."""
-        write_json(self.origin.parent / "records" / f"{record['identity']}.json", record)
+        write_json(self.record(record["identity"]), record)
+
+    def record(self, identity: str) -> Path:
+        """The file of one trial's record."""
+        return self.origin.parent / "records" / f"{identity}.json"
 
     def began(self) -> dict[str, Any] | None:
         """The tokens and the code of its trials; None before the first."""
@@ -127,6 +136,8 @@ class Files:
     def present(self) -> dict[str, Any]:
         """The tokens and the code that there are now. Raises `ParamsError` where there are no tokens."""
         manifest = self.shards / "manifest.json"
+        if self.experiment.probe:
+            write_probe(self.experiment.probe, self.shards)
         if not manifest.is_file():
             raise ParamsError("there are no tokens to train on yet: `dvc repro shards` makes them")
         return {"data": sha256(manifest), "code": units(CODE, source_root(self.project.root))}

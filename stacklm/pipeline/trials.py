@@ -1,29 +1,74 @@
-"""Trials in processes of their own: one that crashes takes no other with it, and each starts at once from a process that has
-torch imported already, where the system can fork."""
+"""Running trials, each in a process of its own: one that crashes takes no other with it, and each starts at once from a
+process that has torch imported already, where the system can fork."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import sys
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import psutil
 
 from stacklm.files import read_json, write_json
 from stacklm.lab.experiment import Trial
+from stacklm.lab.schedule import Lab, Planned
+from stacklm.lab.text import shown
 from stacklm.lab.trial import RECORD, run_trial
+from stacklm.pipeline.lab import Files
 from stacklm.pipeline.watchdog import exit_with
 from stacklm.train import NonFiniteError
 from stacklm.train.distributed import start_method
 
 DIVERGED = 3
 """Exit code of a trial whose loss became NaN or Inf: a result, which another try would not change."""
+TRIES = 2
+"""How often a trial is begun whose process ends without a result, such as one that was killed."""
 LAST_LINES = 5
 
+Outcome = Callable[[], dict[str, Any] | BaseException]
+"""Asked once a trial has ended: its record, or why it has none."""
+
 _running: set[BaseProcess] = set()
+
+
+def run_trials(lab: Lab, files: Files, start: Callable[[Planned, Callable[[Outcome], None]], Any], at_once: int) -> dict[str, str]:
+    """Run what the experiment needs until nothing is left; why trials failed, by their identity.
+
+    `start(planned, ended)` begins a trial, in any thread, process or machine, and calls `ended` when it is over. After
+    each trial the experiment is asked again what to do next, since learning rates depend on what was found. At the end
+    the experiment's folder holds the records of all its trials, of those as well that another experiment has made.
+    """
+    records = files.records()
+    broken: dict[str, str] = {}
+    under_way: dict[str, Planned] = {}
+    over: SimpleQueue[tuple[str, Outcome]] = SimpleQueue()
+    while True:
+        known = records | {identity: {"failed": why} for identity, why in broken.items()}
+        wanted = [planned for planned in lab.pending(known) if planned.trial.identity not in under_way]
+        for planned in wanted[: at_once - len(under_way)]:
+            identity = planned.trial.identity
+            under_way[identity] = planned
+            start(planned, lambda outcome, identity=identity: over.put((identity, outcome)))
+        if not under_way:
+            break
+        identity, outcome = over.get()
+        planned, found = under_way.pop(identity), outcome()
+        if isinstance(found, dict):
+            records[identity] = found
+            files.save(found)
+            print(shown(planned, found, len(records), len(wanted)), flush=True)
+        else:
+            broken[identity] = f"{planned.name}: {found}"
+            print(broken[identity], flush=True)
+    for planned in lab.trials(known):
+        if (identity := planned.trial.identity) in records and not files.record(identity).exists():
+            files.save(records[identity])
+    return broken
 
 
 def run_apart(trial: Trial, shards: Path, work: Path) -> dict[str, Any]:
@@ -52,6 +97,12 @@ def running() -> list[psutil.Process]:
     """The child processes of trials in this process."""
     pids = [child.pid for child in list(_running) if child.is_alive() and child.pid]
     return [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+
+
+def finished(trial: Trial, work: Path) -> dict[str, Any] | None:
+    """The record of a trial that has been run with that work folder."""
+    path = work / "trials" / trial.identity / RECORD
+    return read_json(path) if path.exists() else None
 
 
 def _child(trial: Trial, shards: Path, work: Path, parent: int) -> None:

@@ -29,29 +29,40 @@ candidates:
 seeds: {tune: [101], judge: [1, 2, 3]}
 rates: 3
 """
-FAKES = """
-import math, os, random, shutil
+FAKE = """
+import math, os, random, shutil, sys
+from pathlib import Path
 import flows.lab
 from flows.run import run
+from stacklm.files import write_json
 
 def fake(trial, shards, work):
     with open("trained.txt", "a") as file:
         print(trial.identity, file=file)
+    if os.path.exists("killed") and len(open("trained.txt").readlines()) > 100:
+        os._exit(9)
     if trial.train.seed == 2 and trial.model.architecture.ffn == "swiglu" and os.path.exists("broken"):
         raise RuntimeError("out of luck")
     rate, seed = trial.model.optimizer.peak_lr, trial.train.seed
     gain = 0.98 if trial.model.architecture.ffn == "swiglu" else 1
     bits = gain * (2 + 0.004 * random.Random(seed).gauss(0, 1) + 0.01 * math.log2(rate / 0.02) ** 2)
     scores = {"bits_per_byte": bits, "documents": 3}
-    return {"identity": trial.identity, "valid": scores, "test": scores, "seconds": 2.0, "flops": 10**9}
+    record = {"identity": trial.identity, "valid": scores, "test": scores, "seconds": 2.0, "flops": 10**9}
+    write_json(work / "trials" / trial.identity / "record.json", record)
+    return record
 
 flows.lab.run_apart = fake
+"""
+COURSE = """
 for i in range(3):
     code = run("lab", experiment="one")
     shutil.copytree("experiments/one/records", f"records-{i}")
     print(f"--- {code}, {len(open('trained.txt').readlines())} trained ---", flush=True)
-    if not i:
+    if i == 0:
         os.remove("broken")
+    if i == 1:  # these are cached, by the records that the trials left where they were trained
+        for lost in sorted(Path("experiments/one/records").iterdir())[::2]:
+            lost.unlink()
 """
 
 
@@ -70,7 +81,7 @@ def records(project: Checkout, folder: str = "experiments/one/records") -> dict[
 def test_the_course_of_an_experiment_with_made_up_scores(project):
     """All but training: a failed trial is tried twice and stops no other; the next run trains that one alone; then nothing."""
     (project.root / "broken").touch()
-    printed = project.run(sys.executable, "-c", FAKES)
+    printed = project.run(sys.executable, "-c", FAKE + COURSE)
     first, first_end, second, second_end, again, end, _ = re.split(r"^--- (.*) ---$", printed, flags=re.MULTILINE)
     *trained, last = (project.root / "trained.txt").read_text().split()
     (failed,) = {identity for identity in trained if trained.count(identity) == 2}
@@ -87,6 +98,28 @@ def test_the_course_of_an_experiment_with_made_up_scores(project):
     assert "**swiglu: 2.0" in (project.root / "experiments" / "one" / "report" / "report.md").read_text()
     assert "to run now: 0" in project.cli("lab", "status", "one")
     assert "sd over seeds" in project.cli("lab", "plan", "one")
+
+
+@pytest.mark.slow
+def test_two_hundred_trials_that_are_killed_in_between(project):
+    """And one of them twice at most: what was under way when the flow was killed is all that is lost."""
+    many = EXPERIMENT.replace("[101]", str([*range(101, 111)])).replace("[1, 2, 3]", str([*range(1, 11)]))
+    (project.root / "experiments" / "one.yaml").write_text(f"{many}sizes: [1, 2]\n")
+    run = FAKE + 'sys.exit(run("lab", experiment="one"))'
+    (project.root / "killed").touch()
+    project.run(sys.executable, "-c", run, check=False)
+    killed = records(project)
+    assert 90 <= len(killed) < 110
+    (project.root / "killed").unlink()
+
+    printed = project.run(sys.executable, "-c", run)
+    trained = (project.root / "trained.txt").read_text().split()
+    found = records(project)
+    assert len(found) == 200 and found.keys() == {*trained}
+    assert killed.items() <= found.items() and not [identity for identity in killed if trained.count(identity) > 1]
+    assert len(trained) - len({*trained}) <= os.cpu_count()
+    assert printed.count("10 seeds") >= 2 and printed.count(": better") == 2
+    assert "to run now: 0" in project.cli("lab", "status", "one")
 
 
 def test_other_code_or_tokens_are_not_mixed_with_the_trials_there(project):

@@ -73,8 +73,9 @@ def noise(findings: Findings) -> Table:
     """What seeds alone do: the baseline against itself, what pairing buys, and what these seeds can see."""
     groups = {}
     for size, result in findings.results.items():
-        false = "-" if math.isnan(result.false_wins) else f"{result.false_wins:.1%}"
-        rows = [["baseline", f"{result.sigma:.3%}", "-", "-", f"{result.detectable:.2%}", false]]
+        itself = result.against_itself
+        sd, wins = (f"{itself.sd:.3%}", f"{itself.false_wins:.1%}") if itself else ("-", "-")
+        rows = [["baseline", f"{result.sigma:.3%}", sd, "-", f"{result.detectable:.2%}", wins]]
         for name, verdict in result.verdicts.items():
             scores, seen = result.scores[name], smallest_detectable(verdict.seeds, verdict.sd, verdict.level)
             own = stdev(scores) / fmean(scores)

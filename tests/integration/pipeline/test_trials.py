@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -15,7 +16,10 @@ from stacklm.files import read_json, sha256
 from stacklm.lab.experiment import Trial
 from stacklm.lab.trial import run_trial
 from stacklm.pipeline import trials
-from stacklm.pipeline.trials import run_apart
+from stacklm.pipeline.lab import Files
+from stacklm.pipeline.project import Project
+from stacklm.pipeline.trials import run_apart, run_trials
+from support.checkout import TINY_PARAMS
 from support.train_files import MODELS, TRAIN, write_text
 
 
@@ -31,7 +35,7 @@ def trial(shards: Path) -> Trial:
 
 def test_a_trial_apart_gives_the_same_bits_as_one_in_this_process(shards, trial, tmp_path):
     apart, here = run_apart(trial, shards, tmp_path / "apart"), run_trial(trial, shards, tmp_path / "here")
-    assert {**apart, "seconds": 0} == {**here, "seconds": 0}
+    assert {**apart, "seconds": 0, "began": ""} == {**here, "seconds": 0, "began": ""}
     assert "pretrain dense" in (tmp_path / "apart" / "trials" / trial.identity / "log.txt").read_text()
     assert trials.running() == []
 
@@ -67,3 +71,41 @@ def test_a_killed_trial_is_an_error_with_its_code_and_resumes_to_the_same_bits(s
     assert "resuming after step" in (tmp_path / "trials" / long.identity / "log.txt").read_text()
     assert short["weights"] == run_trial(long, shards, tmp_path / "whole")["weights"]
     assert trials.running() == []
+
+
+EXPERIMENT = """\
+question: Does SwiGLU help?
+refuted_by: the interval lies above the margin
+budget: parameters
+margin: 0.005
+baseline: {architecture: {kind: dense, d_model: 16, n_heads: 2, n_layers: 1, d_ff: 32}, optimizer: {peak_lr: 3.2e-2}}
+candidates:
+  swiglu: {change: {architecture.ffn: swiglu}}
+seeds: {tune: [101, 102, 103, 104, 105, 106, 107, 108, 109, 110], judge: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]}
+sizes: [1, 2]
+rates: 3
+"""
+
+
+def test_two_hundred_trials_with_made_up_scores_are_begun_once_each_and_serve_another_experiment_too(tmp_path, capsys):
+    write_text(tmp_path / "out" / "shards")
+    (tmp_path / "params.yaml").write_text(TINY_PARAMS)
+    (tmp_path / "experiments").mkdir()
+    begun = []
+
+    def start(planned, ended):
+        begun.append(planned.trial.identity)
+        bits = 2 + abs(math.log2(planned.trial.model.optimizer.peak_lr / 0.02)) / 100
+        scores = {"bits_per_byte": bits + planned.trial.train.seed / 10_000}
+        record = {"identity": begun[-1], "valid": scores, "test": scores, "seconds": 2.0, "flops": 10**9}
+        threading.Thread(target=ended, args=(lambda: record,)).start()
+
+    found = {}
+    for name in ("one", "two"):
+        (tmp_path / "experiments" / f"{name}.yaml").write_text(EXPERIMENT)
+        files = Files(Project(tmp_path, tmp_path / ".stacklm"), name)
+        assert run_trials(files.begin(), files, start, at_once=7) == {}
+        found[name] = {path.name: path.read_bytes() for path in (tmp_path / "experiments" / name / "records").iterdir()}
+    assert len(begun) == len({*begun}) == len(found["one"]) == 200
+    assert found["two"] == found["one"]
+    assert capsys.readouterr().out.count("bits per byte") == 200

@@ -76,7 +76,7 @@ def test_the_experiments_settings_take_the_place_of_the_projects(tmp_path, param
         ("judge: [1, 2, 3]", "judge: [1, 2]", r"one.yaml: seeds: judge: 2 seeds give no verdict; at least 3 are needed"),
         ("judge: [1, 2, 3]", "judge: [1, 2, 3, 101]", r"one.yaml: seeds: tune and judge share 101"),
         ("judge: [1, 2, 3]", "judge: [1, 2, 3, 3]", r"one.yaml: seeds: judge: 3 stand there twice"),
-        ("tune: [101]", "tune: []", r"one.yaml: seeds: tune: \[\] is not allowed"),
+        ("tune: [101]", "tune: []", r"one.yaml: seeds.tune: \[\] is not allowed"),
         ("margin: 0.005", "margin: 0", r"one.yaml: margin: 0 is not allowed; it must be > 0"),
         ("budget: parameters", "budget: params", r"one.yaml: budget: 'params' is not allowed.*did you mean `parameters`"),
         ("sizes: [1, 2]", "sizes: [1, 1.0]", r"one.yaml: sizes: 1.0, 1.0 must be different"),

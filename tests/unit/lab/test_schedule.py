@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 
 from stacklm.lab.schedule import Lab, Planned
 from stacklm.lab.statistics import ALPHA
+from stacklm.lab.text import plan_text, result_text
 from support.lab_records import BEST, TRUTH, course, make_lab, measured
 
 
@@ -32,7 +36,7 @@ def test_rates_are_bracketed_then_every_arm_is_judged_with_its_best(lab):
             assert verdict.low < TRUTH[name] / 2 - 1 < verdict.high
         assert all(result.pairing(name) < 1 for name in outcomes)  # the seeds' common noise cancels
         assert 0 < result.sigma < 0.02 and result.detectable > result.sigma
-        assert 0 <= result.false_wins <= 8 * ALPHA
+        assert result.against_itself.pairs == 4 and 0 <= result.against_itself.false_wins <= 8 * ALPHA
 
 
 def test_the_order_of_work_changes_nothing(lab):
@@ -60,6 +64,22 @@ def test_a_failed_trial_stops_no_other_and_its_seed_is_left_out(lab):
     result = lab.result(records, 1.0)
     assert result.left_out == (3,) and 3 not in result.seeds and len(result.seeds) == 7
     assert result.verdicts["better"].outcome == "better"
+
+
+def test_the_baseline_against_itself_needs_neither_candidates_nor_tuning(lab):
+    seeds = replace(lab.experiment.seeds, tune=())
+    alone = replace(
+        lab,
+        experiment=replace(lab.experiment, candidates={}, seeds=seeds),
+        arms=[arm for arm in lab.arms if arm.name == "baseline"],
+    )
+    records, done = course(alone)
+    assert {(planned.purpose, planned.trial.model.optimizer.peak_lr) for planned in done} == {("judge", 2e-3)}
+    assert len(done) == 8 * 2
+    result = alone.result(records, 1.0)
+    assert result.verdicts == {} and result.against_itself.sd == pytest.approx(math.sqrt(2) * result.sigma, rel=0.3)
+    text = result_text(alone, records)
+    assert "baseline against itself: 4 random pairs" in text and "verdict" in plan_text(alone, records, 1) + text
 
 
 def test_an_arm_that_always_diverges_is_an_error(lab):

@@ -10,8 +10,8 @@ from statsmodels.stats.multitest import multipletests
 from stacklm.lab import statistics
 from stacklm.lab.statistics import (
     ALPHA,
+    against_itself,
     bootstrap_interval,
-    false_win_rate,
     interval,
     judge,
     relative_differences,
@@ -138,10 +138,22 @@ def test_what_cannot_be_judged_is_refused():
     assert relative_differences([1.1, 0.9], [1.0, 1.0]) == pytest.approx([0.1, -0.1])
 
 
-@pytest.mark.parametrize("seeds", [6, 16])
-def test_the_false_win_rate_of_noise_is_that_of_the_test(seeds):
-    rates = [false_win_rate(np.random.default_rng(i).normal(0, 1, seeds)) for i in range(30)]
-    assert np.mean(rates) == pytest.approx(2 * ALPHA, abs=0.02)
+@pytest.mark.parametrize("seeds", [4, 10, 21])
+def test_against_itself_noise_has_a_winner_as_often_as_the_test_errs(seeds):
+    """Seeds are exchangeable, so that this holds on average over experiments, whatever the distribution of p values in one."""
+    found = [against_itself(np.random.default_rng(i).normal(1.5, 0.003, seeds), shuffles=100) for i in range(200)]
+    assert {one.pairs for one in found} == {seeds // 2}
+    rates = np.array([one.false_wins for one in found])
+    assert rates.mean() == pytest.approx(2 * ALPHA, abs=4 * rates.std() / np.sqrt(200))
+    # the mean of a sample sd is below the true one: by a fifth for 2 values
+    sds = np.array([one.sd for one in found])
+    low = np.sqrt(2 / np.pi) if seeds < 6 else 0.9
+    assert low * 0.9 < sds.mean() / (np.sqrt(2) * 0.003 / 1.5) < 1.05
+
+
+def test_against_itself_three_seeds_are_too_few():
+    with pytest.raises(ValueError, match="3 seeds cannot be paired"):
+        against_itself([1.0, 2.0, 3.0])
 
 
 def test_the_bootstrap_covers_the_truth_over_seeds_and_documents():
