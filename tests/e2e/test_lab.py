@@ -96,6 +96,7 @@ def test_the_course_of_an_experiment_with_made_up_scores(project):
     assert records(project, "records-1") == records(project) and ": better" in again
     assert project.cli("lab", "show", "one") in again.replace("\r", "")
     assert "**swiglu: 2.0" in (project.root / "experiments" / "one" / "report" / "report.md").read_text()
+    assert (project.project.state / "tracking" / "lab-one.receipt").exists()  # MLflow has it
     assert "to run now: 0" in project.cli("lab", "status", "one")
     assert "sd over seeds" in project.cli("lab", "plan", "one")
 

@@ -109,6 +109,8 @@ def test_sizes_are_steps_and_a_trial_that_failed_is_shown_as_such(project, files
     save(files, records)
     assert sync_all(project)
     summaries, trials = runs(project)
+    tracking.sync_lab(project, "one")
+    assert runs(project)[1][broken].to_dictionary() == trials[broken].to_dictionary()  # though nothing says when it was
     assert trials[broken].info.status == "FAILED" and trials[broken].data.tags["failed"] == "diverged: NaN"
     client, _ = connect(project)
     history = client.get_metric_history(summaries["better"].info.run_id, "model/parameters")
