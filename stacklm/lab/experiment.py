@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,10 +36,15 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Seeds:
-    """Learning rates are tuned on the valid set with `tune`, the verdict is reached on the test set with `judge`."""
+    """Learning rates are tuned on the valid set with `tune`, the verdict is reached on the test set with `judge`.
+
+    With `looks`, growing numbers of judging seeds, the verdict is asked for after so many of them, and no more are trained
+    once it is reached for every candidate. The error rate holds over all looks.
+    """
 
     tune: tuple[Annotated[int, Range(0)], ...]
     judge: tuple[Annotated[int, Range(0)], ...]
+    looks: tuple[Annotated[int, Range(3)], ...] = ()
 
     def __post_init__(self) -> None:
         for name, seeds in (("tune", self.tune), ("judge", self.judge)):
@@ -46,6 +52,11 @@ class Seeds:
                 raise ParamsError(f"{name}: {listed(twice)} stand there twice")
         if len(self.judge) < 3:
             raise ParamsError(f"judge: {len(self.judge)} seeds give no verdict; at least 3 are needed")
+        growing = all(a < b for a, b in pairwise(self.looks))
+        if self.looks and not (growing and self.looks[-1] == len(self.judge)):
+            raise ParamsError(
+                f"looks: {listed(self.looks)} must grow from at least 3 to the number of seeds in `judge`, {len(self.judge)}"
+            )
         if shared := sorted({*self.tune} & {*self.judge}):
             raise ParamsError(f"tune and judge share {listed(shared)}; the verdict needs seeds that nothing was tuned on")
 

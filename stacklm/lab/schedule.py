@@ -13,10 +13,21 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stacklm.config.train import Train
 from stacklm.lab.experiment import Arm, Experiment, Trial
-from stacklm.lab.statistics import AgainstItself, Verdict, against_itself, relative_differences, smallest_detectable, verdicts
+from stacklm.lab.statistics import (
+    ALPHA,
+    AgainstItself,
+    Verdict,
+    against_itself,
+    judge,
+    relative_differences,
+    sequential_verdict,
+    smallest_detectable,
+    verdicts,
+)
 from stacklm.lab.tuning import best_rate, first_rates, next_rates
 
 Records = Mapping[str, Mapping[str, Any]]
@@ -115,9 +126,19 @@ class Lab:
             judged = [(arms[name], rate) for name, rate in (tuning.best or {}).items()]
             for seed in self.experiment.seeds.tune:
                 found += [Planned(self.trial(arm, rate, seed), arm, "tune") for arm, rate in tuned]
-            for seed in self.experiment.seeds.judge:
+            for seed in self._judging(records, size) if judged else ():
                 found += [Planned(self.trial(arm, rate, seed), arm, "judge") for arm, rate in judged]
         return found
+
+    def _judging(self, records: Records, size: float) -> Sequence[int]:
+        """The judging seeds that are needed so far: all, or those up to the first look that is not done or that decides."""
+        seeds = self.experiment.seeds
+        for look in seeds.looks[:-1]:
+            done = len(self._scores(records, size, seeds.judge[:look]))
+            result = self.result(records, size, seeds.judge[:look])
+            if done < look or (result and all(verdict.outcome != "no verdict" for verdict in result.verdicts.values())):
+                return seeds.judge[:look]
+        return seeds.judge
 
     def pending(self, records: Records) -> list[Planned]:
         """The trials that can run now, in order; empty when there is nothing left to do."""
@@ -129,20 +150,26 @@ class Lab:
         later = sum(arm.cost.training_flops for arm in judged) * len(self.experiment.seeds.judge)
         return later + sum(planned.arm.cost.training_flops for planned in self.pending(records))
 
-    def result(self, records: Records, size: float) -> Result | None:
-        """What the judging seeds say at one size; None while fewer than 3 seeds are complete for all arms.
+    def _scores(self, records: Records, size: float, seeds: Sequence[int]) -> dict[int, dict[str, float]]:
+        """Test scores of all arms of a size with each seed that is complete; empty before learning rates are chosen."""
+        chosen = self.tuning(records, size).best
+        if chosen is None:
+            return {}
+        arms = [arm for arm in self.arms if arm.size == size]
+        scores = {}
+        for seed in seeds:
+            identities = {arm.name: self.trial(arm, chosen[arm.name], seed).identity for arm in arms}
+            if all(identity in records for identity in identities.values()):
+                scores[seed] = {name: score(records[identity], "test") for name, identity in identities.items()}
+        return scores
+
+    def result(self, records: Records, size: float, seeds: Sequence[int] | None = None) -> Result | None:
+        """What the judging seeds, or these of them, say at one size; None while fewer than 3 are complete for all arms.
 
         A seed with which any arm failed is left out for all, and counted.
         """
-        chosen = self.tuning(records, size).best
-        if chosen is None:
-            return None
-        arms = {arm.name: arm for arm in self.arms if arm.size == size}
-        scores: dict[int, dict[str, float]] = {}
-        for seed in self.experiment.seeds.judge:
-            identities = {name: self.trial(arm, chosen[name], seed).identity for name, arm in arms.items()}
-            if all(identity in records for identity in identities.values()):
-                scores[seed] = {name: score(records[identity], "test") for name, identity in identities.items()}
+        scores = self._scores(records, size, self.experiment.seeds.judge if seeds is None else seeds)
+        arms, chosen = [arm.name for arm in self.arms if arm.size == size], self.tuning(records, size).best or {}
         whole = {seed: row for seed, row in scores.items() if all(map(math.isfinite, row.values()))}
         if len(whole) < 3:
             return None
@@ -156,8 +183,21 @@ class Lab:
             seeds=tuple(whole),
             left_out=tuple(seed for seed in scores if seed not in whole),
             scores={name: tuple(row[name] for row in whole.values()) for name in arms},
-            verdicts=verdicts(differences, self.experiment.margin),
+            verdicts=self._verdicts(differences),
         )
+
+    def _verdicts(self, differences: Mapping[str, NDArray[np.float64]]) -> dict[str, Verdict]:
+        """On all candidates: by Holm's method, or at the planned looks, where each candidate has an equal share of alpha."""
+        experiment, alpha = self.experiment, ALPHA / max(1, len(differences))
+        if not experiment.seeds.looks:
+            return verdicts(differences, experiment.margin)
+        enough = min((values.size for values in differences.values()), default=0) >= experiment.seeds.looks[0]
+        if not enough:  # seeds failed
+            return {name: replace(judge(values, experiment.margin), outcome="no verdict") for name, values in differences.items()}
+        return {
+            name: sequential_verdict(values, experiment.seeds.looks, experiment.margin, alpha)
+            for name, values in differences.items()
+        }
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ power come from scipy and statsmodels; this module only puts them together.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -186,7 +186,7 @@ def sequential_level(looks: tuple[int, ...], alpha: float = ALPHA, draws: int = 
     return float(np.quantile(smallest, alpha))
 
 
-def sequential_verdict(differences: Sequence[float], looks: tuple[int, ...], margin: float, alpha: float = ALPHA) -> Verdict:
+def sequential_verdict(differences: ArrayLike, looks: tuple[int, ...], margin: float, alpha: float = ALPHA) -> Verdict:
     """The verdict at the first of the planned looks that decides, or at the last one that the seeds allow.
 
     Raises `ValueError` for fewer seeds than the first look needs.

@@ -74,6 +74,8 @@ def test_the_experiments_settings_take_the_place_of_the_projects(tmp_path, param
     ("old", "new", "message"),
     [
         ("judge: [1, 2, 3]", "judge: [1, 2]", r"one.yaml: seeds: judge: 2 seeds give no verdict; at least 3 are needed"),
+        ("judge: [1, 2, 3]", "judge: [1, 2, 3], looks: [3, 4]", r"one.yaml: seeds: looks: 3, 4 must grow .* in `judge`, 3"),
+        ("judge: [1, 2, 3]", "judge: [1, 2, 3], looks: [2, 3]", r"one.yaml: seeds.looks\[0\]: 2"),
         ("judge: [1, 2, 3]", "judge: [1, 2, 3, 101]", r"one.yaml: seeds: tune and judge share 101"),
         ("judge: [1, 2, 3]", "judge: [1, 2, 3, 3]", r"one.yaml: seeds: judge: 3 stand there twice"),
         ("tune: [101]", "tune: []", r"one.yaml: seeds.tune: \[\] is not allowed"),

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from stacklm.lab.schedule import Lab, Planned
-from stacklm.lab.statistics import ALPHA
+from stacklm.lab.statistics import ALPHA, sequential_level
 from stacklm.lab.text import plan_text, result_text
 from support.lab_records import BEST, TRUTH, course, make_lab, measured
 
@@ -89,3 +89,32 @@ def test_an_arm_that_always_diverges_is_an_error(lab):
 
 def test_names_say_what_a_trial_is(lab):
     assert lab.pending({})[0].name == "baseline size 1, lr 0.0005, seed 101"
+
+
+@pytest.mark.parametrize("at_once", [1, 7])
+def test_with_looks_no_seed_is_trained_after_every_candidate_is_decided(lab, at_once):
+    """`worse` and `better` are decided soon; `equal`, with a margin that it needs all seeds for, is not."""
+    seeds = replace(lab.experiment.seeds, looks=(3, 5, 8))
+
+    def judged(names: set[str]) -> tuple[set[int], Lab, dict]:
+        experiment = replace(
+            lab.experiment, seeds=seeds, candidates={n: c for n, c in lab.experiment.candidates.items() if n in names}
+        )
+        some = Lab(
+            experiment, [arm for arm in lab.arms if arm.name in {"baseline", *names} and arm.size == 1], lab.settings, "d", "c"
+        )
+        records, done = course(some, at_once)
+        assert not some.pending(records)
+        return {planned.trial.train.seed for planned in done if planned.purpose == "judge"}, some, records
+
+    trained, some, records = judged({"better", "worse"})
+    assert trained == {1, 2, 3}
+    result = some.result(records, 1.0)
+    assert {name: verdict.outcome for name, verdict in result.verdicts.items()} == {"better": "better", "worse": "worse"}
+    level = sequential_level((3, 5, 8), ALPHA / 2)
+    assert {verdict.level for verdict in result.verdicts.values()} == {level} and level < ALPHA / 2
+    trained, some, records = judged({"equal"})
+    verdict = some.result(records, 1.0).verdicts["equal"]
+    assert len(trained) == verdict.seeds  # it stopped where it was decided, or at the end
+    unlike = some.result(records, 1.0, seeds.judge[:3]).verdicts["equal"]
+    assert len(trained) == 3 or unlike.outcome == "no verdict"
