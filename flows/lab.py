@@ -16,6 +16,7 @@ from flows.cache import VerifiedByRecord
 from flows.pretrain import run_stages, with_upstream
 from flows.watch import claim_run, stoppable
 from stacklm.config.schema import ParamsError
+from stacklm.config.train import Train
 from stacklm.lab.experiment import Trial
 from stacklm.lab.schedule import Planned
 from stacklm.lab.text import result_text
@@ -33,8 +34,8 @@ def run_trial(name: str, trial: Trial, shards: Path, work: Path) -> dict[str, An
 
 
 @flow(name="lab", description="Runs the trials of an experiment and says what they found.", validate_parameters=False)
-def lab(experiment: str, workers: int | None = None) -> State:
-    """The trials of `experiments/EXPERIMENT.yaml`, `workers` at once (by default as `trainings_at_once` has it)."""
+def lab(experiment: str, workers: int | None = None, dask: str | None = None) -> State:
+    """The trials of `experiments/EXPERIMENT.yaml`, `workers` at once, by default as `task_runner` has it."""
     project = Project.find()
     files = Files(project, experiment)
     if files.experiment.probe is None:
@@ -47,8 +48,7 @@ def lab(experiment: str, workers: int | None = None) -> State:
             found = files.begin()
         except ParamsError as error:
             return Failed(message=str(error))
-        at_once = workers or trainings_at_once(found.settings)
-        runner = ThreadPoolTaskRunner(max_workers=at_once)
+        runner, at_once = task_runner(found.settings, workers, dask)
         with stoppable(runner, children=running):
             broken = run_trials(found, files, tasks(files, runner), at_once)
         result = result_text(found, files.records())
@@ -60,6 +60,26 @@ def lab(experiment: str, workers: int | None = None) -> State:
         if broken:
             return Failed(message="\n".join([f"{len(broken)} trials failed; the same command tries them again", *broken.values()]))
         return Completed(message=f"{experiment}: all trials are done")
+
+
+def task_runner(settings: Train, workers: int | None, dask: str | None) -> tuple[TaskRunner, int]:
+    """What runs trials, and how many at once: threads of this process, as many as `trainings_at_once`; or Dask.
+
+    `dask` is the address of a scheduler, of whose workers each thread takes one trial, or `local` for worker processes here.
+    """
+    at_once = workers or trainings_at_once(settings)
+    if dask is None:
+        return ThreadPoolTaskRunner(max_workers=at_once), at_once
+    from dask import config
+    from distributed import Client
+    from prefect_dask.task_runners import DaskTaskRunner
+
+    if dask != "local":
+        with Client(dask) as client:
+            threads: Any = client.nthreads()
+            return DaskTaskRunner(address=dask), workers or sum(threads.values())
+    config.set({"distributed.worker.daemon": False})  # a daemon may have no children, and each trial is one
+    return DaskTaskRunner(cluster_kwargs={"n_workers": at_once, "threads_per_worker": 1, "dashboard_address": None}), at_once
 
 
 def tasks(files: Files, runner: TaskRunner) -> Callable[[Planned, Callable[[Outcome], None]], None]:
@@ -75,5 +95,7 @@ def tasks(files: Files, runner: TaskRunner) -> Callable[[Planned, Callable[[Outc
 
 
 def _outcome(future: PrefectFuture) -> Any:
-    future.wait()  # without it `state` asks the server, which may not know yet
-    return future.state.result(raise_on_failure=False)
+    try:
+        return future.result(raise_on_failure=False)
+    except Exception as error:  # of Dask: a worker that ended, or lacks what it needs
+        return error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 
@@ -9,19 +10,22 @@ from flows.server import ServerError, connect
 from stacklm.pipeline.project import Project
 
 
-def run(name: str, models: list[str] | None = None, experiment: str | None = None) -> int:
+def run(name: str, models: list[str] | None = None, experiment: str | None = None, dask: str | None = None) -> int:
     """Run the flow of that name in the project around the current directory; the exit code.
 
-    It is for the named `models` or all; the flow `lab` is for one `experiment`. Prints how each stage or trial went; a
-    failure goes to standard error, in the words of the stage that failed. Raises `ParamsError` for an experiment that cannot run.
+    It is for the named `models` or all; the flow `lab` is for one `experiment`, here or on `dask`. Prints how each stage or
+    trial went; a failure goes to standard error, in the words of the stage that failed. Raises `ParamsError` for an
+    experiment that cannot run.
     """
     project, server = Project.find(), None
     if name == "lab":
         from stacklm.pipeline.lab import Files
 
         Files(project, experiment or "").check()  # before a server is started
-    elif experiment:
-        return _fail(f"the flow {name} has no experiment {experiment!r}; only the flow lab has one", code=2)
+        if dask and not importlib.util.find_spec("prefect_dask"):
+            return _fail("--dask needs more packages: `pip install -e '.[dask]'`", code=2)
+    elif experiment or dask:
+        return _fail(f"the flow {name} has no {'experiment' if experiment else '--dask'}; only the flow lab has one", code=2)
     try:
         server = connect(project.state / "prefect")
         from flows.pretrain import FLOWS
@@ -34,7 +38,7 @@ def run(name: str, models: list[str] | None = None, experiment: str | None = Non
         if name == "lab":
             from flows.lab import lab  # with torch and scipy, which no other flow needs
 
-            state = lab(experiment=experiment, return_state=True)
+            state = lab(experiment=experiment, dask=dask, return_state=True)
         else:
             state = FLOWS[name](models=models or None, return_state=True)
     except KeyboardInterrupt:

@@ -57,6 +57,9 @@ def run_flow(
     name: Annotated[str, typer.Argument(help="pretrain (everything); or download, tokenizer, shards, audit, evaluate, compare.")],
     experiment: Annotated[str | None, typer.Argument(help="Of the flow lab: the name of a file in experiments/.")] = None,
     model: Annotated[list[str] | None, typer.Option(help="Only this model, without the comparison; repeatable.")] = None,
+    dask: Annotated[
+        str | None, typer.Option(help="Of the flow lab: run trials on Dask, `local` or the address of a scheduler.")
+    ] = None,
     set_: Set = None,
 ) -> None:
     """Run the pipeline, or an experiment, as a Prefect flow: side by side, cached tasks, seen in Prefect's UI."""
@@ -64,7 +67,7 @@ def run_flow(
     from stacklm.pipeline.project import check_tools
 
     check_tools(_project(set_))
-    raise typer.Exit(run(name, model, experiment))
+    raise typer.Exit(run(name, model, experiment, dask))
 
 
 @app.command()

@@ -33,6 +33,23 @@ def plan(
 
 
 @app.command()
+def run(name: Name) -> None:
+    """Run what is left of an experiment without Prefect, on the tokens that are there. The stages in experiments/dvc.yaml do so."""
+    from stacklm.pipeline.locks import hold_project
+    from stacklm.pipeline.trials import run_here
+    from stacklm.pipeline.watchdog import exit_with_entry_point
+
+    exit_with_entry_point()
+    files, _, workers = _opened(name)
+    with hold_project(files.project, f"lab run {name}", wait=True):
+        lab = files.begin()
+        broken = run_here(lab, files, workers)
+    _show(files, lab)
+    if broken:
+        raise RuntimeError("\n".join([f"{len(broken)} trials failed; the same command tries them again", *broken.values()]))
+
+
+@app.command()
 def status(name: Name) -> None:
     """Say which trials are done and which come next, and how long they take."""
     from stacklm.lab.text import status_text
@@ -44,12 +61,8 @@ def status(name: Name) -> None:
 @app.command()
 def show(name: Name) -> None:
     """Print the verdicts so far and write the report, from the records and without training."""
-    from stacklm.lab.text import result_text
-
     files, lab, _ = _opened(name)
-    print(result_text(lab, files.records()))
-    if (page := files.write_report()).exists():
-        print(f"\nread the report: {page}")
+    _show(files, lab)
 
 
 def verify(
@@ -62,6 +75,14 @@ def verify(
     found = verify(_opened(name)[0], trial)
     print(found.text())
     raise typer.Exit(0 if found.passed else 1)
+
+
+def _show(files: Files, lab: Lab) -> None:
+    from stacklm.lab.text import result_text
+
+    print(result_text(lab, files.records()))
+    if (page := files.write_report()).exists():
+        print(f"\nread the report: {page}")
 
 
 def _opened(name: str) -> tuple[Files, Lab, int]:

@@ -9,14 +9,17 @@ from stacklm.files import read_json, write_text
 from stacklm.pipeline.project import Project
 from stacklm.pipeline.stages import STAGES, Stage
 
+LAB = Stage(name="lab", function="stacklm.lab.trial:run_trial", params={}, writes={})
+"""A trial of an experiment: no stage of dvc.yaml, but experiments/dvc.yaml depends on its code."""
+
 
 def write_code(project: Project, stage: Stage) -> dict[str, str]:
-    """Write the file about the stage's code where it is not current, or those of all stages if it is the one that always runs.
+    """Write the file about the stage's code where it is not current, or those of all stages and trials if it always runs.
 
     Returns the code of this stage. A stage writes its own again when it begins, since DVC hashes the file when the stage
     has ended, and the code may have changed since the run began.
     """
-    for one in STAGES if stage.always else [stage]:
+    for one in (*STAGES, LAB) if stage.always else [stage]:
         path, text = project.root / one.code_file, code_text(project, one)
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             write_text(path, text)

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from stacklm.code import digest, source_root, units
+from stacklm.code import digest
 from stacklm.config.params import Params, load
 from stacklm.config.schema import ParamsError, listed, nearest, plain
 from stacklm.files import read_json, sha256, write_json
@@ -23,13 +23,11 @@ from stacklm.lab.experiment import Experiment, arms, load_experiment, settings
 from stacklm.lab.findings import Findings
 from stacklm.lab.probes import write_probe
 from stacklm.lab.schedule import Lab
-from stacklm.pipeline.code import changed_units, shortened
+from stacklm.pipeline.code import LAB, changed_units, shortened
 from stacklm.pipeline.project import Project
 from stacklm.pipeline.stages import Instance, stage
 
 FOLDER = "experiments"
-CODE = ("stacklm.lab.trial",)
-"""The module whose code, with all that it imports, decides what a trial gives."""
 
 
 @dataclass(frozen=True)
@@ -140,4 +138,4 @@ class Files:
             write_probe(self.experiment.probe, self.shards)
         if not manifest.is_file():
             raise ParamsError("there are no tokens to train on yet: `dvc repro shards` makes them")
-        return {"data": sha256(manifest), "code": units(CODE, source_root(self.project.root))}
+        return {"data": sha256(manifest), "code": LAB.code(self.project.root)}

@@ -29,13 +29,14 @@ class Project:
 
     @classmethod
     def find(cls, start: Path | None = None) -> Project:
-        """The project around `start` (default: the current directory): the nearest folder above with a dvc.yaml.
+        """The project around `start` (default: the current directory): the nearest folder above with a dvc.yaml, but not one that
+        lies in a project, such as experiments.
 
         Raises `ParamsError` outside a project.
         """
         start = (start or Path.cwd()).resolve()
         for root in (start, *start.parents):
-            if (root / "dvc.yaml").is_file():
+            if (root / "dvc.yaml").is_file() and not (root.parent / "dvc.yaml").is_file():
                 return cls(root, _main_checkout(root) / STATE)
         raise ParamsError(f"{start}: not inside a stacklm project (no dvc.yaml here or above); change to your checkout")
 

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from queue import SimpleQueue
@@ -69,6 +70,32 @@ def run_trials(lab: Lab, files: Files, start: Callable[[Planned, Callable[[Outco
         if (identity := planned.trial.identity) in records and not files.record(identity).exists():
             files.save(records[identity])
     return broken
+
+
+def run_here(lab: Lab, files: Files, at_once: int) -> dict[str, str]:
+    """`run_trials` in child processes of this one; Ctrl-C or an error ends them."""
+    with ThreadPoolExecutor(at_once) as pool:
+
+        def start(planned: Planned, ended: Callable[[Outcome], None]) -> None:
+            future = pool.submit(_tried, planned.trial, files.shards, files.work)
+            future.add_done_callback(lambda future: ended(lambda: future.exception() or future.result()))
+
+        try:
+            return run_trials(lab, files, start, at_once)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in running():
+                child.terminate()
+            raise
+
+
+def _tried(trial: Trial, shards: Path, work: Path, tries: int = TRIES) -> dict[str, Any]:
+    try:
+        return run_apart(trial, shards, work)
+    except RuntimeError:
+        if tries == 1:
+            raise
+        return _tried(trial, shards, work, tries - 1)
 
 
 def run_apart(trial: Trial, shards: Path, work: Path) -> dict[str, Any]:

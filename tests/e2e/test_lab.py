@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -157,6 +158,7 @@ def test_an_experiment_that_cannot_run_is_refused_before_a_server_starts(project
     file.write_text(EXPERIMENT.replace("d_ff: 32}", "d_ff: 32, d_f: 1}"))
     assert "did you mean `d_ff`" in project.cli("lab", "plan", "one", code=2)
     assert "only the flow lab has one" in project.cli("run-flow", "pretrain", "one", code=2)
+    assert "only the flow lab has one" in project.cli("run-flow", "pretrain", "--dask", "local", code=2)
 
 
 @pytest.mark.slow
@@ -178,3 +180,49 @@ def test_a_real_experiment_that_is_killed_ends_in_the_same_records(project, tmp_
     assert weights == {identity: record["weights"] for identity, record in records(whole).items()}
     log = Path(project.root, "log.txt").read_text()
     assert "Traceback" not in log
+
+
+@pytest.mark.slow
+def test_an_experiment_is_a_stage_of_dvc_that_repeats_nothing(project):
+    stages = project.root / "experiments" / "dvc.yaml"
+    stages.write_text(stages.read_text().replace("[aa, short-convolution]", "[one]"))
+    assert "lab" not in project.repro()  # the main job runs no experiment
+    assert "Running stage 'experiments/dvc.yaml:lab@one'" in project.repro("experiments/dvc.yaml:lab@one")
+    before = {path.name: path.read_bytes() for path in (project.root / "experiments" / "one" / "records").iterdir()}
+    assert len(before) >= 12 and "verdict" in project.cli("lab", "show", "one")
+    assert "didn't change, skipping" in project.repro("experiments/dvc.yaml:lab@one").rpartition("lab@one")[2]
+
+    # a fresh clone has the records, but neither DVC's notes nor work folders
+    shutil.rmtree(project.root / ".stacklm" / "lab")
+    (project.root / "experiments" / "dvc.lock").unlink()
+    assert "bits per byte, " not in project.repro("experiments/dvc.yaml:lab@one")
+    assert {path.name: path.read_bytes() for path in (project.root / "experiments" / "one" / "records").iterdir()} == before
+
+    (project.root / "params.yaml").write_text(
+        (project.root / "params.yaml").read_text().replace("max_bytes: 400", "max_bytes: 380")
+    )
+    assert "its tokens changed" in project.repro("experiments/dvc.yaml:lab@one", check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheduler", ["local", "address"])
+def test_trials_on_two_workers_of_dask_end_in_the_same_records(project, tmp_path, scheduler):
+    whole = project.copy(tmp_path / "whole")
+    whole.extra["PREFECT_API_URL"] = project.extra["PREFECT_API_URL"]
+    whole.stacklm("run-flow", "lab", "one")
+    processes = []
+    if scheduler == "address":
+        processes = [project.start("dask", "scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", "scheduler.json")]
+        wait_for((project.root / "scheduler.json").exists)
+        address = json.loads((project.root / "scheduler.json").read_text())["address"]
+        worker = ["dask", "worker", address, "--nworkers", "2", "--nthreads", "1", "--no-dashboard"]
+        processes.append(project.start(*worker, DASK_DISTRIBUTED__WORKER__DAEMON="False"))
+    try:
+        printed = project.stacklm("run-flow", "lab", "one", "--dask", address if processes else "local")
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+            process.wait()
+    assert "3 seeds" in printed
+    weights = {identity: record["weights"] for identity, record in records(project).items()}
+    assert weights == {identity: record["weights"] for identity, record in records(whole).items()}

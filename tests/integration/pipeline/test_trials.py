@@ -18,7 +18,7 @@ from stacklm.lab.trial import run_trial
 from stacklm.pipeline import trials
 from stacklm.pipeline.lab import Files
 from stacklm.pipeline.project import Project
-from stacklm.pipeline.trials import run_apart, run_trials
+from stacklm.pipeline.trials import run_apart, run_here, run_trials
 from support.checkout import TINY_PARAMS
 from support.train_files import MODELS, TRAIN, write_text
 
@@ -109,3 +109,35 @@ def test_two_hundred_trials_with_made_up_scores_are_begun_once_each_and_serve_an
     assert len(begun) == len({*begun}) == len(found["one"]) == 200
     assert found["two"] == found["one"]
     assert capsys.readouterr().out.count("bits per byte") == 200
+
+
+ALONE = """\
+{question: q, refuted_by: r, budget: parameters, margin: 0.005, candidates: {}, seeds: {tune: [], judge: [1, 2, 3]},
+ baseline: {architecture: {kind: dense, d_model: 16, n_heads: 2, n_layers: 1, d_ff: 32}, optimizer: {peak_lr: 1e-2}}}
+"""
+
+
+def test_trials_run_without_prefect_and_one_that_fails_is_tried_twice(tmp_path, monkeypatch):
+    write_text(tmp_path / "out" / "shards")
+    (tmp_path / "params.yaml").write_text(TINY_PARAMS)
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "alone.yaml").write_text(ALONE)
+    files = Files(Project(tmp_path, tmp_path / ".stacklm"), "alone")
+    lab = files.begin()
+    unlucky = lab.pending({})[1].trial
+    tries = []
+
+    def apart(trial, shards, work):
+        tries.append(trial.identity)
+        if trial == unlucky:
+            raise RuntimeError("out of luck")
+        return run_apart(trial, shards, work)
+
+    monkeypatch.setattr(trials, "run_apart", apart)
+    broken = run_here(lab, files, at_once=2)
+    assert {*broken} == {unlucky.identity} and broken[unlucky.identity].endswith("seed 2: out of luck")
+    assert len(tries) == 4 and tries.count(unlucky.identity) == 2
+    before = files.records()
+    monkeypatch.undo()
+    assert run_here(lab, files, at_once=2) == {}
+    assert len(files.records()) == 3 and before.items() <= files.records().items()
