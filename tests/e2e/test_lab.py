@@ -199,7 +199,7 @@ def test_an_experiment_is_a_stage_of_dvc_that_repeats_nothing(project):
     assert {path.name: path.read_bytes() for path in (project.root / "experiments" / "one" / "records").iterdir()} == before
 
     (project.root / "params.yaml").write_text(
-        (project.root / "params.yaml").read_text().replace("max_bytes: 400", "max_bytes: 380")
+        (project.root / "params.yaml").read_text().replace("max_bytes: 400", "max_bytes: 200")
     )
     assert "its tokens changed" in project.repro("experiments/dvc.yaml:lab@one", check=False)
 
