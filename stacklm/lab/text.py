@@ -54,6 +54,8 @@ def differences_table(lab: Lab) -> str:
     rows = [
         (arm.name, f"{arm.size:g}", key, f"{ours}", f"{theirs}") for arm in lab.arms for key, (theirs, ours) in arm.changed.items()
     ]
+    if not rows:
+        return "no candidates: the baseline against itself"
     return table(("candidate", "size", "key", "candidate's", "baseline's"), rows, left=3)
 
 

@@ -1,7 +1,7 @@
 """The experiments of a project: their files, the records of their trials, and what those belong to.
 
     experiments/NAME.yaml            the experiment
-    experiments/NAME/origin.json     the tokens and the code that its trials were made with
+    experiments/NAME/origin.json     the tokens, the settings and the code that its trials were made with
     experiments/NAME/records/ID.json one small record for each trial; all of them belong into git
     experiments/NAME/report/         the report, made from these
 
@@ -10,14 +10,15 @@ Work in progress and weights are in `.stacklm/lab`, where equal trials of all ex
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from stacklm.code import digest
 from stacklm.config.params import Params, load
-from stacklm.config.schema import ParamsError, listed, nearest, plain
+from stacklm.config.schema import ParamsError, differing_fields, listed, nearest, plain, read
+from stacklm.config.train import Train
 from stacklm.files import read_json, sha256, write_json
 from stacklm.lab.experiment import Experiment, arms, load_experiment, settings
 from stacklm.lab.findings import Findings
@@ -73,7 +74,12 @@ class Files:
 
     @cached_property
     def params(self) -> Params:
-        return load(self.project.params_file)
+        """The project's settings; where the experiment has begun, with the training settings and vocabulary of its trials."""
+        params, origin = load(self.project.params_file), self.began() or {}
+        if "train" not in origin:
+            return params
+        vocabulary = replace(params.tokenizer, vocab_size=origin["vocab_size"])
+        return replace(params, train=read(Train, origin["train"]), tokenizer=vocabulary)
 
     def check(self) -> None:
         """Raise `ParamsError` unless all arms of the experiment can be built and meet its budget."""
@@ -86,21 +92,22 @@ class Files:
         return Lab(self.experiment, found, settings(self.experiment, self.params), origin["data"], digest(origin["code"]))
 
     def begin(self) -> Lab:
-        """The experiment with the present tokens and code, which become those of its trials.
+        """The experiment with the present tokens, code and settings, which become those of its trials.
 
         Raises `ParamsError` where it has begun with others, or where there are no tokens.
         """
         before, now = self.began(), self.present()
         if before and before != now:
             changed = changed_units(before["code"], now["code"])
-            why = f"{shortened(changed)} changed" if changed else "its tokens changed"
+            keys = [f"train.{key}" for key in differing_fields(before.get("train", {}), now["train"])]
+            why = f"{shortened(changed or keys)} changed" if changed or keys else "its tokens changed"
             trials = len(list((self.origin.parent / "records").glob("*.json")))
             raise ParamsError(
                 f"{self.name}: {trials} trials were made before {why}, and trials of both must not be compared: "
                 f"undo the change, or remove {FOLDER}/{self.name}/ to begin again"
             )
         write_json(self.origin, now)
-        return self.lab()
+        return replace(self).lab()  # its settings are read again
 
     def records(self) -> dict[str, dict[str, Any]]:
         """The records of all experiments of the project, by identity."""
@@ -128,14 +135,20 @@ class Files:
         return self.origin.parent / "records" / f"{identity}.json"
 
     def began(self) -> dict[str, Any] | None:
-        """The tokens and the code of its trials; None before the first."""
+        """The tokens, the code and the settings of its trials; None before the first."""
         return read_json(self.origin) if self.origin.exists() else None
 
     def present(self) -> dict[str, Any]:
-        """The tokens and the code that there are now. Raises `ParamsError` where there are no tokens."""
+        """The tokens, the code and the settings that there are now. Raises `ParamsError` where there are no tokens."""
         manifest = self.shards / "manifest.json"
         if self.experiment.probe:
             write_probe(self.experiment.probe, self.shards)
         if not manifest.is_file():
             raise ParamsError("there are no tokens to train on yet: `dvc repro shards` makes them")
-        return {"data": sha256(manifest), "code": LAB.code(self.project.root)}
+        params = load(self.project.params_file)
+        return {
+            "data": sha256(manifest),
+            "vocab_size": params.tokenizer.vocab_size,
+            "train": plain(settings(self.experiment, params)),
+            "code": LAB.code(self.project.root),
+        }

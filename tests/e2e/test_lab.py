@@ -138,6 +138,17 @@ def test_other_code_or_tokens_are_not_mixed_with_the_trials_there(project):
             files.begin()
 
 
+def test_an_experiment_keeps_the_settings_that_it_began_with(project):
+    """Another value in params.yaml hides no record, and begins no trials that must not be compared with those there."""
+    before = Files(project.project, "one").begin()
+    wanted = [planned.trial.identity for planned in before.pending({})]
+    project.set("train.eval_tokens=512", "train.max_grad_norm=0.5")
+    after = Files(project.project, "one")
+    assert [planned.trial.identity for planned in after.lab().pending({})] == wanted
+    with pytest.raises(ParamsError, match=r"before train.max_grad_norm, train.eval_tokens changed"):
+        after.begin()
+
+
 def test_a_trial_is_verified_by_training_it_again(project):
     files = Files(project.project, "one")
     trial = files.begin().pending({})[0].trial

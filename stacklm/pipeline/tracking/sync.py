@@ -50,13 +50,14 @@ def pending(project: Project) -> list[Pretraining]:
     return [run for run in Pretraining.finished(project) if _receipt(run) != _stamp(run)]
 
 
-def sync_all(project: Project) -> bool:
+def sync_all(project: Project, experiments: bool = True) -> bool:
     """Bring MLflow up to date with what is published; tell whether it is. A failure is one warning, never an error."""
     try:
         for run in pending(project):
             sync(run)
         _register(project)
-        sync_labs(project)
+        if experiments:
+            sync_labs(project)
     except Exception as error:
         warn(project, error)
         return False

@@ -38,9 +38,7 @@ def report(findings: Findings, folder: Path) -> Report:
     sections = [Section("Learning rates", RATES, figures=plots.draw_rates(findings, folder))]
     if findings.results:
         sections = [
-            Section(
-                "Differences", INTERVALS, figures=[plots.draw_candidates(findings, folder)], tables=[tables.verdicts(findings)]
-            ),
+            *_differences(findings, folder),
             Section("Loss against the budgets", _budgets(findings), figures=plots.draw_budgets(findings, folder)),
             *_scaling(tables.scaling(findings)),
             *sections,
@@ -54,6 +52,15 @@ def report(findings: Findings, folder: Path) -> Report:
     if findings.results:
         sections.append(Section("Trials", tables=[tables.trials(findings)]))
     return Report(findings.lab.experiment.question, finding(findings), _cards(findings), _notes(findings), sections)
+
+
+def _differences(findings: Findings, folder: Path) -> list[Section]:
+    """None of the baseline against itself."""
+    if not findings.candidates:
+        return []
+    return [
+        Section("Differences", INTERVALS, figures=[plots.draw_candidates(findings, folder)], tables=[tables.verdicts(findings)])
+    ]
 
 
 def finding(findings: Findings) -> str:
