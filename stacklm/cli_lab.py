@@ -26,7 +26,7 @@ def plan(
     files, lab, workers = _opened(name)
     latencies = None
     if latency:
-        from stacklm.lab.latency import decode_latency
+        from stacklm.lab.speed import decode_latency
 
         latencies = decode_latency(lab.arms, files.params.tokenizer.vocab_size, lab.settings.context_length)
     print(f"{plan_text(lab, files.records(), workers, latencies)}\n\n{differences_table(lab)}")

@@ -14,7 +14,7 @@ from stacklm.model.cache import KEYS_AND_VALUES
 from stacklm.model.count import count
 from stacklm.plan.plan import cache_bytes
 
-Axis = Literal["parameters", "training_flops", "tokens"]
+Axis = Literal["parameters", "training_flops", "tokens", "seconds"]
 
 CLOSE, FAR = 0.01, 0.05
 """Relative mismatch on the axis held equal above which an experiment warns, and above which it is refused."""
@@ -82,9 +82,11 @@ def _times(name: str, width: int, factor: float) -> int:
 def fitted(name: str, model: Model, train: Train, vocab_size: int, target: Cost, axis: Axis) -> tuple[Model, Cost]:
     """The model with the d_ff that comes nearest to the target on the axis held equal, and what it takes.
 
-    The d_ff of several stacks keep their proportions. On the axis `tokens` shapes stay as they are. Raises `ParamsError`
-    with the numbers where no d_ff comes within `FAR`.
+    The d_ff of several stacks keep their proportions. On the axes `tokens` and `seconds` shapes stay as they are. Raises
+    `ParamsError` with the numbers where no d_ff comes within `FAR`.
     """
+    if axis == "seconds":
+        return model, cost(model, train, vocab_size)
     if axis != "tokens":
         wanted = getattr(target, axis)
 

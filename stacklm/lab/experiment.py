@@ -97,10 +97,16 @@ class Arm:
     name: str
     size: float
     model: Model
+    train: Train
+    """The settings of its trainings, but for the seed."""
     cost: Cost
     mismatch: dict[str, float]
     changed: Differences
     """The keys in which it differs from the baseline of its size, with both values."""
+
+    @property
+    def key(self) -> str:
+        return f"{self.name} {self.size:g}"
 
     @property
     def warning(self) -> str | None:
@@ -140,8 +146,11 @@ def load_experiment(path: Path) -> Experiment:
         raise ParamsError(f"{path.name}: {error}") from None
 
 
-def arms(experiment: Experiment, params: Params) -> list[Arm]:
+def arms(experiment: Experiment, params: Params, speeds: Mapping[str, float] | None = None) -> list[Arm]:
     """The baseline and all candidates at every size, with shapes that meet the budget.
+
+    On the axis `seconds` an arm's number of steps meets it: `speeds` are measured seconds per step by `Arm.key`. Without them
+    all arms have the baseline's steps.
 
     Raises `ParamsError` for an arm that cannot meet it, for a change of a key that does not exist, and for a difference
     from the baseline that is not declared.
@@ -152,16 +161,29 @@ def arms(experiment: Experiment, params: Params) -> list[Arm]:
     for size in experiment.sizes:
         baseline = replace(experiment.baseline, architecture=scaled(experiment.baseline.architecture, size))
         target = cost(baseline, train, vocab_size)
-        found.append(Arm("baseline", size, baseline, target, {experiment.budget: 0.0}, {}))
+        found.append(Arm("baseline", size, baseline, train, target, {experiment.budget: 0.0}, {}))
         for name, candidate in experiment.candidates.items():
             model = candidate.model or changed(experiment.baseline, candidate.change or {}, f"candidates.{name}.change")
             model = replace(model, architecture=scaled(model.architecture, size))
-            model, reached = fitted(f"candidates.{name}", model, train, vocab_size, target, experiment.budget)
+            own, off = _as_long(train, name, size, speeds) if experiment.budget == "seconds" and speeds else (train, 0.0)
+            model, reached = fitted(f"candidates.{name}", model, own, vocab_size, target, experiment.budget)
             differences = differing_fields(plain(baseline), plain(model))
             _check_declared(name, candidate, differences)
-            held = {experiment.budget: mismatch(reached, target)[experiment.budget]}
-            found.append(Arm(name, size, model, reached, held, differences))
+            held = {experiment.budget: mismatch(reached, target).get(experiment.budget, off)}
+            found.append(Arm(name, size, model, own, reached, held, differences))
     return found
+
+
+def _as_long(train: Train, name: str, size: float, speeds: Mapping[str, float]) -> tuple[Train, float]:
+    """The settings with as many steps as take the time of the baseline's, and by how much they miss it."""
+    ratio = speeds[f"baseline {size:g}"] / speeds[f"{name} {size:g}"]
+    steps = max(1, round(train.max_steps * ratio))
+    if train.warmup_steps >= steps or train.hard_stop:
+        raise ParamsError(
+            f"candidates.{name}: in the time of the baseline's {train.max_steps} steps it makes {steps}; with the budget `seconds` "
+            f"these must be more than train.warmup_steps = {train.warmup_steps}, and train.hard_stop must be null"
+        )
+    return replace(train, max_steps=steps), steps / (train.max_steps * ratio) - 1
 
 
 def settings(experiment: Experiment, params: Params) -> Train:

@@ -75,7 +75,7 @@ class Lab:
     experiment: Experiment
     arms: Sequence[Arm]
     settings: Train
-    """The section `train` of every trial, but for the seed."""
+    """The section `train` of the baseline's trials, but for the seed."""
     data: str
     code: str
     _trials: dict[tuple[str, float, float, int], Trial] = field(default_factory=dict, repr=False, compare=False)
@@ -89,7 +89,7 @@ class Lab:
         key = arm.name, arm.size, rate, seed
         if key not in self._trials:
             model = replace(arm.model, optimizer=replace(arm.model.optimizer, peak_lr=rate))
-            self._trials[key] = Trial(model, replace(self.settings, seed=seed), self.data, self.code)
+            self._trials[key] = Trial(model, replace(arm.train, seed=seed), self.data, self.code)
         return self._trials[key]
 
     def tuning(self, records: Records, size: float) -> Tuning:

@@ -73,7 +73,7 @@ def plan_text(lab: Lab, records: Records, workers: int, latencies: Sequence[floa
         f"refuted by: {experiment.refuted_by}",
         "",
         arms_table(lab, latencies),
-        f"held equal: {experiment.budget}",
+        f"held equal: {experiment.budget}" + (", by speeds measured when it begins" if experiment.budget == "seconds" else ""),
         "",
         f"trials: {tune} to tune learning rates ({experiment.rates} each, more where the best is at an edge), {judge} to judge",
         f"time: {time_left(lab, records, workers)}",

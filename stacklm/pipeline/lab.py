@@ -88,7 +88,7 @@ class Files:
     def lab(self) -> Lab:
         """The experiment with the tokens and the code that its trials began with; of one that has not begun both are empty."""
         origin = self.began() or {"data": "", "code": {}}
-        found = arms(self.experiment, self.params)
+        found = arms(self.experiment, self.params, origin.get("speeds"))
         return Lab(self.experiment, found, settings(self.experiment, self.params), origin["data"], digest(origin["code"]))
 
     def begin(self) -> Lab:
@@ -97,6 +97,7 @@ class Files:
         Raises `ParamsError` where it has begun with others, or where there are no tokens.
         """
         before, now = self.began(), self.present()
+        speeds = before.pop("speeds", None) if before else None
         if before and before != now:
             changed = changed_units(before["code"], now["code"])
             keys = [f"train.{key}" for key in differing_fields(before.get("train", {}), now["train"])]
@@ -106,8 +107,15 @@ class Files:
                 f"{self.name}: {trials} trials were made before {why}, and trials of both must not be compared: "
                 f"undo the change, or remove {FOLDER}/{self.name}/ to begin again"
             )
+        if self.experiment.budget == "seconds":
+            now["speeds"] = speeds or self._speeds()
         write_json(self.origin, now)
         return replace(self).lab()  # its settings are read again
+
+    def _speeds(self) -> dict[str, float]:
+        from stacklm.lab.speed import seconds_per_step
+
+        return seconds_per_step(arms(self.experiment, self.params), self.params.tokenizer.vocab_size)
 
     def records(self) -> dict[str, dict[str, Any]]:
         """The records of all experiments of the project, by identity."""

@@ -149,6 +149,16 @@ def test_an_experiment_keeps_the_settings_that_it_began_with(project):
         after.begin()
 
 
+def test_speeds_are_measured_once_so_that_trials_stay_the_same(project):
+    file = project.root / "experiments" / "one.yaml"
+    file.write_text(EXPERIMENT.replace("budget: parameters", "budget: seconds"))
+    first = Files(project.project, "one").begin()
+    steps = {arm.key: arm.train.max_steps for arm in first.arms}
+    assert len({*steps}) == 2 and steps["baseline 1"] == first.settings.max_steps
+    again = Files(project.project, "one").begin()
+    assert [planned.trial.identity for planned in again.pending({})] == [planned.trial.identity for planned in first.pending({})]
+
+
 def test_a_trial_is_verified_by_training_it_again(project):
     files = Files(project.project, "one")
     trial = files.begin().pending({})[0].trial
