@@ -188,42 +188,6 @@ def plan(
     raise typer.Exit(0 if fits else 1)
 
 
-@app.command("lr-find")
-def lr_find(
-    model: Annotated[str | None, typer.Option(help="One model of params.yaml; by default all.")] = None,
-    low: Annotated[float, typer.Option(help="The learning rate to begin with.")] = 1e-5,
-    high: Annotated[float, typer.Option(help="The learning rate to end with, if the loss does not rise before.")] = 1.0,
-    steps: Annotated[int, typer.Option(help="Updates from one to the other.")] = 100,
-    write: Annotated[bool, typer.Option("--write", help="Put the suggestions into params.yaml.")] = False,
-) -> None:
-    """Suggest a peak learning rate: train with a rising one until the loss rises, and plot it (.stacklm/lr-find)."""
-    from stacklm.config.params import load, set_values
-
-    project = _project()
-    params = load(project.params_file)
-    names = _chosen(params, model)
-    shards, folder = _paths(project, "shards")["shards"], project.state / "lr-find"
-    if not shards.exists():
-        _fail("there are no tokens to train on yet: `dvc repro shards` makes them")
-    from stacklm.report.lr_find import describe, record
-    from stacklm.train.lr_find import lr_find, peak_lrs
-
-    changes = []
-    for name in names:
-        entry = params.models[name]
-        test = lr_find(f"lr-find {name}", params.train, entry, shards, low, high, steps)
-        record(test, params.train, entry, folder, name)
-        print(describe(test, params.train, entry, name) + f"\nplot and data: {folder / name}.svg, .json\n", flush=True)
-        if not test.caveat:
-            rates = peak_lrs(entry.optimizer, test.suggestion)
-            changes += [f"models.{name}.optimizer.{key}={lr}" for key, lr in rates.items()]
-    if write and changes:
-        set_values(project.params_file, changes)
-        print(f"params.yaml: set {', '.join(changes)}")
-    elif changes:
-        print("The same command with --write puts this into params.yaml.")
-
-
 @app.command()
 def claims() -> None:
     """Put what was published about the first models beside what this code counts."""

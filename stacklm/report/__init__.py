@@ -6,6 +6,5 @@ tables      their rows, as text for people
 plots       loss against tokens, FLOPs and time; health while training
 page        one report as index.html and as Markdown
 compare     the stage that makes it all
-lr_find     the result of a learning-rate range test
 variants    the variants of a stacked model, before anything is trained
 """

@@ -12,7 +12,6 @@ resume       which checkpoints a run may resume from
 metrics      the files of rows that a run writes, and what it measures of itself
 health       whether every part of a model learns
 certificate  the audit's certificate, without which nothing is trained
-lr_find      the learning-rate range test
 """
 
 from __future__ import annotations

@@ -293,7 +293,6 @@ COMMANDS = {
     "status": [],
     "plan": [],
     "plan --set": ["plan", "--set", "train.max_steps=13"],
-    "lr-find": [],
     "audit": [],
     "variants": [],
     "generate": ["generate", "def "],
