@@ -1,6 +1,6 @@
 """Load a trained model and continue a prompt.
 
-python examples/generate_text.py [PROMPT] [MODEL]      after `dvc repro`, in the checkout
+python examples/generate_text.py [PROMPT] [MODEL-SEED]      after `dvc repro`, in the checkout
 """
 
 import sys
@@ -13,7 +13,7 @@ from stacklm.model.cache import Decoder
 from stacklm.model.store import load_model
 
 
-def main(prompt: str = "def ", name: str = "stacked", out: Path = Path("out")) -> None:
+def main(prompt: str = "def ", name: str = "stacked-1", out: Path = Path("out")) -> None:
     tokenizer = Tokenizer.load(out / "tokenizer")
     model, config = load_model(out / "models" / name, tokenizer.digest)  # refuses another tokenizer, and damaged weights
     decoder = Decoder(model.eval(), config.context_length)

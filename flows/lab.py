@@ -17,9 +17,9 @@ from flows.pretrain import run_stages, with_upstream
 from flows.watch import claim_run, stoppable
 from stacklm.config.schema import ParamsError
 from stacklm.config.train import Train
-from stacklm.lab.experiment import Trial
 from stacklm.lab.schedule import Planned
 from stacklm.lab.text import result_text
+from stacklm.lab.trial import Trial
 from stacklm.pipeline.lab import Files
 from stacklm.pipeline.locks import hold_project
 from stacklm.pipeline.project import Project, trainings_at_once

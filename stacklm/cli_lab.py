@@ -65,6 +65,22 @@ def show(name: Name) -> None:
     _show(files, lab)
 
 
+@app.command()
+def correlate(
+    text: Annotated[str, typer.Argument(help="An experiment on text.")],
+    probe: Annotated[str, typer.Argument(help="An experiment on a synthetic task, with arms of the same names.")],
+) -> None:
+    """Say how well a synthetic task predicts bits per byte over the arms of two experiments, and write a report of it."""
+    from stacklm.lab.correlation import correlate
+    from stacklm.report.lab.correlation import sentence, write
+
+    files, other = _opened(text)[0], _opened(probe)[0]
+    found = correlate(files.findings(), other.findings())
+    folder = files.report.parent / f"correlation-{probe}"
+    write(found, text, probe, folder)
+    print(f"{probe} and {text}: {sentence(found)}\n\nread the report: {folder / 'index.html'}")
+
+
 def verify(
     name: Name,
     trial: Annotated[str, typer.Argument(help="The beginning of its identity, as in the report or in records/.")],

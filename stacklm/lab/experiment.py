@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
-from stacklm.code import digest
 from stacklm.config.model import Model
 from stacklm.config.params import Params, assign, load_plain
 from stacklm.config.schema import Differences, ParamsError, Positive, Range, differing_fields, flatten, listed, plain, read
-from stacklm.config.train import Train, passes
+from stacklm.config.train import Train
 from stacklm.lab import probes
 from stacklm.lab.budget import CLOSE, Axis, Cost, cost, fitted, mismatch, scaled
 
@@ -113,28 +111,6 @@ class Arm:
         """Where the budget is met, but not within 1%."""
         axis, off = max(self.mismatch.items(), key=lambda item: abs(item[1]), default=("", 0.0))
         return f"{self.name} at size {self.size:g}: {axis} {off:+.1%} of the baseline's" if abs(off) > CLOSE else None
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One training: an arm's model with its learning rate, and the settings with the seed."""
-
-    model: Model
-    train: Train
-    data: str
-    """Digest of the tokens that are trained and judged on."""
-    code: str
-    """Identity of the code that trains and evaluates."""
-
-    @cached_property
-    def identity(self) -> str:
-        """Equal for trials that give the same weights, whatever experiment they belong to."""
-        return digest(plain(self))[:16]
-
-    @property
-    def shape(self) -> str:
-        """Equal for trials that differ in nothing that the audit looks at: in the learning rate, the seed or the schedule."""
-        return digest([plain(self.model.architecture), plain(passes(self.train)), self.data, self.code])[:16]
 
 
 def load_experiment(path: Path) -> Experiment:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stacklm.config.train import Train
-from stacklm.lab.experiment import Arm, Experiment, Trial
+from stacklm.lab.experiment import Arm, Experiment
 from stacklm.lab.statistics import (
     ALPHA,
     AgainstItself,
@@ -28,6 +28,7 @@ from stacklm.lab.statistics import (
     smallest_detectable,
     verdicts,
 )
+from stacklm.lab.trial import Trial
 from stacklm.lab.tuning import best_rate, first_rates, next_rates
 
 Records = Mapping[str, Mapping[str, Any]]

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,17 @@ import torch
 from numpy.typing import NDArray
 
 from stacklm.audit.audit import audit
+from stacklm.code import digest
+from stacklm.config.model import Model
 from stacklm.config.schema import plain
+from stacklm.config.train import Train, passes
 from stacklm.data.batches import evaluation_batches
 from stacklm.data.shards import Shards
 from stacklm.files import read_json, sha256, write_json
 from stacklm.lab.answers import LEARNT, learning, score_answers
-from stacklm.lab.budget import cost
-from stacklm.lab.experiment import Trial
 from stacklm.lab.probes import ANSWERS, read_answers
 from stacklm.model.build import ModelConfig
+from stacklm.model.count import count
 from stacklm.model.layers import LanguageModel
 from stacklm.model.store import WEIGHTS, load_model
 from stacklm.train import NotCertifiedError
@@ -38,6 +41,28 @@ DOCUMENTS = "documents.npz"
 JUDGED = ("valid", "test")
 MOST_GROUPS = 200
 """Scores in a record, so that it stays small: of more documents, neighbouring ones are added up."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training: an arm's model with its learning rate, and the settings with the seed."""
+
+    model: Model
+    train: Train
+    data: str
+    """Digest of the tokens that are trained and judged on."""
+    code: str
+    """Identity of the code that trains and evaluates."""
+
+    @cached_property
+    def identity(self) -> str:
+        """Equal for trials that give the same weights, whatever experiment they belong to."""
+        return digest(plain(self))[:16]
+
+    @property
+    def shape(self) -> str:
+        """Equal for trials that differ in nothing that the audit looks at: in the learning rate, the seed or the schedule."""
+        return digest([plain(self.model.architecture), plain(passes(self.train)), self.data, self.code])[:16]
 
 
 @dataclass(frozen=True)
@@ -77,13 +102,14 @@ def run_trial(trial: Trial, shards: Path, work: Path, batch_size: int = 16) -> d
     pretrain(trial.train, trial.model, shards, certificate, trained, folder / "timing.jsonl", folder / "run")
     seconds = time.monotonic() - started
     model, config = load_model(trained)
+    tokens = trial.train.last_step * trial.train.tokens_per_step
     scored = _answers if (shards / ANSWERS).exists() else _documents
     record = {
         "identity": trial.identity,
         **plain(trial),
         **scored(model, data, folder, config.context_length, batch_size),
         "weights": sha256(trained / WEIGHTS),
-        "flops": cost(trial.model, trial.train, data.vocab_size).training_flops,
+        "flops": tokens * count(trial.model.architecture, data.vocab_size, config.context_length).training_flops_per_token,
         "seconds": round(seconds, 1),
         "began": began.isoformat(timespec="seconds"),
         "machine": machine(),

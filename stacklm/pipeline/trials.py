@@ -16,10 +16,9 @@ from typing import Any
 import psutil
 
 from stacklm.files import read_json, write_json
-from stacklm.lab.experiment import Trial
 from stacklm.lab.schedule import Lab, Planned
 from stacklm.lab.text import shown
-from stacklm.lab.trial import RECORD, run_trial
+from stacklm.lab.trial import RECORD, Trial, run_trial
 from stacklm.pipeline.lab import Files
 from stacklm.pipeline.watchdog import exit_with
 from stacklm.train import NonFiniteError

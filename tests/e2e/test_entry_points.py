@@ -87,7 +87,7 @@ def test_nothing_is_redone_by_either_entry_point_after_a_move_and_changes_of_cod
     edit(checkout, "stacklm/__init__.py", '__version__ = "', '__version__ = "1')
     edit(checkout, "stacklm/train/trainer.py", '"""One optimizer step', '"""A step')
     edit(checkout, "stacklm/train/trainer.py", "def train_step(run: Run, step: int", "# a comment\ndef train_step(run, step: float")
-    edit(checkout, "stacklm/plan/plan.py", "\n\n\n", "\n\n\nUNUSED = 1  # in a module that no stage imports\n\n\n")
+    edit(checkout, "stacklm/plan/text.py", "\n\n\n", "\n\n\nUNUSED = 1  # in a module that no stage imports\n\n\n")
     assert checkout.stacklm("status", "--quiet") == ""
     flow(checkout)
     repro(checkout)
@@ -116,7 +116,8 @@ def test_a_change_of_code_is_named_and_may_be_accepted(checkout):
     assert (note["reason"], note["changed"]) == ("the same number", [changed.removesuffix(" changed")])
     assert note["code"] != record["code"]
     assert {name for name, digest in outputs(checkout).items() if made[name] != digest} == {
-        *("out/code/pretrain.json", "out/records/pretrain@dense-1.json", "out/records/pretrain@stacked-1.json")
+        *("out/code/lab.json", "out/code/pretrain.json"),
+        *("out/records/pretrain@dense-1.json", "out/records/pretrain@stacked-1.json"),
     }
     checkout.set("train.max_steps=14")
     assert "more than its code changed" in checkout.stacklm("accept", "pretrain@dense-1", "--reason", "none", check=False)

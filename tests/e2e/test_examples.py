@@ -51,7 +51,7 @@ def test_a_fault_is_found_and_a_sound_model_passes(capsys, monkeypatch):
     assert "off by 1: positions see 1 tokens ahead" in printed
 
 
-@pytest.mark.parametrize("name", ["stacked", "dense"])
+@pytest.mark.parametrize("name", ["stacked-1", "dense-1"])
 def test_a_trained_model_writes(name, finished: Checkout, capsys, monkeypatch):
     monkeypatch.chdir(finished.root)
     assert len(run("generate_text", capsys, monkeypatch, "def ", name)) > len("def \n")

@@ -23,7 +23,7 @@ from stacklm.train.validate import Score, score
 
 VOCAB, CONTEXT = 30, 10
 ARCHITECTURES = {
-    "dense": Dense(d_model=16, n_heads=2, n_layers=2, d_ff=32, conv_size=4),
+    "dense": Dense(d_model=16, n_heads=2, n_layers=2, d_ff=32),
     "stacked": Stacked(d_model=16, n_heads=2, stacks=(Stack(4, 4, 16), Stack(4, 8, 16)), dropout=0.2),
 }
 ATTENTION = {"dense": "blocks.0.attention", "stacked": "stacks.0.attention"}

@@ -13,8 +13,7 @@ import pytest
 
 from stacklm.config.optimizer import AdamW
 from stacklm.files import read_json, sha256
-from stacklm.lab.experiment import Trial
-from stacklm.lab.trial import run_trial
+from stacklm.lab.trial import Trial, run_trial
 from stacklm.pipeline import trials
 from stacklm.pipeline.lab import Files
 from stacklm.pipeline.project import Project

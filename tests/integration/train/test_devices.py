@@ -257,4 +257,4 @@ def test_settings_that_no_team_can_use_are_refused() -> None:
         check_team(replace(TRAIN, strategy="fsdp"), Muon(), 2)
     check_team(replace(TRAIN, strategy="fsdp"), Muon(), 1)
     with pytest.raises(ParamsError, match=r"train.nproc: 3 cannot share .* \(models.stacked\)"):
-        Params(Data(StdlibSource()), TokenizerConfig(300), replace(TRAIN, nproc=3), {"stacked": STACKED}, Evaluate())
+        Params(Data(StdlibSource()), TokenizerConfig(300), replace(TRAIN, nproc=3), {"stacked": STACKED}, (1,), Evaluate())

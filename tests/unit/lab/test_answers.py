@@ -15,11 +15,11 @@ from stacklm.config.params import load
 from stacklm.data.shards import Shards
 from stacklm.files import sha256
 from stacklm.lab.answers import LEARNT, score_answers
-from stacklm.lab.experiment import Trial, arms, load_experiment, settings
+from stacklm.lab.experiment import arms, load_experiment, settings
 from stacklm.lab.probes import KHop, Probe, Recall, context_length, drawn, read_answers, vocab_size, write_probe
 from stacklm.lab.schedule import Lab
 from stacklm.lab.text import result_text
-from stacklm.lab.trial import run_trial
+from stacklm.lab.trial import Trial, run_trial
 from stacklm.model.build import build
 from support.checkout import TINY_PARAMS
 from support.train_files import TRAIN

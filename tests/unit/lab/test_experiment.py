@@ -9,7 +9,8 @@ import pytest
 
 from stacklm.config.params import Params, load
 from stacklm.config.schema import ParamsError
-from stacklm.lab.experiment import Experiment, Trial, arms, changed, load_experiment, settings
+from stacklm.lab.experiment import Experiment, arms, changed, load_experiment, settings
+from stacklm.lab.trial import Trial
 from support.checkout import TINY_PARAMS
 
 FILE = """\

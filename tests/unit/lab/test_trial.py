@@ -14,8 +14,7 @@ import torch
 from stacklm.data.batches import evaluation_batches
 from stacklm.data.shards import Shards
 from stacklm.files import read_json, sha256
-from stacklm.lab.experiment import Trial
-from stacklm.lab.trial import DocumentScores, read_documents, read_groups, run_trial, score_documents
+from stacklm.lab.trial import DocumentScores, Trial, read_documents, read_groups, run_trial, score_documents
 from stacklm.model.build import build
 from stacklm.train.loss import token_losses
 from stacklm.train.validate import score
@@ -99,3 +98,11 @@ def test_groups_hold_the_whole_text_in_order_and_are_of_nearly_equal_size(docume
     assert len(found.nats_D) == groups and found.bits_per_byte == pytest.approx(scores.bits_per_byte)
     assert found.bytes_D.max() - found.bytes_D.min() <= 1
     assert (np.diff(found.nats_D / found.bytes_D) > 0).all()
+
+
+def test_the_identity_of_a_trial_holds_no_code_that_plans_or_judges():
+    """Else a change of the solver or of the statistics would part new trials from those that are there."""
+    ours = {
+        file for file in import_closure("stacklm.lab.trial") if file.startswith(("stacklm/lab", "stacklm/plan", "stacklm/report"))
+    }
+    assert ours == {f"stacklm/lab/{name}.py" for name in ("__init__", "answers", "probes", "trial")}

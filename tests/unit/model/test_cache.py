@@ -71,6 +71,7 @@ def test_what_is_kept_of_a_token():
         "stacked keys and values": 4 * (keys + values),
         "stacked inputs": 4 * 2 * 16,
         "dense keys and values": 4 * 2 * 2 * 16,
+        "dense with a convolution": 4 * 2 * 2 * 16,
     }
 
 

@@ -14,7 +14,7 @@ from support import ROOT
 SHIPPED = load(ROOT / "params.yaml")
 VOCAB, CONTEXT = SHIPPED.tokenizer.vocab_size, SHIPPED.train.context_length
 ARCHITECTURES = {
-    **{name: ModelConfig(model.architecture, VOCAB, CONTEXT) for name, model in SHIPPED.models.items()},
+    **{name: ModelConfig(SHIPPED.models[name].architecture, VOCAB, CONTEXT) for name in ("published", "dense")},
     **PRESETS,
     "swiglu": ModelConfig(Dense(d_model=48, n_heads=3, n_layers=2, d_ff=100, ffn="swiglu"), 300, 24),
     "conv": ModelConfig(Dense(d_model=48, n_heads=3, n_layers=2, d_ff=100, conv_size=4), 300, 24),

@@ -89,7 +89,7 @@ def test_training_alone_refuses_an_old_certificate_after_the_code_changed(tmp_pa
         "tokenizer: {vocab_size: 300}\n"
         "train: {max_steps: 2, context_length: 16, global_batch_size: 4, micro_batch_size: 4,\n"
         "        warmup_steps: 1, device: cpu, threads: 1}\n"
-        "models: {dense: {architecture: {kind: dense, d_model: 16, n_heads: 2, n_layers: 1, d_ff: 32}}}\n"
+        "seeds: [1]\nmodels: {dense: {architecture: {kind: dense, d_model: 16, n_heads: 2, n_layers: 1, d_ff: 32}}}\n"
         "evaluate: {}\n"
     )
     command = [sys.executable, "-m", "stacklm.train", "--model", "dense", "--shards", shards, "--certificate", certificate]
