@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from stacklm.code import import_closure
 from stacklm.data.batches import evaluation_batches
 from stacklm.data.shards import Shards
 from stacklm.files import read_json, sha256
