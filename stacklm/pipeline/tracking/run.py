@@ -44,11 +44,11 @@ METRICS = {
     "valid_loss": "loss/valid",
     "lr": "optimizer/learning_rate",
     "grad_norm": "optimizer/grad_norm",
-    "tokens": "progress/tokens",
-    "flops": "progress/training_flops",
 }
+PROGRESS = {"tokens": "progress/tokens", "flops": "progress/training_flops", "seconds": "progress/seconds"}
+"""What the validation loss is drawn over. These have a point where that has one and no others: charts of grouped runs pair the
+points of two metrics by their order."""
 TIMING = {
-    "seconds": ("progress/seconds", 1),
     "tokens_per_second": ("speed/tokens_per_second", 1),
     "cpu_percent": ("system/cpu_utilization_percentage", 1),
     "system_memory_percent": ("system/system_memory_usage_percentage", 1),
@@ -220,7 +220,14 @@ class Point(NamedTuple):
 def points(metrics: Sequence[Mapping[str, Any]], timing: Sequence[Mapping[str, Any]], steps: int) -> list[Point]:
     """All points to show of a run of `steps` optimizer steps. Of growing rows it is always a beginning of the same points."""
     clock = _Clock(timing)
+    timed = timing[-1]["step"] if timing else -1
+    validated = [
+        {**row, "seconds": clock.at(row["step"]) if row["step"] <= timed else None}
+        for row in metrics
+        if row.get("valid_bits_per_byte") is not None
+    ]
     curves = [(row_key, key, 1, metrics) for row_key, key in METRICS.items()]
+    curves += [(row_key, key, 1, validated) for row_key, key in PROGRESS.items()]
     curves += [(row_key, key, factor, timing) for row_key, (key, factor) in TIMING.items()]
     curves += [(key, key, 1, metrics) for key in dict.fromkeys(key for row in metrics for key in row) if key.startswith(HEALTH)]
     return [

@@ -4,7 +4,7 @@ import zlib
 
 from stacklm.model.count import ROLES
 from stacklm.pipeline.tracking import pages
-from stacklm.pipeline.tracking.run import METRICS, POINTS, TIMING, points
+from stacklm.pipeline.tracking.run import METRICS, POINTS, PROGRESS, TIMING, points
 from support.tracking_project import metrics, timing
 
 
@@ -14,7 +14,7 @@ def by_key(key: str, found: list) -> list:
 
 def test_every_figure_becomes_a_curve_over_the_training_step():
     found = points(metrics(20), timing(20), 20)
-    assert {point.key for point in found} == {*METRICS.values(), *(key for key, _ in TIMING.values())} - {
+    assert {point.key for point in found} == {*METRICS.values(), *PROGRESS.values(), *(key for key, _ in TIMING.values())} - {
         "system/gpu_0_memory_usage_megabytes"
     }
     assert [(p.step, round(p.value, 6)) for p in by_key("loss/valid", found)] == [
@@ -54,6 +54,16 @@ def test_before_the_first_and_after_the_last_timed_step_time_stands_still():
     assert {p.seconds for p in points(metrics(20), [], 20)} == {0}
 
 
+def test_what_validation_is_drawn_over_has_points_where_that_has_one():
+    """Charts of grouped runs pair the points of two metrics by their order, not by their steps."""
+    sparse = [row for row in timing(20) if row["step"] in (4, 8, 12)]  # of a run that grows: the last times are still to come
+    found = points(metrics(20), sparse, 20)
+    steps = [p.step for p in by_key("bits_per_byte/valid", found)]
+    assert [p.step for p in by_key("progress/tokens", found)] == [p.step for p in by_key("progress/training_flops", found)] == steps
+    assert [(p.step, p.value) for p in by_key("progress/seconds", found)] == [(0, 0), (5, 2.5), (10, 5)]
+    assert [p.value for p in by_key("progress/tokens", found)] == [16 * step for step in steps]
+
+
 def test_a_long_curve_is_thinned_and_keeps_its_last_step():
     steps = 10 * POINTS + 7
     rows = [{"step": s, "train_loss": float(s)} for s in range(steps + 1)]
@@ -73,7 +83,7 @@ def test_the_saved_view_shows_metrics_that_exist():
     scores = {f"{score}/{split}" for score in ("bits_per_byte", "loss") for split in ("test", "valid_whole")}
     size = {"model/parameters", "model/body_parameters", "model/training_flops_per_token"}
     health = {f"health/relative_update/{role}" for parameters in ROLES.values() for role in parameters.values()}
-    known = {*METRICS.values(), *(key for key, _ in TIMING.values()), *scores, *size, *health, "step", None}
+    known = {*METRICS.values(), *PROGRESS.values(), *(key for key, _ in TIMING.values()), *scores, *size, *health, "step", None}
     assert {name for charts in pages.SECTIONS.values() for chart in charts for name in chart} <= known
 
 
