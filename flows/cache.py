@@ -31,12 +31,9 @@ class VerifiedByDVC(CachePolicy):
         receipt = self.pipeline.receipt(inputs["address"])
         if receipt is None:
             return None
-        key = hashlib.sha256(f"{receipt} {self.project.root} {prefect.__version__}".encode()).hexdigest()
         # The stage may have been made by `dvc repro`, or in this flow's body when no key was known yet. DVC's word
         # is what counts, so Prefect's record follows it.
-        if not task_ctx.result_store.exists(key):
-            task_ctx.result_store.write(obj=None, key=key)
-        return key
+        return _cached(task_ctx, f"{receipt} {self.project.root}", None)
 
 
 @dataclass(kw_only=True)
@@ -50,7 +47,12 @@ class VerifiedByRecord(CachePolicy):
         record = finished(inputs["trial"], work)
         if record is None:
             return None
-        key = hashlib.sha256(f"{json.dumps(record)} {work} {prefect.__version__}".encode()).hexdigest()
-        if not task_ctx.result_store.exists(key):
-            task_ctx.result_store.write(obj=record, key=key)
-        return key
+        return _cached(task_ctx, f"{json.dumps(record)} {work}", record)
+
+
+def _cached(task_ctx: TaskRunContext, identity: str, result: Any) -> str:
+    """The key of what is on the disk, under which Prefect has the result from now on."""
+    key = hashlib.sha256(f"{identity} {prefect.__version__}".encode()).hexdigest()
+    if not task_ctx.result_store.exists(key):
+        task_ctx.result_store.write(obj=result, key=key)
+    return key
