@@ -10,6 +10,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from stacklm.config.schema import ParamsError
 from stacklm.config.train import Train
 
@@ -80,4 +82,15 @@ def trainings_at_once(train: Train) -> int:
     accelerated = bool(shutil.which("nvidia-smi")) or platform.system() == "Darwin"
     if train.device in ("cuda", "mps") or (train.device == "auto" and accelerated):
         return 1
-    return max(1, (os.cpu_count() or 1) // (train.threads * train.nproc))
+    return max(1, processors() // (train.threads * train.nproc))
+
+
+def processors(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """How many processors this process may use: those that it is bound to, and no more than its container's share.
+
+    `quota` is Linux's file about that share: microseconds of processor time, or `max`, in a period of so many.
+    """
+    bound = getattr(psutil.Process(), "cpu_affinity", None)  # macOS binds no process
+    found = len(bound()) if bound else os.cpu_count() or 1
+    limit, period = quota.read_text(encoding="ascii").split() if quota.is_file() else ("max", "1")
+    return found if limit == "max" else min(found, max(1, int(limit) // int(period)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 
 import pytest
 from ruamel.yaml import YAML
@@ -64,7 +63,7 @@ def test_the_flows_can_be_deployed_by_name(pretrain):
     ("device", "threads", "processors", "expected"), [("cpu", 2, 8, 4), ("cpu", 4, 2, 1), ("cuda", 1, 8, 1), ("mps", 1, 8, 1)]
 )
 def test_models_train_side_by_side_on_enough_processors(monkeypatch, device, threads, processors, expected):
-    monkeypatch.setattr(os, "cpu_count", lambda: processors)
+    monkeypatch.setattr("stacklm.pipeline.project.processors", lambda: processors)
     train = parse(YAML(typ="safe").load(TINY_PARAMS)).train
     assert trainings_at_once(dataclasses.replace(train, device=device, threads=threads)) == expected
 
