@@ -14,6 +14,7 @@ import typer
 
 from stacklm.cli_lab import app as lab_app
 from stacklm.cli_lab import verify
+from stacklm.cli_start import doctor
 
 if TYPE_CHECKING:
     from stacklm.config.model import Stacked
@@ -29,6 +30,7 @@ app = typer.Typer(
 
 app.add_typer(lab_app, name="lab")
 app.command()(verify)
+app.command()(doctor)
 
 Set = Annotated[
     list[str] | None,

@@ -116,6 +116,17 @@ def dvc_yaml() -> str:
     return buffer.getvalue()
 
 
+def differing_stages(project: Project) -> list[str]:
+    """The stages that a project's dvc.yaml lacks or has otherwise than the table; further stages are the user's own."""
+    from ruamel.yaml import YAML, YAMLError
+
+    try:
+        there = YAML(typ="safe").load(project.root / "dvc.yaml")["stages"]
+    except (YAMLError, KeyError, TypeError):
+        there = {}
+    return [stage.name for stage in STAGES if there.get(stage.name) != _definition(stage)]
+
+
 def _definition(stage: Stage) -> dict:
     item = Instance(stage, *[f"${{item.{name}}}" for name in stage.per])  # pyright: ignore[reportArgumentType] (DVC fills them in)
     definition: dict = {"matrix": {name: f"${{{name}s}}" for name in stage.per}} if stage.per else {}

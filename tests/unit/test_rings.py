@@ -22,7 +22,7 @@ def ring_of(module: str) -> str:
     first = rest.partition(".")[0]
     if package == "flows":
         return "flows"
-    return first if first in RINGS else "cli" if first in ("cli", "cli_lab", "__main__") else "base"
+    return first if first in RINGS else "cli" if first.startswith("cli") or first == "__main__" else "base"
 
 
 def imports(path: Path) -> set[str]:

@@ -1,0 +1,291 @@
+"""What this machine has of what the main job needs, and what to do about what is not right. Works outside a project as well.
+
+Every check is a function of the project, or of None outside of one, that returns what it found. Nothing is changed.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+import psutil
+
+from stacklm.config.data import HuggingFaceSource
+from stacklm.config.params import load
+from stacklm.config.schema import ParamsError
+from stacklm.pipeline.dvc import differing_stages
+from stacklm.pipeline.project import Project, check_tools
+from stacklm.pipeline.tracking.store import artifact_root, is_server, shown_uri, tracking_uri
+from stacklm.units import quantity
+
+MEMORY, DISK = 2 * 10**9, 10**9
+"""Bytes that the main job takes with the default settings, rounded up: two trainings at once, Prefect's server, the outputs."""
+PATIENCE = 3
+"""Seconds to wait for an answer from elsewhere."""
+HUB = "https://huggingface.co"
+UI_PORT = 5000
+SIGN = {"ok": "ok", "note": "note", "missing": "MISSING"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. Only what is `missing` keeps the main job from running."""
+
+    of: str
+    state: Literal["ok", "note", "missing"]
+    found: str
+    advice: str = ""
+    """What to do, unless it is ok."""
+
+
+def examine(project: Project | None, prefect_api: str | None) -> list[Finding]:
+    """All findings, in the order in which they matter; `prefect_api` is the server that the user has chosen, if any."""
+    hub = Answer(HUB)  # asked while torch is imported
+    return [
+        python(),
+        packages(),
+        torch(),
+        memory(),
+        disk(project),
+        git(),
+        dvc(project),
+        mlflow(project),
+        prefect(prefect_api),
+        network(project, hub),
+        ports(),
+        settings(project),
+    ]
+
+
+def text(findings: list[Finding]) -> str:
+    """A line for each finding, its advice below it, and whether the main job can run."""
+    lines = []
+    for one in findings:
+        lines.append(f"{SIGN[one.state]:<8} {one.of:<9} {one.found}")
+        lines += [f"{'':<18} -> {one.advice}"] if one.advice else []
+    missing = [one.of for one in findings if one.state == "missing"]
+    verdict = (
+        f"The main job cannot run yet: {', '.join(missing)}." if missing else "The main job can run: `stacklm run-flow pretrain`."
+    )
+    return "\n".join([*lines, "", verdict])
+
+
+def python() -> Finding:
+    return Finding("Python", "ok", f"{platform.python_version()}, {sys.executable}")
+
+
+def packages() -> Finding:
+    """Whether every package that stacklm requires is installed in a version that it accepts."""
+    from packaging.requirements import Requirement
+
+    try:
+        required = [Requirement(line) for line in importlib.metadata.requires("stacklm") or []]
+    except importlib.metadata.PackageNotFoundError:
+        return Finding("packages", "missing", "stacklm runs from its source and is not installed", f"{_pip()} -e . in the checkout")
+    wanted = [one for one in required if one.marker is None or one.marker.evaluate({"extra": ""})]
+    wrong = [one for one in wanted if not one.specifier.contains(_version(one.name) or "0", prereleases=True)]
+    if not wrong:
+        return Finding("packages", "ok", f"all {len(wanted)} that stacklm requires")
+    found = ", ".join(f"{one.name} {_version(one.name) or 'is not installed'}" for one in wrong)
+    return Finding("packages", "missing", found, " ".join([_pip(), *(f"'{one}'" for one in wrong)]))
+
+
+def torch() -> Finding:
+    """Whether torch can be imported and computes, and what it computes on."""
+    try:
+        import torch
+
+        torch.ones(2, 2).matmul(torch.ones(2, 2))
+    except Exception as error:  # a broken installation raises anything
+        return Finding("torch", "missing", f"cannot be used: {error}", f"{_pip()} --force-reinstall 'torch>=2.11'")
+    version = f"{torch.__version__}"
+    if torch.cuda.is_available():
+        room = quantity(torch.cuda.get_device_properties(0).total_memory, "B")
+        return Finding("torch", "ok", f"{version} on {torch.cuda.get_device_name()}, {room}")
+    if torch.backends.mps.is_available():
+        return Finding("torch", "ok", f"{version} on the GPU of this Mac")
+    cpu = f"{version} on the CPU, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
+    if gpu := _gpu():
+        build = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "has no CUDA"
+        return Finding("torch", "note", f"{cpu}; it {build} and cannot use {gpu}", "install PyTorch for its driver: pytorch.org")
+    return Finding("torch", "ok", cpu)
+
+
+def memory() -> Finding:
+    free = psutil.virtual_memory().available
+    found = f"{quantity(free, 'B')} free of {quantity(psutil.virtual_memory().total, 'B')}"
+    if free >= MEMORY:
+        return Finding("memory", "ok", found)
+    return Finding(
+        "memory", "note", found, f"the defaults take up to {quantity(MEMORY, 'B')}: end other programs, or see `stacklm plan`"
+    )
+
+
+def disk(project: Project | None) -> Finding:
+    """Room and the right to write, where the project is and where temporary files are."""
+    for folder in dict.fromkeys([project.root if project else Path.cwd(), Path(tempfile.gettempdir())]):
+        if not os.access(folder, os.W_OK):
+            return Finding("disk", "missing", f"{folder} is read-only", "work in a folder that is yours")
+        if (free := shutil.disk_usage(folder).free) < DISK:
+            need = f"the defaults take up to {quantity(DISK, 'B')}: make room, or `dvc gc --workspace` for what older runs left"
+            return Finding("disk", "missing", f"{quantity(free, 'B')} free at {folder}", need)
+    return Finding("disk", "ok", f"{quantity(shutil.disk_usage(project.root if project else Path.cwd()).free, 'B')} free")
+
+
+def git() -> Finding:
+    if shutil.which("git") is None:
+        return Finding("git", "missing", "no `git` on the PATH", "install git, which DVC works with: git-scm.com")
+    version, name, mail = (_git(*words) for words in (["--version"], ["config", "user.name"], ["config", "user.email"]))
+    if not (name and mail):
+        advice = 'git config --global user.name "Your Name"; git config --global user.email you@example.com'
+        return Finding("git", "note", f"{version}; it does not know who you are, so it cannot commit", advice)
+    return Finding("git", "ok", version)
+
+
+def dvc(project: Project | None) -> Finding:
+    """Whether it is there, works in the project, and knows the stages of this version."""
+    if not (version := _version("dvc")):
+        return Finding("DVC", "missing", "not installed", f"{_pip()} 'dvc>=3.60'")
+    if project and shutil.which("git"):
+        try:
+            check_tools(project)
+        except ParamsError as error:
+            found, _, advice = str(error).rpartition(": ")
+            return Finding("DVC", "missing", f"{version}; {found}", advice)
+    if project and (differ := differing_stages(project)):
+        found = f"{version}; dvc.yaml does not have {', '.join(differ)} as this version of stacklm does"
+        return Finding("DVC", "note", found, "`stacklm dvc-yaml` writes it again; `git diff dvc.yaml` shows what that changes")
+    return Finding("DVC", "ok", version)
+
+
+def mlflow(project: Project | None) -> Finding:
+    """Whether it is there and can keep runs; training does not depend on it."""
+    if not (version := _version("mlflow")):
+        return Finding("MLflow", "missing", "not installed", f"{_pip()} 'mlflow>=3.10,<4'")
+    if project is None:
+        return Finding("MLflow", "ok", version)
+    try:
+        uri, _ = tracking_uri(project), artifact_root(project)
+    except RuntimeError as error:
+        found, _, advice = str(error).partition(": ")
+        return Finding("MLflow", "note", f"{version}; {found}", advice)
+    if is_server(uri) and uri.startswith("http") and not Answer(uri).came:
+        return Finding("MLflow", "note", f"{version}; {uri} does not answer", "start it; `stacklm sync` fills in what it misses")
+    return Finding("MLflow", "ok", f"{version}, {shown_uri(project)}")
+
+
+def prefect(api: str | None) -> Finding:
+    """Whether it is there, and the user's server answers, if they have chosen one."""
+    if not (version := _version("prefect")):
+        return Finding("Prefect", "missing", "not installed", f"{_pip()} 'prefect>=3.8,<3.9'")
+    if not api:
+        return Finding("Prefect", "ok", f"{version}, with a server for as long as a flow")
+    if Answer(api).came:
+        return Finding("Prefect", "ok", f"{version}, {api}")
+    advice = "`prefect server start`; or unset PREFECT_API_URL, and choose a profile without it, for a server of the flow's own"
+    return Finding("Prefect", "missing", f"{version}; the server at {api}, which you have chosen, does not answer", advice)
+
+
+def network(project: Project | None, hub: Answer) -> Finding:
+    """Whether the Hugging Face hub answers, and whether that matters."""
+    if hub.came:
+        return Finding("network", "ok", f"{HUB} answers")
+    try:
+        needed = project is not None and isinstance(load(project.params_file).data.source, HuggingFaceSource)
+    except (ParamsError, OSError):
+        needed = False
+    if needed:
+        advice = "connect, or set HTTPS_PROXY; what has been downloaded before is used without"
+        return Finding("network", "missing", f"{HUB} does not answer, and data.source is there", advice)
+    return Finding("network", "note", f"{HUB} does not answer", "not needed unless data.source is `kind: huggingface`")
+
+
+def ports() -> Finding:
+    """Whether this machine lets a flow's server listen, and whether the port of `stacklm ui` is free."""
+    try:
+        socket.create_server(("127.0.0.1", 0)).close()
+    except OSError as error:
+        advice = "allow programs to listen on 127.0.0.1; `dvc repro` needs no server"
+        return Finding("ports", "missing", f"none can be opened on 127.0.0.1: {error}", advice)
+    try:
+        socket.create_server(("127.0.0.1", UI_PORT)).close()
+    except OSError:
+        return Finding("ports", "note", f"{UI_PORT} is taken", f"`stacklm ui --port {UI_PORT + 1}`, unless that is your MLflow")
+    return Finding("ports", "ok", f"{UI_PORT} is free for `stacklm ui`")
+
+
+def settings(project: Project | None) -> Finding:
+    if project is None:
+        return Finding("project", "note", "not inside one", "`stacklm init my-lab` makes a new one")
+    try:
+        load(project.params_file)
+    except ParamsError as error:
+        return Finding("project", "missing", f"{project.root}: {error}", "`stacklm params` explains every key")
+    return Finding("project", "ok", f"{project.root}")
+
+
+class Answer:
+    """A connection to the host of an address, or to the proxy that the user has set, tried in the background."""
+
+    def __init__(self, url: str) -> None:
+        self._came = False
+        self._thread = threading.Thread(target=self._try, args=(_reached_by(url),), daemon=True)  # names may take long to look up
+        self._thread.start()
+
+    @property
+    def came(self) -> bool:
+        """Waits for at most `PATIENCE` more seconds."""
+        self._thread.join(PATIENCE)
+        return self._came
+
+    def _try(self, url: str) -> None:
+        parts = urlsplit(url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        try:
+            socket.create_connection((parts.hostname or "", port), timeout=PATIENCE).close()
+            self._came = True
+        except OSError:
+            pass
+
+
+def _reached_by(url: str) -> str:
+    """The address itself, or that of the proxy in between."""
+    from urllib.request import getproxies, proxy_bypass
+
+    parts = urlsplit(url)
+    proxy = getproxies().get(parts.scheme)
+    return proxy if proxy and not proxy_bypass(parts.netloc) else url
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], capture_output=True, text=True).stdout.strip()
+
+
+def _gpu() -> str:
+    """The name of the first GPU that its driver knows; empty where there is none."""
+    if shutil.which("nvidia-smi") is None:
+        return ""
+    done = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True)
+    return done.stdout.strip().partition("\n")[0] if done.returncode == 0 else ""
+
+
+def _pip() -> str:
+    return f"{sys.executable} -m pip install"
