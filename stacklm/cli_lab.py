@@ -18,18 +18,17 @@ Name = Annotated[str, typer.Argument(help="An experiment: the name of a file in 
 @app.command()
 def plan(
     name: Name,
-    latency: Annotated[bool, typer.Option("--latency", help="Also measure how long each arm takes to decode a token.")] = False,
+    latency: Annotated[
+        bool, typer.Option("--latency", help="Measure how long each arm takes to decode a token; the report shows it, too.")
+    ] = False,
 ) -> None:
     """Say what an experiment takes and what its seeds can see, before it runs."""
     from stacklm.lab.text import differences_table, plan_text
 
     files, lab, workers = _opened(name)
-    latencies = None
     if latency:
-        from stacklm.lab.speed import decode_latency
-
-        latencies = decode_latency(lab.arms, files.params.tokenizer.vocab_size, lab.settings.context_length)
-    print(f"{plan_text(lab, files.records(), workers, latencies)}\n\n{differences_table(lab)}")
+        files.measure_latency()
+    print(f"{plan_text(lab, files.records(), workers, files.latency())}\n\n{differences_table(lab)}")
 
 
 @app.command()

@@ -13,6 +13,7 @@ import numpy as np
 from stacklm.lab.experiment import Arm
 from stacklm.lab.scaling import FEWEST, Scaling, fit_scaling
 from stacklm.lab.schedule import Lab, Records, Result, Tuning
+from stacklm.lab.speed import Latency
 from stacklm.lab.statistics import bootstrap_interval
 from stacklm.lab.trial import read_groups
 
@@ -24,6 +25,8 @@ class Findings:
     name: str
     lab: Lab
     records: Records
+    latency: Latency | None = None
+    """Where it has been measured."""
 
     @cached_property
     def results(self) -> dict[float, Result]:

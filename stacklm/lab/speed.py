@@ -9,28 +9,75 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from stacklm.code import digest
+from stacklm.config.schema import plain
 from stacklm.lab.experiment import Arm
+from stacklm.lab.trial import machine
 from stacklm.model.build import build
 from stacklm.model.cache import Decoder
 from stacklm.train.device import setup_device
+
+
+class Timing(NamedTuple):
+    """Seconds: the median, and the quartiles below and above it."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long one more token takes each arm, as it was measured once and is kept beside the records."""
+
+    machine: dict[str, str]
+    measured: str
+    """The date, in UTC."""
+    context: int
+    """Tokens of the sequence, the new one included."""
+    rounds: int
+    seconds: dict[str, tuple[float, ...]]
+    """A `Timing` by `Arm.key`."""
+    architectures: dict[str, str]
+    """What was measured, as digests."""
+
+    def of(self, arm: Arm) -> Timing | None:
+        """None of an arm that was not measured, or not in its present shape."""
+        same = self.architectures.get(arm.key) == _shape(arm)
+        return Timing(*self.seconds[arm.key]) if same else None
 
 
 def seconds_per_step(arms: Sequence[Arm], vocab_size: int, rounds: int = 5) -> dict[str, float]:
     """Seconds of one optimizer step with the batch, device and threads of training, by `Arm.key`."""
     with _threads():
         steps = {arm.key: _training(arm, vocab_size) for arm in arms}
-        return dict(zip(steps, _medians(list(steps.values()), rounds), strict=True))
+        return {key: timing.median for key, timing in zip(steps, _timed(list(steps.values()), rounds), strict=True)}
 
 
-def decode_latency(arms: Sequence[Arm], vocab_size: int, context: int, rounds: int = 9) -> list[float]:
-    """Seconds for the last token of a full context of one sequence, with cached keys and values, on one CPU thread."""
+def decode_latency(arms: Sequence[Arm], vocab_size: int, context: int, rounds: int = 25) -> Latency:
+    """Of the last token of a full context of one sequence, with cached keys and values, on one CPU thread."""
     with _threads():
         torch.set_num_threads(1)
-        return _medians([_decoding(arm, vocab_size, context) for arm in arms], rounds)
+        timings = _timed([_decoding(arm, vocab_size, context) for arm in arms], rounds)
+    return Latency(
+        machine=machine(),
+        measured=f"{datetime.now(UTC).date()}",
+        context=context,
+        rounds=rounds,
+        seconds={arm.key: tuple(timing) for arm, timing in zip(arms, timings, strict=True)},
+        architectures={arm.key: _shape(arm) for arm in arms},
+    )
+
+
+def _shape(arm: Arm) -> str:
+    return digest(plain(arm.model.architecture))[:16]
 
 
 def _training(arm: Arm, vocab_size: int) -> Callable[[], None]:
@@ -64,10 +111,11 @@ def _decoding(arm: Arm, vocab_size: int, context: int) -> Callable[[], None]:
     return one_token
 
 
-def _medians(work: Sequence[Callable[[], None]], rounds: int) -> list[float]:
-    """Seconds of each, after one call that does not count."""
+def _timed(work: Sequence[Callable[[], None]], rounds: int) -> list[Timing]:
+    """Of each, after one call that does not count. There must be two rounds or more."""
     times = [[_seconds(one) for one in work] for _ in range(1 + rounds)]
-    return [statistics.median(own) for own in zip(*times[1:], strict=True)]
+    quartiles = (statistics.quantiles(own, method="inclusive") for own in zip(*times[1:], strict=True))
+    return [Timing(median, low, high) for low, median, high in quartiles]
 
 
 def _seconds(work: Callable[[], None]) -> float:

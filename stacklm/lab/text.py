@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from stacklm.console import table
 from stacklm.lab.diagnostics import diagnostics
 from stacklm.lab.experiment import Arm
 from stacklm.lab.schedule import Lab, Planned, Records, Result
+from stacklm.lab.speed import Latency, Timing
 from stacklm.lab.statistics import ALPHA, Verdict, seeds_needed, smallest_detectable
 from stacklm.units import duration
 
@@ -18,22 +19,24 @@ SIGMA = 0.002
 """Relative sd of bits per byte between seeds where none has been measured: that of small models in the literature, roughly."""
 
 
-def arms_table(lab: Lab, latencies: Sequence[float] | None = None) -> str:
-    """Every arm at every size on all axes of a budget, each with how far it is from the baseline of its size.
-
-    `latencies` are seconds for one more token, in the order of the arms.
-    """
+def arms_table(lab: Lab, latency: Latency | None = None) -> str:
+    """Every arm at every size on all axes of a budget, each with how far it is from the baseline of its size."""
     facts = ["parameters", "training_flops", "tokens", "depth", "kv_bytes"]
     columns = ["arm", "size", "parameters", "training FLOPs", "tokens", "depth", "KV bytes per token"]
     rows = [[arm.name, f"{arm.size:g}", *(_against(lab, arm, fact) for fact in facts)] for arm in lab.arms]
-    if latencies:
+    if latency:
         columns.append("decoding a token")
-        seconds = {id(arm): latency for arm, latency in zip(lab.arms, latencies, strict=True)}
         for arm, row in zip(lab.arms, rows, strict=True):
-            ratio = seconds[id(arm)] / seconds[id(_baseline(lab, arm))] - 1
-            row.append(f"{1000 * seconds[id(arm)]:.2f} ms" + (f" ({ratio:+.0%})" if arm.name != "baseline" else ""))
+            ours, theirs = latency.of(arm), latency.of(_baseline(lab, arm))
+            against = f" ({ours.median / theirs.median - 1:+.0%})" if ours and theirs and arm.name != "baseline" else ""
+            row.append(milliseconds(ours) + against)
     warnings = [f"warning: {arm.warning}" for arm in lab.arms if arm.warning]
     return "\n".join([table(columns, rows, left=1), *warnings])
+
+
+def milliseconds(timing: Timing | None) -> str:
+    """The median between its quartiles, such as `1.20 [1.18, 1.31] ms`."""
+    return "{:.2f} [{:.2f}, {:.2f}] ms".format(*(1000 * seconds for seconds in timing)) if timing else "-"
 
 
 def _against(lab: Lab, arm: Arm, fact: str) -> str:
@@ -59,8 +62,8 @@ def differences_table(lab: Lab) -> str:
     return table(("candidate", "size", "key", "candidate's", "baseline's"), rows, left=3)
 
 
-def plan_text(lab: Lab, records: Records, workers: int, latencies: Sequence[float] | None = None) -> str:
-    """What the experiment takes and what its seeds can see, before it runs; `latencies` as in `arms_table`."""
+def plan_text(lab: Lab, records: Records, workers: int, latency: Latency | None = None) -> str:
+    """What the experiment takes and what its seeds can see, before it runs."""
     experiment, arms = lab.experiment, len(lab.arms)
     tune = arms * experiment.rates * len(experiment.seeds.tune)
     judge = arms * len(experiment.seeds.judge)
@@ -72,7 +75,7 @@ def plan_text(lab: Lab, records: Records, workers: int, latencies: Sequence[floa
         f"question: {experiment.question}",
         f"refuted by: {experiment.refuted_by}",
         "",
-        arms_table(lab, latencies),
+        arms_table(lab, latency),
         f"held equal: {experiment.budget}" + (", by speeds measured when it begins" if experiment.budget == "seconds" else ""),
         "",
         f"trials: {tune} to tune learning rates ({experiment.rates} each, more where the best is at an edge), {judge} to judge",

@@ -3,6 +3,7 @@
     experiments/NAME.yaml            the experiment
     experiments/NAME/origin.json     the tokens, the settings and the code that its trials were made with
     experiments/NAME/records/ID.json one small record for each trial; all of them belong into git
+    experiments/NAME/latency.json    how long each arm takes to decode a token, where that has been measured
     experiments/NAME/report/         the report, made from these
 
 Work in progress and weights are in `.stacklm/lab`, where equal trials of all experiments are one.
@@ -20,15 +21,17 @@ from stacklm.config.params import Params, load
 from stacklm.config.schema import ParamsError, differing_fields, listed, nearest, plain, read
 from stacklm.config.train import Train
 from stacklm.files import read_json, sha256, write_json
+from stacklm.lab import probes
 from stacklm.lab.experiment import Experiment, arms, load_experiment, settings
 from stacklm.lab.findings import Findings
-from stacklm.lab.probes import write_probe
 from stacklm.lab.schedule import Lab
+from stacklm.lab.speed import Latency, decode_latency, seconds_per_step
 from stacklm.pipeline.code import LAB, changed_units, shortened
 from stacklm.pipeline.project import Project
 from stacklm.pipeline.stages import Instance, stage
 
 FOLDER = "experiments"
+LATENCY = "latency.json"
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,12 @@ class Files:
         vocabulary = replace(params.tokenizer, vocab_size=origin["vocab_size"])
         return replace(params, train=read(Train, origin["train"]), tokenizer=vocabulary)
 
+    @property
+    def vocab_size(self) -> int:
+        """Of the project's tokens, or of the experiment's synthetic task."""
+        probe = self.experiment.probe
+        return probes.vocab_size(probe) if probe else self.params.tokenizer.vocab_size
+
     def check(self) -> None:
         """Raise `ParamsError` unless all arms of the experiment can be built and meet its budget."""
         arms(self.experiment, self.params)
@@ -113,9 +122,7 @@ class Files:
         return replace(self).lab()  # its settings are read again
 
     def _speeds(self) -> dict[str, float]:
-        from stacklm.lab.speed import seconds_per_step
-
-        return seconds_per_step(arms(self.experiment, self.params), self.params.tokenizer.vocab_size)
+        return seconds_per_step(arms(self.experiment, self.params), self.vocab_size)
 
     def records(self) -> dict[str, dict[str, Any]]:
         """The records of all experiments of the project, by identity."""
@@ -124,7 +131,18 @@ class Files:
 
     def findings(self) -> Findings:
         """All that the records say so far."""
-        return Findings(self.name, self.lab(), self.records())
+        return Findings(self.name, self.lab(), self.records(), self.latency())
+
+    def latency(self) -> Latency | None:
+        """How long each arm takes to decode a token, as it was measured last."""
+        path = self.origin.parent / LATENCY
+        return read(Latency, read_json(path), path.name) if path.exists() else None
+
+    def measure_latency(self) -> None:
+        """Measure it here, now."""
+        lab = self.lab()
+        found = decode_latency(lab.arms, self.vocab_size, lab.settings.context_length)
+        write_json(self.origin.parent / LATENCY, plain(found))
 
     def write_report(self) -> Path:
         """Write the report of what was found so far, but none of a synthetic task; its page. Equal records give an equal report."""
@@ -150,7 +168,7 @@ class Files:
         """The tokens, the code and the settings that there are now. Raises `ParamsError` where there are no tokens."""
         manifest = self.shards / "manifest.json"
         if self.experiment.probe:
-            write_probe(self.experiment.probe, self.shards)
+            probes.write_probe(self.experiment.probe, self.shards)
         if not manifest.is_file():
             raise ParamsError("there are no tokens to train on yet: `dvc repro shards` makes them")
         params = load(self.project.params_file)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
+from stacklm.code import digest
 from stacklm.config.params import load
-from stacklm.lab.experiment import arms, load_experiment, settings
+from stacklm.config.schema import plain
+from stacklm.lab.experiment import Arm, arms, load_experiment, settings
 from stacklm.lab.schedule import Lab, Planned
+from stacklm.lab.speed import Latency
 from support.checkout import TINY_PARAMS
 
 FILE = """\
@@ -72,3 +76,15 @@ def recorded(planned: Planned) -> dict:
         "began": "2026-01-02T03:04:05+00:00",
         "machine": {"system": "Linux", "processor": "x86_64", "kernels": "AVX2", "python": "3.12.1", "torch": "2.13.0"},
     }
+
+
+def timed(arms: Sequence[Arm], medians: Sequence[float]) -> Latency:
+    """A measurement of decoding with made-up seconds; quartiles are a tenth below the median and a fifth above."""
+    return Latency(
+        machine={"system": "Linux", "kernels": "AVX2"},
+        measured="2026-01-02",
+        context=16,
+        rounds=25,
+        seconds={arm.key: (median, 0.9 * median, 1.2 * median) for arm, median in zip(arms, medians, strict=True)},
+        architectures={arm.key: digest(plain(arm.model.architecture))[:16] for arm in arms},
+    )

@@ -45,7 +45,7 @@ def report(findings: Findings, folder: Path) -> Report:
             Section("What seeds alone do", NOISE, tables=[tables.noise(findings)]),
         ]
     sections += [
-        Section("Arms", tables=[tables.arms(findings)]),
+        Section("Arms", _decoding(findings), tables=[tables.arms(findings)]),
         Section("What differs", "At the smallest size; other sizes differ in widths alone.", tables=[tables.differences(findings)]),
         Section("How it was made", tables=[tables.provenance(findings)]),
     ]
@@ -97,6 +97,15 @@ def _notes(findings: Findings) -> list[str]:
         *(f"Size {size:g}: seeds {seeds} are left out, with which an arm failed." for size, seeds in left_out.items()),
         *(f"{arm.warning}." for arm in findings.lab.arms if arm.warning),
     ]
+
+
+def _decoding(findings: Findings) -> str:
+    if (found := findings.latency) is None:
+        return ""
+    return (
+        f"Decoding: the last token of {found.context:,} of one sequence, on one CPU thread of the machine named below, "
+        f"{found.measured}; median and quartiles of {found.rounds} rounds in which all arms took turns."
+    )
 
 
 def _budgets(findings: Findings) -> str:

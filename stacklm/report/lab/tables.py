@@ -11,6 +11,7 @@ from typing import Any
 from stacklm.lab.findings import Findings
 from stacklm.lab.schedule import score
 from stacklm.lab.statistics import smallest_detectable
+from stacklm.lab.text import milliseconds
 from stacklm.report.tables import Table
 from stacklm.units import count, duration, quantity
 
@@ -54,10 +55,12 @@ def arms(findings: Findings) -> Table:
             str(cost.depth),
             "-" if cost.kv_bytes is None else quantity(cost.kv_bytes, "B"),
             f"{arm.mismatch[axis]:+.2%}",
+            *([milliseconds(findings.latency.of(arm))] if findings.latency else []),
         ]
         groups.setdefault(_size(arm.size), []).append(row)
     columns = ("parameters", "training", "tokens", "time of one", "serial depth", "KV per token", f"{axis} off by")
-    return Table(tuple(column.replace("_", " ") for column in columns), groups)
+    decoding = ["decoding a token"] if findings.latency else []
+    return Table((*(column.replace("_", " ") for column in columns), *decoding), groups)
 
 
 def differences(findings: Findings) -> Table:
@@ -139,6 +142,7 @@ def provenance(findings: Findings) -> Table:
         ["trials", f"{len(own)}, {duration(sum(record.get('seconds', 0) for record in own))} of training in all"],
         *([["trained", f"{began[0]} to {began[-1]}"]] if began else []),
         *([f"machine of {number} trials", machine] for machine, number in machines.items()),
+        *([["machine of the decoding", _machine(findings.latency.machine)]] if findings.latency else []),
         ["train", ", ".join(f"{key} {_value(value)}" for key, value in (experiment.train or {}).items()) or "as in params.yaml"],
     ]
     commands = [

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
 from ruamel.yaml import YAML
 
 from stacklm.config.params import parse
-from stacklm.config.schema import ParamsError, read
+from stacklm.config.schema import ParamsError, plain, read
 from stacklm.lab.experiment import Experiment, arms, settings
 from stacklm.lab.schedule import Lab
-from stacklm.lab.speed import decode_latency, seconds_per_step
+from stacklm.lab.speed import Latency, decode_latency, seconds_per_step
 from stacklm.lab.text import arms_table
 from support.checkout import TINY_PARAMS
+from support.lab_records import timed
 
 EXPERIMENT = """
 question: q
@@ -35,13 +39,22 @@ def lab() -> Lab:
 
 def test_each_arm_is_timed_and_the_threads_stay_as_they_were(lab):
     before = torch.get_num_threads()
-    latencies = decode_latency(lab.arms, vocab_size=300, context=16, rounds=3)
-    assert len(latencies) == len(lab.arms) and all(0 < seconds < 1 for seconds in latencies)
+    latency = decode_latency(lab.arms, vocab_size=300, context=16, rounds=3)
+    for arm in lab.arms:
+        timing = latency.of(arm)
+        assert timing is not None and 0 < timing.low <= timing.median <= timing.high < 1
     assert torch.get_num_threads() == before
+    assert read(Latency, json.loads(json.dumps(plain(latency)))) == latency
+
+
+def test_figures_of_another_shape_are_not_those_of_an_arm(lab):
+    latency, (small, deeper, *_) = timed(lab.arms, [1e-3] * 4), lab.arms
+    assert latency.of(small) == pytest.approx((1e-3, 0.9e-3, 1.2e-3))
+    assert latency.of(replace(small, model=deeper.model)) is None and latency.of(replace(small, name="other")) is None
 
 
 def test_steps_are_timed_by_arm(lab):
-    speeds = seconds_per_step(lab.arms, vocab_size=300, rounds=1)
+    speeds = seconds_per_step(lab.arms, vocab_size=300, rounds=2)
     assert [*speeds] == ["baseline 1", "deeper 1", "baseline 2", "deeper 2"] and min(speeds.values()) > 0
 
 
@@ -65,10 +78,10 @@ def test_with_equal_seconds_steps_follow_from_the_speeds_and_shapes_stay(lab):
 
 def test_the_table_shows_the_distance_to_the_baseline_of_the_same_size_on_every_axis(lab):
     small, deeper, large, larger = lab.arms
-    lines = arms_table(lab, [1e-3, 3e-3, 2e-3, 2e-3]).splitlines()[2:]
+    lines = arms_table(lab, timed(lab.arms, [1e-3, 3e-3, 2e-3, 2e-3])).splitlines()[2:]
     assert [line.split()[0] for line in lines] == ["baseline", "deeper", "baseline", "deeper"]
     for line, arm, baseline in ((lines[1], deeper, small), (lines[3], larger, large)):
         assert f"{arm.cost.training_flops / baseline.cost.training_flops - 1:+.2%}" in line
         assert "2 (+100.00%)" in line and f"{arm.cost.kv_bytes:,} (+100.00%)" in line
-    assert "3.00 ms (+200%)" in lines[1] and "2.00 ms (+0%)" in lines[3]
+    assert "3.00 [2.70, 3.60] ms (+200%)" in lines[1] and "2.00 [1.80, 2.40] ms (+0%)" in lines[3]
     assert "%" not in lines[0] and "decoding" not in arms_table(lab)

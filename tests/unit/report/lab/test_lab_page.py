@@ -9,7 +9,7 @@ import pytest
 from stacklm.lab.findings import Findings
 from stacklm.report.lab import tables
 from stacklm.report.lab.page import report, write
-from support.lab_records import TRUTH, course, make_lab, recorded
+from support.lab_records import TRUTH, course, make_lab, recorded, timed
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,20 @@ def test_equal_records_give_equal_bytes(findings, written, tmp_path):
     assert {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir()} == {
         path.name: path.read_bytes() for path in written.iterdir()
     }
+
+
+def test_the_decoding_of_every_arm_is_shown_with_its_spread_and_machine_where_it_was_measured(findings, written, tmp_path):
+    assert "Decoding" not in (written / "report.md").read_text()
+    lab = findings.lab
+    measured = Findings("one", lab, findings.records, timed(lab.arms, [0.001 * (1 + i) for i in range(len(lab.arms))]))
+    pages = []
+    for folder in (tmp_path / "a" / "report", tmp_path / "b" / "report"):
+        write(measured, folder)
+        pages.append((folder / "index.html").read_bytes() + (folder / "report.md").read_bytes())
+    text = pages[0].decode()
+    assert pages[0] == pages[1] and "2026-01-02" in text and "kernels AVX2" in text
+    for i in range(len(lab.arms)):
+        assert text.count(f"{1 + i:.2f} [{0.9 * (1 + i):.2f}, {1.2 * (1 + i):.2f}] ms") == 2
 
 
 def test_a_report_can_be_written_at_any_time(findings, tmp_path):
