@@ -15,6 +15,7 @@ import typer
 from stacklm.cli_lab import app as lab_app
 from stacklm.cli_lab import verify
 from stacklm.cli_start import doctor
+from stacklm.cli_try import EPILOG, try_
 
 if TYPE_CHECKING:
     from stacklm.config.model import Stacked
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.add_typer(lab_app, name="lab")
 app.command()(verify)
 app.command()(doctor)
+app.command("try", epilog=EPILOG)(try_)
 
 Set = Annotated[
     list[str] | None,

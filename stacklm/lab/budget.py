@@ -79,15 +79,17 @@ def _times(name: str, width: int, factor: float) -> int:
     return int(product)
 
 
-def fitted(name: str, model: Model, train: Train, vocab_size: int, target: Cost, axis: Axis) -> tuple[Model, Cost]:
+def fitted(
+    name: str, model: Model, train: Train, vocab_size: int, target: Cost, axis: Axis, fit: bool = True
+) -> tuple[Model, Cost]:
     """The model with the d_ff that comes nearest to the target on the axis held equal, and what it takes.
 
-    The d_ff of several stacks keep their proportions. On the axes `tokens` and `seconds` shapes stay as they are. Raises
-    `ParamsError` with the numbers where no d_ff comes within `FAR`.
+    The d_ff of several stacks keep their proportions. On the axes `tokens` and `seconds`, and without `fit`, shapes stay as
+    they are. Raises `ParamsError` with the numbers where that does not come within `FAR`.
     """
     if axis == "seconds":
         return model, cost(model, train, vocab_size)
-    if axis != "tokens":
+    if axis != "tokens" and fit:
         wanted = getattr(target, axis)
 
         def missed(d_ff: int) -> int:

@@ -20,12 +20,14 @@ from stacklm.lab.budget import CLOSE, Axis, Cost, cost, fitted, mismatch, scaled
 class Candidate:
     """Either the baseline with declared changes, `change: {architecture.conv_size: 4}`, or a whole `model`.
 
-    A whole model declares by `differs` the keys in which it differs; a key stands for all below it.
+    A whole model declares by `differs` the keys in which it differs; a key stands for all below it. Without `fit` its d_ff
+    stays as it is, and it must meet the budget as it stands.
     """
 
     change: dict[str, Any] | None = None
     model: Model | None = None
     differs: tuple[str, ...] = ("architecture",)
+    fit: bool = True
 
     def __post_init__(self) -> None:
         if (self.change is None) == (self.model is None):
@@ -142,7 +144,7 @@ def arms(experiment: Experiment, params: Params, speeds: Mapping[str, float] | N
             model = candidate.model or changed(experiment.baseline, candidate.change or {}, f"candidates.{name}.change")
             model = replace(model, architecture=scaled(model.architecture, size))
             own, off = _as_long(train, name, size, speeds) if experiment.budget == "seconds" and speeds else (train, 0.0)
-            model, reached = fitted(f"candidates.{name}", model, own, vocab_size, target, experiment.budget)
+            model, reached = fitted(f"candidates.{name}", model, own, vocab_size, target, experiment.budget, candidate.fit)
             differences = differing_fields(plain(baseline), plain(model))
             _check_declared(name, candidate, differences)
             held = {experiment.budget: mismatch(reached, target).get(experiment.budget, off)}

@@ -79,6 +79,8 @@ class Lab:
     """The section `train` of the baseline's trials, but for the seed."""
     data: str
     code: str
+    pause: int | None = None
+    """No more judging seeds than these for now: whoever looks at each look decides whether to go on."""
     _trials: dict[tuple[str, float, float, int], Trial] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -138,8 +140,12 @@ class Lab:
             done = len(self._scores(records, size, seeds.judge[:look]))
             result = self.result(records, size, seeds.judge[:look])
             if done < look or (result and all(verdict.outcome != "no verdict" for verdict in result.verdicts.values())):
-                return seeds.judge[:look]
-        return seeds.judge
+                return seeds.judge[:look][: self.pause]
+        return seeds.judge[: self.pause]
+
+    def judged(self, records: Records, size: float) -> int:
+        """With how many judging seeds all arms of a size are done."""
+        return len(self._scores(records, size, self.experiment.seeds.judge))
 
     def pending(self, records: Records) -> list[Planned]:
         """The trials that can run now, in order; empty when there is nothing left to do."""

@@ -11,6 +11,7 @@ Work in progress and weights are in `.stacklm/lab`, where equal trials of all ex
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -105,24 +106,38 @@ class Files:
 
         Raises `ParamsError` where it has begun with others, or where there are no tokens.
         """
-        before, now = self.began(), self.present()
-        speeds = before.pop("speeds", None) if before else None
-        if before and before != now:
-            changed = changed_units(before["code"], now["code"])
-            keys = [f"train.{key}" for key in differing_fields(before.get("train", {}), now["train"])]
-            why = f"{shortened(changed or keys)} changed" if changed or keys else "its tokens changed"
+        now = self.present()
+        if why := self.changed(now):
             trials = len(list((self.origin.parent / "records").glob("*.json")))
             raise ParamsError(
-                f"{self.name}: {trials} trials were made before {why}, and trials of both must not be compared: "
+                f"{self.name}: {trials} trials were made before {why} changed, and trials of both must not be compared: "
                 f"undo the change, or remove {FOLDER}/{self.name}/ to begin again"
             )
+        speeds = (self.began() or {}).get("speeds")
         if self.experiment.budget == "seconds":
             now["speeds"] = speeds or self._speeds()
         write_json(self.origin, now)
         return replace(self).lab()  # its settings are read again
 
+    def changed(self, now: Mapping[str, Any]) -> str:
+        """What of `present` is not as it was when the experiment began; empty where nothing is, or where it has not begun."""
+        before = {key: value for key, value in (self.began() or {}).items() if key != "speeds"}
+        if not before or before == now:
+            return ""
+        units = changed_units(before["code"], now["code"])
+        keys = [f"train.{key}" for key in differing_fields(before.get("train", {}), now["train"])]
+        return shortened(units or keys) or "its tokens"
+
     def _speeds(self) -> dict[str, float]:
         return seconds_per_step(arms(self.experiment, self.params), self.vocab_size)
+
+    def move(self, to: Files) -> None:
+        """Give the experiment and all that it found another name. Raises `ParamsError` where there is one of that name."""
+        if to.file.exists() or to.origin.parent.exists():
+            raise ParamsError(f"there is an experiment {to.name} already")
+        if self.origin.parent.exists():
+            self.origin.parent.rename(to.origin.parent)
+        self.file.rename(to.file)
 
     def records(self) -> dict[str, dict[str, Any]]:
         """The records of all experiments of the project, by identity."""

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from stacklm.files import read_json, write_json
-from stacklm.lab.schedule import Lab, Planned
+from stacklm.lab.schedule import Lab, Planned, Records
 from stacklm.lab.text import shown
 from stacklm.lab.trial import RECORD, Trial, run_trial
 from stacklm.pipeline.lab import Files
@@ -33,10 +33,20 @@ LAST_LINES = 5
 Outcome = Callable[[], dict[str, Any] | BaseException]
 """Asked once a trial has ended: its record, or why it has none."""
 
+Say = Callable[[Planned, Records, int], None]
+"""Called after each trial with all records so far, and how many trials are known to come, those under way included."""
+
 _running: set[BaseProcess] = set()
 
 
-def run_trials(lab: Lab, files: Files, start: Callable[[Planned, Callable[[Outcome], None]], Any], at_once: int) -> dict[str, str]:
+def say_shown(planned: Planned, records: Records, left: int) -> None:
+    """Print a line about a trial that has ended; `left` are known to come."""
+    print(shown(planned, records[planned.trial.identity], len(records), left), flush=True)
+
+
+def run_trials(
+    lab: Lab, files: Files, start: Callable[[Planned, Callable[[Outcome], None]], Any], at_once: int, say: Say = say_shown
+) -> dict[str, str]:
     """Run what the experiment needs until nothing is left; why trials failed, by their identity.
 
     `start(planned, ended)` begins a trial, in any thread, process or machine, and calls `ended` when it is over. After
@@ -61,7 +71,7 @@ def run_trials(lab: Lab, files: Files, start: Callable[[Planned, Callable[[Outco
         if isinstance(found, dict):
             records[identity] = found
             files.save(found)
-            print(shown(planned, found, len(records), len(wanted)), flush=True)
+            say(planned, records, len(lab.pending(records)))
         else:
             broken[identity] = f"{planned.name}: {found}"
             print(broken[identity], flush=True)
@@ -71,7 +81,7 @@ def run_trials(lab: Lab, files: Files, start: Callable[[Planned, Callable[[Outco
     return broken
 
 
-def run_here(lab: Lab, files: Files, at_once: int) -> dict[str, str]:
+def run_here(lab: Lab, files: Files, at_once: int, say: Say = say_shown) -> dict[str, str]:
     """`run_trials` in child processes of this one; Ctrl-C or an error ends them."""
     with ThreadPoolExecutor(at_once) as pool:
 
@@ -80,7 +90,7 @@ def run_here(lab: Lab, files: Files, at_once: int) -> dict[str, str]:
             future.add_done_callback(lambda future: ended(lambda: future.exception() or future.result()))
 
         try:
-            return run_trials(lab, files, start, at_once)
+            return run_trials(lab, files, start, at_once, say)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for child in running():

@@ -1,0 +1,77 @@
+"""The model that a user names on the command line, with changed settings, and the baseline that it is compared with."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from stacklm.config.model import Dense, Model
+from stacklm.config.params import NAME_PATTERN, Params, assign, load_plain
+from stacklm.config.schema import ParamsError, listed, nearest, plain, read
+
+SECTIONS = ("architecture", "optimizer", "settings", "train")
+
+
+@dataclass(frozen=True)
+class Named:
+    """A model with the name that it has in texts and files."""
+
+    name: str
+    model: Model
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(NAME_PATTERN, self.name) or self.name == "baseline":
+            raise ParamsError(
+                f"{self.name!r} cannot be the name of a model: it begins with a letter, after which come letters, "
+                "digits, `_` and `-`; nor is it `baseline`"
+            )
+
+
+def candidate(target: str, params: Params) -> Named:
+    """A model of the settings by its name, or the one of a YAML file. Raises `ParamsError` naming what there is."""
+    path = Path(target)
+    if path.suffix in (".yaml", ".yml"):
+        return Named(path.stem, read(Model, load_plain(path), path.name))
+    if target not in params.models:
+        known = f"the models are {listed(params.models)}{nearest(target, params.models)}"
+        raise ParamsError(f"no model {target!r} in params.yaml, and no YAML file of that name; {known}")
+    return Named(target, params.models[target])
+
+
+def baseline(name: str | None, against: Named, params: Params) -> Named:
+    """The model of that name, by default the first dense one. Raises `ParamsError` where it is the candidate itself."""
+    if name is not None and name not in params.models:
+        raise ParamsError(f"--baseline {name}: no such model; the models are {listed(params.models)}{nearest(name, params.models)}")
+    dense = (key for key, model in params.models.items() if isinstance(model.architecture, Dense))
+    chosen = name or next(dense, None)
+    if chosen is None:
+        raise ParamsError(f"no dense model in params.yaml to compare with; name one by --baseline: {listed(params.models)}")
+    if params.models[chosen] == against.model:
+        raise ParamsError(f"{chosen} is the baseline itself; name another one by --baseline, or change a setting by --set")
+    return Named(chosen, params.models[chosen])
+
+
+def changed(named: Named, assignments: Iterable[str]) -> tuple[Named, dict[str, Any]]:
+    """The model with `KEY=VALUE` assignments, and those to `train`; `settings.x` is short for `architecture.settings.x`.
+
+    Raises `ParamsError` for a key that there is not, and for a value that cannot be.
+    """
+    tree, yaml = {**plain(named.model), "train": {}}, YAML(typ="safe", pure=True)
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        first, *rest = key.split(".")
+        if not (equals and all(rest) and rest and first in SECTIONS):
+            raise ParamsError(f"--set {assignment}: write KEY=VALUE with a key that begins with {listed(SECTIONS)} and a dot")
+        try:
+            found = yaml.load(value)
+        except YAMLError:
+            raise ParamsError(f"--set {assignment}: {value!r} is not valid YAML") from None
+        assign(tree, ["architecture"] * (first == "settings") + [first, *rest], found, f"--set {assignment}")
+    train = tree.pop("train")
+    return Named(named.name, read(Model, tree, named.name)), train

@@ -1,0 +1,151 @@
+"""`stacklm try`: the experiment that it writes, what is kept of earlier ones, and going on from look to look."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from stacklm.config.schema import ParamsError, differing_fields, plain
+from stacklm.data.shards import Shards
+from stacklm.files import read_json, write_text
+from stacklm.lab.experiment import Experiment, load_experiment
+from stacklm.lab.gate import written
+from stacklm.lab.looks import Gate, Pace, pace
+from stacklm.lab.schedule import Lab, Planned, Records
+from stacklm.lab.speed import seconds_per_step
+from stacklm.lab.text import arms_table
+from stacklm.lab.trial import JUDGED, certified
+from stacklm.pipeline.code import shortened
+from stacklm.pipeline.lab import Files
+from stacklm.pipeline.project import Project, check_tools, environment, trainings_at_once
+from stacklm.pipeline.stages import Instance, stage
+from stacklm.pipeline.trials import run_here
+from stacklm.plan.memory import training_memory
+from stacklm.progress import progress
+from stacklm.units import quantity
+
+HEAD = "Written by `stacklm try`, which resumes it. The looks were declared before the first trial."
+
+
+def bring_tokens(project: Project) -> None:
+    """Have DVC make the tokens where there are none yet. Raises `ParamsError` and `RuntimeError`."""
+    shards = Instance(stage("shards")).made(project.root)["shards"]
+    if (shards / "manifest.json").is_file():
+        return
+    check_tools(project)
+    print("there are no tokens yet: dvc repro shards", flush=True)
+    command = [sys.executable, "-m", "dvc", "repro", "shards"]
+    code = subprocess.run(command, cwd=project.root, env=environment(), stdout=sys.stderr).returncode
+    if code:
+        raise RuntimeError(f"`dvc repro shards` ended with code {code}; its messages are above")
+
+
+def open_gate(project: Project, name: str, made: Experiment, again: bool) -> tuple[Files, Lab]:
+    """The gate of that name, `made` with any judging seeds: resumed where it is the one there, else written and begun.
+
+    Where another one of that name is there, or was made with other tokens, settings or code, it begins again only with
+    `again`, and the earlier one is kept as NAME-old1 and so on. No gate judges on seeds with which its candidate has been
+    seen. Raises `ParamsError` that names what changed.
+    """
+    files, first = Files(project, name), 1
+    if files.file.exists():
+        before = load_experiment(files.file)
+        first = before.seeds.judge[0]
+        changed = shortened([*differing_fields(plain(before), plain(_with_seeds(made, first)))]) or files.changed(files.present())
+        if not (changed or again):
+            return files, files.begin()
+        kept = _kept(files, attempt(files))
+        if not again:
+            raise ParamsError(
+                f"{name} was begun before {changed} changed: --again begins again and keeps the earlier one as {kept.name}; "
+                "--name NAME gives this one a name of its own"
+            )
+        files.move(kept)
+    while True:
+        write_text(files.file, written(_with_seeds(made, first), HEAD))
+        files = Files(project, name)  # nothing is remembered of the file before
+        lab, records = files.begin(), files.records()
+        judged = [one for one in lab.trials(records) if one.purpose == "judge" and one.arm.name != "baseline"]
+        if not any(one.trial.identity in records for one in judged):
+            return files, lab
+        first += len(made.seeds.judge)
+
+
+def attempt(files: Files) -> int:
+    """How often a gate of this name has begun, this time included."""
+    number = 1
+    while _kept(files, number).file.exists():
+        number += 1
+    return number
+
+
+def _kept(files: Files, number: int) -> Files:
+    return Files(files.project, f"{files.name}-old{number}")
+
+
+def _with_seeds(experiment: Experiment, first: int) -> Experiment:
+    seeds = experiment.seeds
+    return replace(experiment, seeds=replace(seeds, judge=tuple(range(first, first + len(seeds.judge)))))
+
+
+def audited(files: Files, lab: Lab) -> str:
+    """Certify both arms as causal, as their trials would; a line about it. Raises `AuditError` that names the faults."""
+    data, counts = Shards.open(files.shards), []
+    for arm in lab.arms:
+        with contextlib.redirect_stdout(io.StringIO()):
+            path = certified(lab.trial(arm, arm.model.optimizer.peak_lr, lab.experiment.seeds.tune[0]), data, files.work)
+        counts.append(f"{arm.name} passed all {len(read_json(path)['checks'])} checks")
+    return f"audit: {', '.join(counts)}"
+
+
+def planned(files: Files, lab: Lab) -> tuple[Pace, str]:
+    """What the gate takes, by the speed measured here and now, and what its looks can see, as text."""
+    splits = Shards.open(files.shards).splits
+    scored = sum(splits[split]["tokens"] for split in JUDGED)
+    found = pace(lab, seconds_per_step(lab.arms, files.vocab_size), scored, trainings_at_once(lab.settings))
+    memory = [f"{arm.name} {quantity(training_memory(arm.model, files.vocab_size, arm.train).total, 'B')}" for arm in lab.arms]
+    lines = [
+        lab.experiment.question,
+        "",
+        arms_table(lab),
+        f"held equal: {lab.experiment.budget}",
+        f"memory of a training: {', '.join(memory)}",
+        "",
+        Gate(lab, files.records(), found).table(),
+    ]
+    return found, "\n".join(lines)
+
+
+def run_looks(files: Files, lab: Lab, found: Pace, go_on: Callable[[Gate], bool]) -> Gate:
+    """Train look by look until a verdict, the last look, or until `go_on` says no to the next one; the first needs no asking.
+
+    Raises `RuntimeError` where trials failed for good.
+    """
+    while True:
+        gate = Gate(lab, files.records(), found)
+        if gate.next_look is None or (gate.look and not go_on(gate)):
+            return gate
+        _train(files, replace(lab, pause=gate.next_look), found, f"look {gate.look + 1} of {len(gate.looks)}")
+
+
+def _train(files: Files, lab: Lab, found: Pace, title: str) -> None:
+    with progress(desc=title, unit="training") as bar:
+
+        def say(planned: Planned, records: Records, left: int) -> None:
+            bar.total = bar.n + 1 + left
+            bar.update()
+            bar.write(Gate(lab, records, found).line(planned, left), file=sys.stdout)
+
+        broken = run_here(lab, files, found.at_once, say)
+    if broken:
+        raise RuntimeError("\n".join([f"{len(broken)} trials failed; the same command tries them again", *broken.values()]))
+
+
+def result(files: Files, gate: Gate) -> dict[str, Any]:
+    """For scripts; writes the report."""
+    return {"experiment": files.name, "attempt": attempt(files), **gate.plain(), "report": str(files.write_report())}

@@ -1,0 +1,195 @@
+"""A gate is an ordinary experiment: the model exactly as given, the baseline at its budget, looks that are declared."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+from ruamel.yaml import YAML
+
+from stacklm.config.model import Dense, Model, Stack, Stacked
+from stacklm.config.optimizer import Muon
+from stacklm.config.params import Params, parse
+from stacklm.config.schema import ParamsError
+from stacklm.lab import candidate
+from stacklm.lab.candidate import Named
+from stacklm.lab.experiment import Experiment, arms, load_experiment, settings
+from stacklm.lab.gate import EXIT_CODES, Terms, gate, of_steps, written
+from stacklm.lab.looks import Gate, bar, pace
+from stacklm.lab.schedule import Lab
+from stacklm.lab.statistics import Verdict, sequential_level
+from support.checkout import TINY_PARAMS
+
+BASE = Named("dense", Model(Dense(96, 4, 5, 196, ffn="swiglu")))
+STACKED = Model(Stacked(32, 2, (Stack(4, 8, 64), Stack(4, 8, 64))))
+
+
+@pytest.fixture(scope="module")
+def params() -> Params:
+    return parse(YAML(typ="safe").load(TINY_PARAMS))
+
+
+@pytest.mark.parametrize("budget", ["parameters", "training_flops"])
+@pytest.mark.parametrize("size", [Dense(24, 1, 3, 40), Dense(96, 4, 5, 150), Dense(200, 4, 8, 700), STACKED.architecture])
+def test_the_candidate_stays_as_it_is_and_the_baseline_is_brought_to_its_budget(params, budget, size):
+    made = gate(Named("mine", Model(size)), BASE, params, Terms(budget))
+    baseline, mine = arms(made, params)
+    assert mine.model.architecture == size and abs(mine.mismatch[budget]) < 0.01 and mine.warning is None
+    dense = baseline.model.architecture
+    assert dense.d_model / dense.n_heads == 24 and dense.n_layers == 5  # wider or narrower, not of another kind
+    assert dense.d_model < 96 * 3 and (dense.d_ff < 4 * dense.d_model or dense.n_heads == 1)
+
+
+@pytest.mark.parametrize("budget", ["tokens", "seconds"])
+def test_where_shapes_are_not_held_equal_the_baseline_stays_as_it_is(params, budget):
+    assert gate(Named("mine", STACKED), BASE, params, Terms(budget)).baseline == BASE.model
+
+
+def test_a_baseline_that_cannot_come_near_is_refused_with_the_numbers(params):
+    with pytest.raises(ParamsError, match=r"baseline cannot meet the budget: the nearest is [\d,]+ parameters at d_ff 1"):
+        gate(Named("mine", Model(Dense(2, 1, 1, 1))), BASE, params, Terms())
+
+
+def test_its_file_holds_the_whole_experiment_and_no_more_than_that(params, tmp_path):
+    terms = Terms(margin=0.01, rates=3, looks=(3, 4), train=of_steps(40, params.train))
+    made = gate(Named("mine", replace(STACKED, optimizer=Muon())), BASE, params, terms, first_seed=5)
+    file = tmp_path / "try-mine.yaml"
+    file.write_text(written(made, "by stacklm try"))
+    assert load_experiment(file) == made and file.read_text().startswith("# by stacklm try\nquestion: Does mine need fewer")
+    assert (
+        made.seeds.judge == (5, 6, 7, 8)
+        and made.seeds.looks == (3, 4)
+        and made.candidates["mine"].differs
+        == (
+            "architecture",
+            "optimizer",
+        )
+    )
+    assert "dropout" not in file.read_text() and "kind: stacked" in file.read_text()
+    assert settings(made, params).max_steps == 40 and settings(made, params).warmup_steps == 2
+
+
+@pytest.mark.parametrize("looks", [(), (2, 3), (3, 3), (5, 3)])
+def test_looks_grow_from_three(looks):
+    with pytest.raises(ParamsError, match="growing numbers of seeds, from 3 on"):
+        Terms(looks=looks)
+
+
+def test_the_model_is_one_of_the_settings_or_that_of_a_file(params, tmp_path):
+    assert candidate.candidate("stacked", params) == Named("stacked", params.models["stacked"])
+    (tmp_path / "idea.yaml").write_text("architecture: {kind: dense, d_model: 8, n_heads: 1, n_layers: 1, d_ff: 8}\n")
+    found = candidate.candidate(str(tmp_path / "idea.yaml"), params)
+    assert found.name == "idea" and found.model.architecture == Dense(8, 1, 1, 8)
+    with pytest.raises(ParamsError, match=r"no model 'stackd' in params.yaml.*did you mean `stacked`"):
+        candidate.candidate("stackd", params)
+    (tmp_path / "1.yaml").write_text((tmp_path / "idea.yaml").read_text())
+    with pytest.raises(ParamsError, match="'1' cannot be the name of a model"):
+        candidate.candidate(str(tmp_path / "1.yaml"), params)
+
+
+def test_its_settings_and_those_of_the_training_can_be_changed(params):
+    dense = candidate.candidate("dense", params)
+    wanted = ["architecture.d_ff=24", "optimizer.peak_lr=2e-3", "train.max_steps=9"]
+    found, train = candidate.changed(dense, wanted)
+    assert found.model.architecture == replace(dense.model.architecture, d_ff=24) and train == {"max_steps": 9}
+    assert found.model.optimizer.peak_lr == 2e-3
+    for wrong, why in (
+        ("architecture.d_f=24", "did you mean `d_ff`"),
+        ("d_ff=24", "a key that begins with architecture, optimizer, settings, train and a dot"),
+        ("architecture.d_ff", "write KEY=VALUE"),
+        ("architecture.d_ff={", "not valid YAML"),
+        ("settings.hidden=3", "settings: unknown key"),
+    ):
+        with pytest.raises(ParamsError, match=why):
+            candidate.changed(dense, [wrong])
+
+
+def test_the_baseline_is_the_first_dense_model_and_not_the_candidate(params):
+    assert candidate.baseline(None, Named("stacked", params.models["stacked"]), params).name == "dense"
+    assert candidate.baseline("stacked", Named("dense", params.models["dense"]), params).name == "stacked"
+    with pytest.raises(ParamsError, match="dense is the baseline itself; name another one by --baseline"):
+        candidate.baseline(None, Named("dense", params.models["dense"]), params)
+    with pytest.raises(ParamsError, match=r"--baseline dens: no such model.*did you mean `dense`"):
+        candidate.baseline("dens", Named("stacked", params.models["stacked"]), params)
+
+
+# The course of a gate, with made-up scores.
+
+
+def lab_of(made: Experiment, params: Params) -> Lab:
+    return Lab(made, arms(made, params), settings(made, params), "d" * 64, "c" * 64)
+
+
+def course(lab: Lab, true: float, noise: float = 0.002, failing: tuple[int, ...] = (), records: dict | None = None) -> Gate:
+    """The gate after all that may run, where the candidate is so much worse."""
+    records = {} if records is None else records
+    while pending := lab.pending(records):
+        one = pending[0]
+        seed, mine = one.trial.train.seed, one.arm.name != "baseline"
+        bits = 2 + 0.02 * random.Random(seed).gauss(0, 1) + abs(one.trial.model.optimizer.peak_lr - 1e-3)
+        bits *= 1 + mine * (true + noise * random.Random(-seed).gauss(0, 1))
+        scores = {"bits_per_byte": bits}
+        failed = mine and seed in failing
+        records[one.trial.identity] = {"failed": "diverged"} if failed else {"valid": scores, "test": scores, "seconds": 2.0}
+    return Gate(lab, records, pace(lab, dict.fromkeys(["baseline 1", "mine 1"], 0.5), 640, 2))
+
+
+@pytest.fixture(scope="module")
+def lab(params) -> Lab:
+    return lab_of(gate(Named("mine", STACKED), BASE, params, Terms()), params)
+
+
+def paused(lab: Lab, seeds: int, true: float, **more) -> Gate:
+    found = course(replace(lab, pause=seeds), true, **more)
+    return Gate(lab, found.records, found.pace)
+
+
+@pytest.mark.parametrize(("true", "outcome"), [(-0.04, "better"), (0.04, "worse"), (0.0001, "not worse")])
+def test_each_verdict_has_an_exit_code_of_its_own(lab, true, outcome):
+    found = course(lab, true)
+    assert found.outcome == outcome and found.next_look is None and found.plain()["exit_code"] == EXIT_CODES[outcome]
+    assert found.verdict.level == sequential_level((3, 5, 8, 12))
+    assert len({*EXIT_CODES.values()}) == len(EXIT_CODES) == 4 and not {1, 2} & {*EXIT_CODES.values()}
+
+
+def test_it_stops_at_each_look_without_a_verdict_and_goes_on_from_there(lab):
+    records: dict = {}
+    for number, seeds in enumerate((3, 5, 8, 12)):
+        found = paused(lab, seeds, 0.004, noise=0.02, records=records)
+        assert found.look == number + 1 and found.verdict.seeds == seeds and found.outcome == "no verdict"
+        purposes = [one.purpose for one in lab.trials(records) if one.trial.identity in records]
+        assert purposes.count("judge") == 2 * seeds and purposes.count("tune") == len(records) - 2 * seeds >= 10
+        assert found.plain()["more_seeds"] == found.verdict.more_seeds and found.plain()["exit_code"] == 5
+        assert found.next_look == (5, 8, 12, None)[number]
+        assert ("all 12 seeds that were declared are used" in found.sentence()) == (number == 3)
+
+
+def test_each_look_says_what_it_takes_and_can_see(lab):
+    fresh = Gate(lab, {}, pace(lab, {"baseline 1": 0.5, "mine 1": 1.0}, 640, 2))
+    assert [len(fresh.trainings(i)) for i in range(4)] == [10 + 6, 4, 6, 8]
+    step, shared = (2.0 + 12 * s + (640 + 2 * 256) / 64 / 3 * s for s in (0.5, 1.0))
+    assert fresh.pace(fresh.trainings(1)) == pytest.approx(2 * (step + shared) / 2)
+    rows = fresh.table().splitlines()[2:6]
+    seen = [float(row.split()[-1].rstrip("%")) for row in rows]
+    assert seen == sorted(seen, reverse=True) and [row.split()[1] for row in rows] == ["3", "5", "8", "12"]
+    done = paused(lab, 5, 0.004, noise=0.02)
+    assert [len(done.trainings(i)) for i in range(4)] == [0, 0, 6, 8] and done.table().count("done") == 2
+
+
+def test_a_seed_that_failed_is_left_out_and_too_many_give_no_verdict(lab):
+    assert course(lab, -0.04, failing=(2,)).outcome == "better"
+    found = paused(lab, 3, 0.0, failing=(1, 2, 3))
+    assert found.verdict is None and found.outcome == "no verdict" and found.next_look == 5
+    assert "fewer than 3 seeds are complete" in found.sentence() and found.plain()["mean"] is None
+
+
+def test_the_interval_is_drawn_as_it_narrows(lab):
+    found = course(lab, 0.004, noise=0.02)
+    judged = [one for one in lab.trials(found.records) if one.purpose == "judge"]
+    assert "seeds [" in found.line(judged[-1], 0)
+    early = Gate(lab, {k: v for k, v in found.records.items() if k not in {one.trial.identity for one in judged[4:]}}, found.pace)
+    assert "[" not in early.line(judged[3], 0)  # two seeds have none
+    verdict = Verdict("no verdict", 0.01, -0.02, 0.04, 0.1, 3, 0.01, 0.005)
+    assert bar(verdict, 0.04) == "[          (---------|----o--------------)]"
+    assert bar(replace(verdict, low=-0.2, high=-0.01, mean=-0.05), 0.04).startswith("[o") and ">" in bar(verdict, 0.03)
