@@ -14,7 +14,7 @@ import typer
 
 from stacklm.cli_lab import app as lab_app
 from stacklm.cli_lab import verify
-from stacklm.cli_start import doctor
+from stacklm.cli_start import doctor, leak
 from stacklm.cli_try import EPILOG, try_
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ app.add_typer(lab_app, name="lab")
 app.command()(verify)
 app.command()(doctor)
 app.command("try", epilog=EPILOG)(try_)
+app.command()(leak)
 
 Set = Annotated[
     list[str] | None,

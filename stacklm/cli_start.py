@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 
@@ -22,3 +25,15 @@ def doctor() -> None:
     findings = examine(project, users_server())
     print(text(findings))
     raise typer.Exit(1 if any(one.state == "missing" for one in findings) else 0)
+
+
+def leak(
+    out: Annotated[Path, typer.Option(help="Folder for the page.")] = Path(".stacklm/leak"),
+) -> None:
+    """Show in a minute what leaks pretend to gain: a wrong mask, overlapping windows, padding in the loss, each by its name."""
+    from stacklm.lab.leak import run_cases
+    from stacklm.pipeline.project import processors
+    from stacklm.report.leak import certificate, summary, write_page
+
+    outcomes = run_cases(processors(), lambda one: print(f"{one.case}: {certificate(one)}", flush=True))
+    print(f"\n{summary(outcomes)}\n\nread what it means: {write_page(outcomes, out)}")
