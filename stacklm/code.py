@@ -1,4 +1,6 @@
-"""The package's own source code as data: what importing a module can execute, and one hash for each function and class of it.
+"""Source code as data: what importing a module can execute, and one hash for each function and class of it.
+
+Of this package, and of a file of the user's with the modules that lie beside it.
 
 Code is identified by its syntax trees, and what cannot change a result does not count: comments, docstrings, layout,
 annotations, imports from `typing` and `collections.abc`, what is below `if TYPE_CHECKING`, and `__version__`. Annotations
@@ -11,9 +13,11 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib.metadata
 import json
+import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -62,6 +66,65 @@ def units(modules: Iterable[str], root: Path = ROOT) -> dict[str, str]:
     for path in {path for file in files for path in (root / file).parent.glob("templates/*")}:
         found[f"{path.relative_to(root).as_posix()} {TEXT}"] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     return dict(sorted(found.items()))
+
+
+def file_units(file: Path) -> dict[str, str]:
+    """A hash of each function, class and constant of a file and of all that it imports from its folder, by file and name.
+
+    Packages that lie elsewhere count by their version, but for torch and numpy, which are part of every identity already. Raises
+    `FileNotFoundError` and `SyntaxError`.
+    """
+    files, elsewhere = beside(file)
+    found = {f"{name} {unit}": digest for name, path in files.items() for unit, digest in _units_of(path).items()}
+    return dict(sorted(found.items())) | package_versions(elsewhere)
+
+
+def beside(file: Path) -> tuple[dict[str, Path], set[str]]:
+    """A file and what it imports from its folder, each by its path from there, as the import statements say; and the names of
+    the packages that it imports from elsewhere."""
+    folder = file.parent
+    found: dict[str, Path] = {}
+    elsewhere: set[str] = set()
+    queue = [(file, "")]
+    while queue:
+        path, package = queue.pop()
+        if (name := path.relative_to(folder).as_posix()) in found:
+            continue
+        found[name] = path
+        for module in _imported(ast.parse(path.read_text(encoding="utf-8"), path.name), package):
+            parts = module.split(".")
+            there = False
+            for i in range(1, len(parts) + 1):
+                base = folder.joinpath(*parts[:i])
+                for source, own in ((base.with_suffix(".py"), parts[: i - 1]), (base / "__init__.py", parts[:i])):
+                    if source.is_file():
+                        queue.append((source, ".".join(own)))
+                        there = True
+            if not there:
+                elsewhere.add(parts[0])
+    return found, elsewhere
+
+
+def package_versions(names: Iterable[str]) -> dict[str, str]:
+    """The versions of the installed packages of these names, of those that results may depend on."""
+    names = sorted({*names} - {PACKAGE, "torch", "numpy"} - sys.stdlib_module_names)
+    owners = importlib.metadata.packages_distributions() if names else {}
+    return {f"version of {one}": importlib.metadata.version(one) for name in names for one in owners.get(name, [])}
+
+
+def _units_of(path: Path) -> dict[str, str]:
+    return _analyse(path.read_text(encoding="utf-8"), False)[1]
+
+
+def _imported(tree: ast.AST, package: str) -> Iterator[str]:
+    """The modules that a module of that package may import, by their whole names."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join(filter(None, [*above, node.module]))
+            yield from filter(None, (module, *(f"{module}.{alias.name}".lstrip(".") for alias in node.names)))
 
 
 def digest(plain: Any) -> str:

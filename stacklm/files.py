@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written aside, synced and renamed; and content hashes."""
+"""Files that are whole or absent: written aside, synced and renamed; content hashes; and where a project is."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+
+def project_root(start: Path | None = None) -> Path | None:
+    """The project around `start` (default: the current directory): the nearest folder above with a dvc.yaml, but not one that
+    lies in a project, such as experiments. None outside of any."""
+    start = (start or Path.cwd()).resolve()
+    folders = (start, *start.parents)
+    return next((f for f in folders if (f / "dvc.yaml").is_file() and not (f.parent / "dvc.yaml").is_file()), None)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from stacklm.config.train import Train
 from stacklm.data.shards import Shards
 from stacklm.files import read_json, write_json
 from stacklm.model.build import ModelConfig, build
+from stacklm.model.custom import Custom
 from stacklm.model.layers import LanguageModel
 from stacklm.model.store import CONFIG, load_model
 from stacklm.progress import progress
@@ -178,6 +179,11 @@ def certify(
 def causal(model: LanguageModel, config: ModelConfig, train: Train, weights: str) -> Entries:
     """The checks of a model that is taken over: in float32, and then in the form that is trained where that is another."""
     shape = config.vocab_size, config.context_length
+    if isinstance(model, Custom):
+        device = next(model.parameters()).device
+        yield causality.rebuilt, (model, lambda: build(config.architecture, *shape).to(device)), weights
+        if model.in_two_steps:
+            yield causality.forward, (model,), weights
     probe = Probe(model, *shape)
     yield from ((check, (probe,), weights) for check in causality.CHECKS)
     if train.threads > 1:
@@ -195,7 +201,7 @@ def _examined(config: ModelConfig, train: Train, entries: Entries) -> Certificat
     bar = progress(entries, desc=f"audit {config.architecture.kind}", unit="check")
     with causality.on_threads(1):
         found = tuple(examine(check, *arguments, of=of) for check, arguments, of in bar)
-    return Certificate(plain(config), form_of(train), audited_code(), found)
+    return Certificate(plain(config), form_of(train), audited_code(config.architecture), found)
 
 
 def _accept(found: Certificate, title: str, consequence: str) -> None:

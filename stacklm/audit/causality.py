@@ -6,7 +6,7 @@ Dimension letters: R rows, U positions of a whole sequence, T positions of a sho
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import torch
@@ -16,6 +16,9 @@ from torch import Tensor
 from stacklm.audit import Fault
 from stacklm.audit.probe import LONGEST, MODES, ROWS, Probe
 from stacklm.model.cache import INPUTS, KEYS_AND_VALUES, Decoder, Replacements
+from stacklm.model.custom import Custom
+from stacklm.model.layers import LanguageModel
+from stacklm.model.store import contents
 
 TOLERANCE = 2**10 * torch.finfo(torch.float32).eps
 """Of the largest logit or feature: a thousand roundings, for equal sums that are added in another order."""
@@ -71,6 +74,8 @@ def past(probe: Probe) -> str:
 
 def gradients(probe: Probe) -> str:
     """the loss at every position has gradients of exactly zero for later inputs and others for some earlier one"""
+    if not probe.sees_inputs:
+        return "not to be told: no module looks the tokens up"
     reaches_TT = torch.cat([_reach(probe, rows) for rows in probe.position_T.split(ROWS)])
     if reaches_TT.triu(1).any():
         raise Fault(f"{pattern(reaches_TT.triu(1), reaches_TT)}, in the gradients of the losses")
@@ -116,10 +121,45 @@ def prefix(probe: Probe) -> str:
 def cached(probe: Probe) -> str:
     """decoding token by token from a cache gives the logits of the whole sequence"""
     whole_TV = probe.logits(probe.ids_T[None], "evaluation")[0]
-    worst = {"keys and values": _decoded(probe, whole_TV, KEYS_AND_VALUES, "keys and values")}
+    kind = probe.model.keeps if isinstance(probe.model, Custom) else "keys and values"
+    worst = {kind: _decoded(probe, whole_TV, KEYS_AND_VALUES, kind)}
     with suppress(ValueError):  # where stack inputs are not enough, the decoder says so
         worst["stack inputs"] = _decoded(probe, whole_TV, INPUTS, "stack inputs")
     return " and ".join(f"{kind} to {difference:.0e}" for kind, difference in worst.items()) + " of the largest logit"
+
+
+def rebuilt(model: Custom, again: Callable[[], LanguageModel]) -> str:
+    """a model made anew with the same parameters and buffers gives the same logits: nothing else is held"""
+    with torch.random.fork_rng():
+        twin = again()
+    own, theirs = contents(model), contents(twin)
+    for name, tensor in theirs.items():
+        if name not in own or own[name].shape != tensor.shape:
+            raise Fault(f"holds more than its parameters: made anew it has another {name}")
+        tensor.data = own[name].detach().clone()
+    device = next(model.parameters()).device
+    ids_BT = torch.arange(2 * min(model.context, LONGEST), device=device).view(2, -1) % model.vocab_size
+    with torch.no_grad():
+        differs_T = (model.eval()(ids_BT) != twin.eval()(ids_BT)).any(dim=-1).any(dim=0)
+    if differs_T.any():
+        raise Fault(
+            "holds more than its parameters and buffers: made anew with these, it has other logits at positions "
+            f"{_places(differs_T)}"
+        )
+    return f"2 sequences of {ids_BT.shape[1]} tokens"
+
+
+def forward(model: Custom) -> str:
+    """`forward` gives the logits that `head` makes of `features`"""
+    ids_BT = torch.arange(min(model.context, LONGEST), device=next(model.parameters()).device)[None] % model.vocab_size
+    with torch.no_grad():
+        one_TV, two_TV = model.eval().whole(ids_BT)[0], model(ids_BT)[0]
+    off = _off(two_TV, one_TV)
+    if not off <= TOLERANCE:
+        raise Fault(
+            f"two answers: the logits of `forward` and those that `head` makes of `features` are {off:.0e} of the largest apart"
+        )
+    return f"{ids_BT.shape[1]} tokens, to {off:.0e} of the largest logit"
 
 
 def rows(probe: Probe) -> str:
@@ -144,7 +184,12 @@ def rows(probe: Probe) -> str:
 def modes(probe: Probe) -> str:
     """training and evaluation mode give the same features, to the last bit, where dropout is off"""
     count, length = probe.whole_RU.shape
+    if probe.random:
+        return "training draws, as for dropout: with equal draws, both modes were tested everywhere"
     training_RUW, evaluation_RUW = (probe.base(length, mode) for mode in MODES)
+    off = _off(training_RUW.flatten(0, 1), evaluation_RUW.flatten(0, 1))
+    if isinstance(probe.model, Custom) and 0 < off <= TOLERANCE:
+        return f"their kernels differ, by {off:.0e} of the largest feature: both modes were tested everywhere"
     differs_U = (training_RUW != evaluation_RUW).any(dim=-1).any(dim=0)
     if differs_U.any():
         raise Fault(f"training and evaluation mode differ at positions {_places(differs_U)}, as where a mask is missing in one")

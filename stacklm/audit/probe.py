@@ -6,15 +6,16 @@ embedding, W features, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
-from functools import cached_property
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from stacklm.model.layers import Embedding, LanguageModel
+from stacklm.model.custom import Custom
+from stacklm.model.layers import LanguageModel
 from stacklm.train.loss import Arithmetic
 
 LONGEST = 32
@@ -47,7 +48,14 @@ class Marked(nn.Module):
 
     def forward(self, ids_BT: Tensor) -> Tensor:
         x_BTC = self.embedding(ids_BT)
-        return x_BTC if self.mark is None else x_BTC + self.mark
+        return x_BTC if self.mark is None or self.mark.shape != x_BTC.shape else x_BTC + self.mark
+
+    def __getattr__(self, name: str) -> Any:
+        """What is asked of the embedding, such as its weight."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("embedding"), name)
 
 
 class Probe:
@@ -81,12 +89,12 @@ class Probe:
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
+            elif isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
+                module.dropout = 0.0
         with torch.no_grad():
             for parameter in model.parameters():
                 if not parameter.any():
                     parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
-        self._marked = Marked(model.embedding)
-        model.embedding = cast(Embedding, self._marked)
         shape = rows or max(2, min(2 * ROWS, TOKENS // context)), context
         ids = torch.randint(vocab_size, shape, generator=generator)
         other = (ids + torch.randint(1, vocab_size, shape, generator=generator)) % vocab_size
@@ -95,6 +103,57 @@ class Probe:
         self._base: dict[tuple[int, str], Tensor] = {}
         self.ids_T, self.other_T = self.whole_RU[0, : self.length], self.other_RU[0, : self.length]
         self.position_T = torch.arange(self.length, device=self.device)
+        self._marked = [self._mark(name) for name in self._lookups()]
+        self.random = False
+        if isinstance(model, Custom):
+            self._compare_modes()
+
+    @property
+    def sees_inputs(self) -> bool:
+        """Whether gradients of the inputs can be looked at: some module looks the tokens up."""
+        return bool(self._marked)
+
+    def _compare_modes(self) -> None:
+        """Where training mode is random in spite of all that was turned off, make its draws the same for every batch, so that what
+        is left depends on the tokens alone. Where the modes differ, if only by the kernels that they use, try all in both."""
+        drawn = []
+        for seed in (0, 1):
+            with self._seeded(seed):
+                drawn.append(self._trained(self.whole_RU)[0].detach())
+        self.random = not torch.equal(*drawn)
+        if len(self.distinct) > 1:
+            self.modes = tuple(MODES)
+
+    @contextmanager
+    def _seeded(self, seed: int = 0) -> Iterator[None]:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            yield
+
+    def _lookups(self) -> list[str]:
+        """The names of the modules that turn the tokens into vectors."""
+        ids_BT = self.whole_RU[:, : self.length]
+        found: list[str] = []
+
+        def note(name: str, module: nn.Module, inputs: tuple, output: Any) -> None:
+            looks_up = inputs and isinstance(inputs[0], Tensor) and torch.equal(inputs[0], ids_BT)
+            if looks_up and isinstance(output, Tensor) and output.ndim == 3 and output.requires_grad and name not in found:
+                found.append(name)
+
+        leaves = [(name, module) for name, module in self.model.named_modules() if not any(True for _ in module.children())]
+        hooks = [module.register_forward_hook(partial(note, name)) for name, module in leaves]
+        try:
+            self.model.eval().features(ids_BT)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
+
+    def _mark(self, name: str) -> Marked:
+        owner, _, own = name.rpartition(".")
+        marked = Marked(self.model.get_submodule(name))
+        self.model.get_submodule(owner).register_module(own, marked)
+        return marked
 
     def features(self, ids_BT: Tensor, mode: str) -> Tensor:
         """Features [B, T, W] of sequences."""
@@ -106,24 +165,29 @@ class Probe:
     @torch.no_grad()
     def logits(self, ids_BT: Tensor, mode: str) -> Tensor:
         """Logits [B, T, V] of sequences, all at once."""
-        with self.arithmetic() if MODES[mode] else nullcontext():
+        with self.arithmetic() if MODES[mode] else nullcontext(), self._seeded() if self.random else nullcontext():
             return self.model.train(MODES[mode])(ids_BT)
 
     def gradients(self, ids_BT: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:
         """Where a number made of the features, in training mode, has gradients for the embedded inputs, bool [B, T]."""
-        features_BTW, mark_BTC = self._trained(ids_BT)
-        (gradient_BTC,) = torch.autograd.grad(objective(features_BTW), mark_BTC)
-        return (gradient_BTC != 0).any(dim=-1)
+        features_BTW, marks = self._trained(ids_BT)
+        reached_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
+        if marks:
+            for gradient_BTC in torch.autograd.grad(objective(features_BTW), marks, allow_unused=True):
+                if gradient_BTC is not None:
+                    reached_BT |= (gradient_BTC != 0).any(dim=-1)
+        return reached_BT
 
-    def _trained(self, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
-        weight = next(self._marked.parameters())
-        mark_BTC = weight.new_zeros(*ids_BT.shape, weight.shape[-1]).requires_grad_()
-        self._marked.mark = mark_BTC
+    def _trained(self, ids_BT: Tensor) -> tuple[Tensor, list[Tensor]]:
+        for marked in self._marked:
+            weight = next(marked.parameters())
+            marked.mark = weight.new_zeros(*ids_BT.shape, weight.shape[-1]).requires_grad_()
         try:
-            with self.arithmetic():
-                return self.model.train().features(ids_BT), mark_BTC
+            with self.arithmetic(), self._seeded() if self.random else nullcontext():
+                return self.model.train().features(ids_BT), [marked.mark for marked in self._marked if marked.mark is not None]
         finally:
-            self._marked.mark = None
+            for marked in self._marked:
+                marked.mark = None
 
     @cached_property
     def distinct(self) -> tuple[str, ...]:
@@ -179,10 +243,13 @@ class Probe:
         cut = self.length // 2
         cut_T = torch.where(self.position_T < cut, self.ids_T, self.other_T)
         one, other = (self._calls(ids_T, cut, mode) for ids_T in (self.ids_T, cut_T))
-        for call, changed in zip(one, other, strict=True):
+        for call, changed in zip(one, other, strict=False):
+            if call.name != changed.name:
+                break  # what runs depends on the tokens
             if _equal(call.inputs, changed.inputs) and not _equal(call.outputs, changed.outputs):
                 kind = type(self.model.get_submodule(call.name)).__name__
-                return f"`{call.name}` ({kind})" if call.name else kind
+                name = f"{call.name}.".removeprefix(self.model.prefix).removesuffix(".")
+                return f"`{name}` ({kind})" if name else kind
         return "not to be told"
 
     def _calls(self, ids_T: Tensor, cut: int, mode: str) -> list[Call]:
@@ -191,13 +258,18 @@ class Probe:
 
         def early(values: Any) -> list[Tensor]:
             if isinstance(values, Tensor):
-                return [values[:, :cut].clone()] if values.shape[:2] == (1, self.length) else []
+                if values.shape[:2] == (1, self.length):
+                    return [values[:, :cut].clone()]
+                return [values[:cut].clone()] if values.shape[:2] == (self.length, 1) else []
+            if isinstance(values, Mapping):
+                return early(list(values.values()))
             return [tensor for value in values for tensor in early(value)] if isinstance(values, (tuple, list)) else []
 
-        def recorder(name: str) -> Callable[[nn.Module, Any, Any], None]:
-            return lambda module, inputs, outputs: calls.append(Call(name, early(inputs), early(outputs)))
+        def record(name: str, module: nn.Module, inputs: Any, named: Any, outputs: Any) -> None:
+            calls.append(Call(name, early([inputs, named]), early(outputs)))
 
-        hooks = [module.register_forward_hook(recorder(name)) for name, module in self.model.named_modules()]
+        named = self.model.named_modules()
+        hooks = [module.register_forward_hook(partial(record, name), with_kwargs=True) for name, module in named]
         try:
             self.logits(ids_T[None], mode)
         finally:
@@ -207,4 +279,4 @@ class Probe:
 
 
 def _equal(some: list[Tensor], others: list[Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
+    return len(some) == len(others) and all(torch.equal(a, b) for a, b in zip(some, others, strict=True))

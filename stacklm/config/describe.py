@@ -19,7 +19,7 @@ from functools import cache
 from typing import Annotated, Any, Literal, Union
 
 from stacklm.config.params import NAME_PATTERN, OTHERWISE_READ, Params
-from stacklm.config.schema import LARGEST_INT, Range, listed, plain
+from stacklm.config.schema import LARGEST_INT, Range, default_of, key_of, listed, plain
 
 WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 SCHEMA_TYPES = {int: "integer", float: "number", str: "string", bool: "boolean"}
@@ -59,11 +59,11 @@ def json_schema() -> dict[str, Any]:
 
 
 def _fields(kind: type) -> Iterator[tuple[str, Any, Any]]:
-    """Name, type and default (`MISSING` where there is none) of each key."""
+    """Field, type and default (`MISSING` where there is none) of each key."""
     hints = typing.get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
         if not field.metadata.get("hidden"):
-            yield field.name, hints[field.name], field.default
+            yield field.name, hints[field.name], default_of(field)
 
 
 def _members(kind: Any) -> dict[str, type]:
@@ -79,18 +79,18 @@ def _mapping(kind: type, value: Any, indent: str, seen: set[type], kinds: Iterab
     new = kind not in seen
     seen.add(kind)
     for name, hint, default in _fields(kind):
-        item, members = getattr(value, name), _members(hint)
+        item, members, key = getattr(value, name), _members(hint), key_of(name)
         if new:
             facts = f"One of {listed(kinds)}." if name == "kind" and kinds else _facts(hint, default)
             yield from _comment(indent, "", f"{descriptions(kind).get(name, '')} {facts}")
         if dataclasses.is_dataclass(item):
-            yield f"{indent}{name}:"
+            yield f"{indent}{key}:"
             yield from _mapping(type(item), item, f"{indent}  ", seen, members)
             for other in members:
                 if members[other] not in seen:
                     yield from _comment(f"{indent}  ", "", f"Another kind: {other}. {summary(members[other])}")
                     yield from _keys(members[other], f"{indent}  ", "  ", seen)
-        elif isinstance(item, dict):
+        elif isinstance(item, dict) and any(map(dataclasses.is_dataclass, item.values())):
             yield f"{indent}{name}:"
             for key, one in item.items():
                 yield f"{indent}  {key}:"
@@ -100,7 +100,7 @@ def _mapping(kind: type, value: Any, indent: str, seen: set[type], kinds: Iterab
             yield f"{indent}{name}:"
             yield from (f"{indent}  - {{{', '.join(f'{k}: {_scalar(v)}' for k, v in plain(one).items())}}}" for one in item)
         else:
-            yield f"{indent}{name}: {_scalar(item)}"
+            yield f"{indent}{key}: {_scalar(item)}"
 
 
 def _keys(kind: type, indent: str, lead: str, seen: set[type]) -> Iterator[str]:
@@ -110,7 +110,7 @@ def _keys(kind: type, indent: str, lead: str, seen: set[type]) -> Iterator[str]:
     seen.add(kind)
     for name, hint, default in _fields(kind):
         if name != "kind":
-            yield from _comment(indent, lead, f"{name}: {descriptions(kind).get(name, '')} {_facts(hint, default)}")
+            yield from _comment(indent, lead, f"{key_of(name)}: {descriptions(kind).get(name, '')} {_facts(hint, default)}")
             if isinstance(hint, type) and dataclasses.is_dataclass(hint):
                 yield from _keys(hint, indent, f"{lead}  ", seen)
 
@@ -137,6 +137,8 @@ def _type_words(hint: Any) -> str:
         return f"one of {listed(arguments)}"
     if origin is tuple:
         return "a list of texts" if arguments[0] is str else "a list"
+    if origin is dict and not dataclasses.is_dataclass(arguments[1]):
+        return "a mapping"
     if origin in (Union, types.UnionType) and type(None) in arguments:
         return f"{_type_words(arguments[0])}, or null"
     return WORDS.get(hint, "")
@@ -153,10 +155,10 @@ def _object(kind: type, definitions: dict[str, Any], tag: bool = False) -> dict[
     fields = list(_fields(kind))
     properties = {}
     for name, hint, default in fields:
-        properties[name] = {"description": descriptions(kind).get(name, ""), **_schema(hint, definitions, default)}
+        properties[key_of(name)] = {"description": descriptions(kind).get(name, ""), **_schema(hint, definitions, default)}
         if default is not dataclasses.MISSING:
-            properties[name]["default"] = plain(default)
-    required = [name for name, _, default in fields if default is dataclasses.MISSING or (tag and name == "kind")]
+            properties[key_of(name)]["default"] = plain(default)
+    required = [key_of(name) for name, _, default in fields if default is dataclasses.MISSING or (tag and name == "kind")]
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
 
@@ -175,6 +177,8 @@ def _schema(hint: Any, definitions: dict[str, Any], default: Any = None) -> dict
         return {"enum": list(arguments)}
     if origin is tuple:
         return {"type": "array", "items": _schema(arguments[0], definitions)}
+    if hint is Any:
+        return {}
     if origin is dict:
         return {"type": "object", "additionalProperties": _schema(arguments[1], definitions)}
     if members := _members(hint):  # a section without its kind is of the default's

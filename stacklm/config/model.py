@@ -6,11 +6,14 @@ shares (data, budget, seed, schedule) is in section `train`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
+from stacklm.code import file_units, package_versions
 from stacklm.config.optimizer import DEFAULT_OPTIMIZER, Optimizer
-from stacklm.config.schema import Natural, ParamsError, Range, Size
+from stacklm.config.schema import Natural, ParamsError, Range, Size, nearest
+from stacklm.files import project_root
 
 DEEPEST = 1024
 """Stacks or blocks in series, each built one by one."""
@@ -177,7 +180,65 @@ class Dense:
         return self.n_layers
 
 
-Architecture = Stacked | Dense
+@dataclass(frozen=True)
+class Python:
+    """A model of your own, from one file. See docs/your-model.md."""
+
+    path: str
+    """The file, relative to the project's root unless absolute."""
+    class_: str
+    """The class in it, made as `class(vocab_size, context_length, **settings)`."""
+    kind: Literal["python"] = "python"
+    settings: dict[str, Any] = field(default_factory=dict, hash=False)
+    """Further arguments of the class. Experiments that hold a budget equal choose its `d_ff`, if it has one."""
+
+    def depth(self, context: int) -> None:
+        """Not known."""
+
+    def file(self, root: Path | None = None) -> Path:
+        """The whole path of the file, in the project of that root; by default in that around the current directory, if any."""
+        return (root or project_root() or Path.cwd()) / Path(self.path).expanduser()
+
+
+@dataclass(frozen=True)
+class HuggingFace:
+    """An architecture of `transformers`, from its configuration, with fresh weights. See docs/your-model.md."""
+
+    config: str
+    """The configuration's class, such as LlamaConfig."""
+    kind: Literal["huggingface"] = "huggingface"
+    settings: dict[str, Any] = field(default_factory=dict, hash=False)
+    """Its arguments, besides the sizes of vocabulary and context."""
+    roles: dict[str, Literal["embedding", "matrix", "vector", "head"]] = field(default_factory=dict, hash=False)
+    """Roles of parameters by patterns of names, such as `"*.A_log": vector`, where that of their module is wrong."""
+
+    def depth(self, context: int) -> None:
+        """Not known."""
+
+
+Architecture = Stacked | Dense | Python | HuggingFace
+
+
+def own_code(architecture: Architecture, root: Path | None = None) -> dict[str, str]:
+    """The code outside of this package that a model runs: a hash of each function and class, and versions of packages.
+
+    Nothing for a model that is part of this package. `root` is that of the project, see `Python.file`. Raises `ParamsError` where
+    a file is missing or is no Python.
+    """
+    if isinstance(architecture, HuggingFace):
+        return package_versions({"transformers"})
+    if not isinstance(architecture, Python):
+        return {}
+    file = architecture.file(root)
+    try:
+        return file_units(file)
+    except OSError:
+        there = sorted(path.name for path in file.parent.glob("*.py"))
+        raise ParamsError(f"path: no file {architecture.path} in {file.parent}{nearest(file.name, there)}") from None
+    except (SyntaxError, UnicodeDecodeError) as error:
+        if isinstance(error, UnicodeDecodeError):
+            raise ParamsError(f"path: {architecture.path} is not UTF-8") from None
+        raise ParamsError(f"{architecture.path}, line {error.lineno}: {error.msg}\n    {(error.text or '').strip()}") from None
 
 
 @dataclass(frozen=True)

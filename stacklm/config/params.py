@@ -87,7 +87,7 @@ def _check_names(names: Iterable[str]) -> None:
 
 def _check_depth(name: str, model: Model, context: int) -> None:
     depth = model.architecture.depth(context)
-    if depth > DEEPEST_MODEL:
+    if depth is not None and depth > DEEPEST_MODEL:
         raise ParamsError(
             f"models.{name}.architecture: {depth} stacks in series at train.context_length {context}, above {DEEPEST_MODEL}"
         )

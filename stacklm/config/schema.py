@@ -117,7 +117,7 @@ def read(kind: type[T], value: Any, key: str = "") -> T:
 
 def _read(kind: Any, value: Any, key: str) -> Any:
     if kind is Any:
-        return value
+        return _read_plain(value, key)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
         number = _read(arguments[0], value, key)
@@ -149,12 +149,22 @@ def _read(kind: Any, value: Any, key: str) -> Any:
 def plain(value: Any) -> Any:
     """The inverse of `read`: dataclasses become mappings, tuples become lists."""
     if dataclasses.is_dataclass(value):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {key_of(f.name): plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {name: plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     return value
+
+
+def key_of(field: str) -> str:
+    """The key of a field: its name, without the underscore that keeps it apart from a word of Python, as in `class_`."""
+    return field.removesuffix("_")
+
+
+def default_of(field: dataclasses.Field) -> Any:
+    """A field's default; `dataclasses.MISSING` where it has none."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def flatten(tree: Any, key: str = "") -> dict[str, Any]:
@@ -178,15 +188,17 @@ def _read_dataclass(kind: Any, value: Any, key: str) -> Any:
     if not isinstance(value, Mapping):
         raise _wrong_type(key, value, f"a mapping with the keys {listed(_names(kind))}")
     hints = typing.get_type_hints(kind, include_extras=True)
-    fields = {f.name: f for f in dataclasses.fields(kind)}
+    fields = {key_of(f.name): f for f in dataclasses.fields(kind)}
     for name in value:
         if name not in fields:
             raise ParamsError(f"{_join(key, name)}: unknown key; the keys here are {listed(fields)}{nearest(name, fields)}")
     for name, field in fields.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and name not in value:
-            raise ParamsError(f"{_join(key, name)}: missing; {_remedy(hints[name])}")
-    built = {name: _read(hints[name], _with_kind(item, fields[name].default), _join(key, name)) for name, item in value.items()}
+        if default_of(field) is dataclasses.MISSING and name not in value:
+            raise ParamsError(f"{_join(key, name)}: missing; {_remedy(hints[field.name])}")
+    built = {}
+    for name, item in value.items():
+        field = fields[name]
+        built[field.name] = _read(hints[field.name], _with_kind(item, field.default), _join(key, name))
     try:
         return kind(**built)
     except ParamsError as error:  # raised by the section's own check of values that contradict each other
@@ -225,7 +237,7 @@ def _read_union(members: tuple[Any, ...], value: Any, key: str) -> Any:
 
 
 def _names(kind: Any) -> list[str]:
-    return [field.name for field in dataclasses.fields(kind)]
+    return [key_of(field.name) for field in dataclasses.fields(kind)]
 
 
 def _read_scalar(kind: Any, value: Any, key: str) -> Any:
@@ -243,6 +255,20 @@ def _read_scalar(kind: Any, value: Any, key: str) -> Any:
     return value
 
 
+def _read_plain(value: Any, key: str) -> Any:
+    """A value of any kind that JSON has as well: no dates or bytes, and no number that a tensor cannot hold."""
+    if isinstance(value, Mapping):
+        return _read(dict[str, Any], value, key)
+    if isinstance(value, (list, tuple)):
+        return [_read_plain(item, f"{key}[{i}]") for i, item in enumerate(value)]
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return _read_scalar(kind, value, key)
+    if value is not None:
+        raise _wrong_type(key, value, "a number, a text, true or false, null, a list or a mapping")
+    return None
+
+
 def _encodable(text: str) -> bool:
     """Whether a file name, a JSON file and a command line can hold it."""
     try:
@@ -253,9 +279,7 @@ def _encodable(text: str) -> bool:
 
 def _remedy(kind: Any) -> str:
     """What to write for a key that is missing."""
-    if dataclasses.is_dataclass(kind) and all(
-        f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING for f in dataclasses.fields(kind)
-    ):
+    if dataclasses.is_dataclass(kind) and all(default_of(f) is not dataclasses.MISSING for f in dataclasses.fields(kind)):
         return "write {} for its defaults"
     return "it has no default"
 

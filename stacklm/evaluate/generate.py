@@ -50,7 +50,7 @@ def generate(decoder: Decoder, ids: Sequence[int], settings: Sample) -> Iterator
     half a context of ids before it. Equal settings and weights give equal ids: the draws have a seed of their own and
     are made on the CPU.
     """
-    device = decoder.head.weight.device
+    device = decoder.device
     context = decoder.cache.context
     generator = torch.Generator().manual_seed(settings.seed)
     decoder.reset()

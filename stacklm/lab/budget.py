@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from stacklm.config.model import Architecture, Dense, Model
+from stacklm.config.model import Architecture, Dense, HuggingFace, Model, Python
 from stacklm.config.schema import ParamsError
 from stacklm.config.train import Train
 from stacklm.model.build import ModelConfig
@@ -19,17 +21,20 @@ Axis = Literal["parameters", "training_flops", "tokens", "seconds"]
 CLOSE, FAR = 0.01, 0.05
 """Relative mismatch on the axis held equal above which an experiment warns, and above which it is refused."""
 WIDEST = 1 << 20
+D_FF = ("d_ff", "intermediate_size")
+"""What the hidden width of feed-forward networks is called in settings; the second by `transformers`."""
 
 
 @dataclass(frozen=True)
 class Cost:
     """What one arm takes: trained parameters, FLOPs and tokens of a whole run, matrix products in series per token (the
-    serial depth), and bytes of keys and values per token while decoding (None where they are not cached)."""
+    serial depth), and bytes of keys and values per token while decoding (None where they are not cached). Of a model that is not
+    of this package the last two are not known."""
 
     parameters: int
     training_flops: int
     tokens: int
-    depth: int
+    depth: int | None
     kv_bytes: int | None
 
 
@@ -56,8 +61,14 @@ def mismatch(arm: Cost, baseline: Cost) -> dict[str, float]:
 def scaled(architecture: Architecture, factor: float) -> Architecture:
     """The same architecture with all widths multiplied by `factor`: d_model, heads of the same dim, features and d_ff.
 
-    Raises `ParamsError` naming the first width that would not be a whole number.
+    Raises `ParamsError` naming the first width that would not be a whole number, and for a model that is not of this package.
     """
+    if isinstance(architecture, (Python, HuggingFace)):
+        if factor != 1:
+            raise ParamsError(
+                f"sizes: {factor:g} multiplies widths, and those of kind {architecture.kind} are not known; write [1]"
+            )
+        return architecture
     widths: dict[str, object] = {name: _times(name, getattr(architecture, name), factor) for name in ("d_model", "n_heads")}
     if isinstance(architecture, Dense):
         return replace(architecture, **widths, d_ff=_times("d_ff", architecture.d_ff, factor))
@@ -84,39 +95,57 @@ def fitted(
 ) -> tuple[Model, Cost]:
     """The model with the d_ff that comes nearest to the target on the axis held equal, and what it takes.
 
-    The d_ff of several stacks keep their proportions. On the axes `tokens` and `seconds`, and without `fit`, shapes stay as
-    they are. Raises `ParamsError` with the numbers where that does not come within `FAR`.
+    The d_ff of several stacks keep their proportions. On the axes `tokens` and `seconds`, without `fit`, and of a model that has
+    no d_ff, shapes stay as they are. Raises `ParamsError` with the numbers where that does not come within `FAR`.
     """
     if axis == "seconds":
         return model, cost(model, train, vocab_size)
-    if axis != "tokens" and fit:
+    if axis != "tokens" and fit and (now := d_ff_of(model.architecture)) is not None:
         wanted = getattr(target, axis)
 
         def missed(d_ff: int) -> int:
             counts = count(with_d_ff(model.architecture, d_ff), vocab_size, train.context_length)
             return (counts.total if axis == "parameters" else counts.training_flops_per_token * target.tokens) - wanted
 
-        above = 1 + bisect_left(range(1, WIDEST), 0, key=missed)
+        above = _linear(missed, now) if isinstance(model.architecture, (Python, HuggingFace)) else _bisected(missed)
         nearest = min(range(max(1, above - 1), above + 1), key=lambda d_ff: abs(missed(d_ff)))
         model = replace(model, architecture=with_d_ff(model.architecture, nearest))
     reached = cost(model, train, vocab_size)
     off = mismatch(reached, target)[axis]
     if abs(off) > FAR:
+        d_ff = d_ff_of(model.architecture)
         raise ParamsError(
-            f"{name} cannot meet the budget: the nearest is {getattr(reached, axis):,} {axis} at d_ff "
-            f"{d_ff_of(model.architecture)}, {off:+.1%} of the baseline's {getattr(target, axis):,}; at most {FAR:.0%} is "
-            "allowed: change its other widths or its number of layers"
+            f"{name} cannot meet the budget: the nearest is {getattr(reached, axis):,} {axis} at "
+            f"{'its settings, which have no d_ff to choose' if d_ff is None else f'd_ff {d_ff}'}, {off:+.1%} of the baseline's "
+            f"{getattr(target, axis):,}; at most {FAR:.0%} is allowed: change its other widths or its number of layers"
         )
     return model, reached
 
 
-def d_ff_of(architecture: Architecture) -> int:
-    """Of the first stack, or of every layer."""
+def _bisected(missed: Callable[[int], int]) -> int:
+    """The first d_ff that misses nothing."""
+    return 1 + bisect_left(range(1, WIDEST), 0, key=missed)
+
+
+def _linear(missed: Callable[[int], int], now: int) -> int:
+    """The same of a model that may have to be built and run to be counted: few widths are tried, and none that is huge."""
+    slope = (missed(2 * now) - missed(now)) / now
+    return now if slope <= 0 else min(WIDEST, max(1, math.ceil(now - missed(now) / slope)))
+
+
+def d_ff_of(architecture: Architecture) -> int | None:
+    """Of the first stack, or of every layer; None for a model that is not of this package and has no such setting."""
+    if isinstance(architecture, (Python, HuggingFace)):
+        found = (architecture.settings.get(name) for name in D_FF)
+        return next((value for value in found if isinstance(value, int)), None)
     return architecture.d_ff if isinstance(architecture, Dense) else architecture.stacks[0].d_ff
 
 
 def with_d_ff(architecture: Architecture, d_ff: int) -> Architecture:
     """The architecture with that `d_ff_of`; those of further stacks in proportion."""
+    if isinstance(architecture, (Python, HuggingFace)):
+        name = next(name for name in D_FF if name in architecture.settings)
+        return replace(architecture, settings={**architecture.settings, name: d_ff})
     if isinstance(architecture, Dense):
         return replace(architecture, d_ff=d_ff)
     first = architecture.stacks[0].d_ff

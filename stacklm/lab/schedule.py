@@ -81,6 +81,8 @@ class Lab:
     code: str
     pause: int | None = None
     """No more judging seeds than these for now: whoever looks at each look decides whether to go on."""
+    own: Mapping[str, str] = field(default_factory=dict)
+    """By the names of arms: the identity of a model's code, where it is not of this package."""
     _trials: dict[tuple[str, float, float, int], Trial] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -92,7 +94,7 @@ class Lab:
         key = arm.name, arm.size, rate, seed
         if key not in self._trials:
             model = replace(arm.model, optimizer=replace(arm.model.optimizer, peak_lr=rate))
-            self._trials[key] = Trial(model, replace(arm.train, seed=seed), self.data, self.code)
+            self._trials[key] = Trial(model, replace(arm.train, seed=seed), self.data, self.code, self.own.get(arm.name, ""))
         return self._trials[key]
 
     def tuning(self, records: Records, size: float) -> Tuning:

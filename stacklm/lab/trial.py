@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from stacklm.audit.audit import audit
 from stacklm.code import digest
-from stacklm.config.model import Model
+from stacklm.config.model import Architecture, Model, own_code
 from stacklm.config.schema import plain
 from stacklm.config.train import Train, passes
 from stacklm.data.batches import evaluation_batches
@@ -53,16 +53,24 @@ class Trial:
     """Digest of the tokens that are trained and judged on."""
     code: str
     """Identity of the code that trains and evaluates."""
+    own: str = ""
+    """Identity of the code of a model that is not of this package (`stacklm.config.model.own_code`)."""
 
     @cached_property
     def identity(self) -> str:
         """Equal for trials that give the same weights, whatever experiment they belong to."""
-        return digest(plain(self))[:16]
+        return digest(self.facts)[:16]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """As plain values, for the identity and the record."""
+        facts = plain(self)
+        return facts if self.own else {name: fact for name, fact in facts.items() if name != "own"}
 
     @property
     def shape(self) -> str:
         """Equal for trials that differ in nothing that the audit looks at: in the learning rate, the seed or the schedule."""
-        return digest([plain(self.model.architecture), plain(passes(self.train)), self.data, self.code])[:16]
+        return digest([plain(self.model.architecture), plain(passes(self.train)), self.data, self.code + self.own])[:16]
 
 
 @dataclass(frozen=True)
@@ -88,11 +96,15 @@ def run_trial(trial: Trial, shards: Path, work: Path, batch_size: int = 16) -> d
 
     What is there already is not done again: a finished trial is read, a killed one resumes from its last checkpoint, and a
     certificate holds for all trials of one shape. Raises `AuditError` for a model that is not causal, `NonFiniteError`
-    where training diverges, and `ValueError` for shards that are not those of the trial.
+    where training diverges, and `ValueError` for shards or code that are not those of the trial.
     """
     data = Shards.open(shards)
     if trial.data != sha256(shards / "manifest.json"):
         raise ValueError(f"{shards} does not hold the tokens of trial {trial.identity}")
+    if trial.own != own_digest(trial.model.architecture):
+        raise ValueError(
+            f"the code of the model of trial {trial.identity} has changed since it was planned: undo it, or plan again"
+        )
     folder = work / "trials" / trial.identity
     if (folder / RECORD).exists():
         return read_json(folder / RECORD)
@@ -106,7 +118,7 @@ def run_trial(trial: Trial, shards: Path, work: Path, batch_size: int = 16) -> d
     scored = _answers if (shards / ANSWERS).exists() else _documents
     record = {
         "identity": trial.identity,
-        **plain(trial),
+        **trial.facts,
         **scored(model, data, folder, config.context_length, batch_size),
         "weights": sha256(trained / WEIGHTS),
         "flops": tokens * count(trial.model.architecture, data.vocab_size, config.context_length).training_flops_per_token,
@@ -116,6 +128,12 @@ def run_trial(trial: Trial, shards: Path, work: Path, batch_size: int = 16) -> d
     }
     write_json(folder / RECORD, record)  # last: it says that all the rest is whole
     return record
+
+
+def own_digest(architecture: Architecture) -> str:
+    """Identity of the code, as it is now, of a model that is not of this package; empty for one that is."""
+    code = own_code(architecture)
+    return digest(code) if code else ""
 
 
 def machine() -> dict[str, str]:

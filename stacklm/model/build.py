@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stacklm.config.model import Architecture, Dense, Stack, Stacked
+from stacklm.config.model import Architecture, Dense, HuggingFace, Python, Stack, Stacked
 from stacklm.config.schema import Count
+from stacklm.model.custom import load_custom
 from stacklm.model.dense import DenseDecoder
+from stacklm.model.huggingface import from_transformers
 from stacklm.model.layers import LanguageModel
 from stacklm.model.stacked import StackedDecoder
 
@@ -24,8 +26,13 @@ def build(architecture: Architecture, vocab_size: int, context: int) -> Language
     """A fresh model.
 
     The weights come from torch's global generator, so `torch.manual_seed` fixes them. Build on the CPU and then move the
-    model, and they are the same on every device; inside `with torch.device("meta")` nothing is drawn or allocated.
+    model, and they are the same on every device; inside `with torch.device("meta")` nothing is drawn or allocated. Raises
+    `ParamsError` for a model from a file that cannot be used.
     """
+    if isinstance(architecture, Python):
+        return load_custom(architecture, vocab_size, context)
+    if isinstance(architecture, HuggingFace):
+        return from_transformers(architecture, vocab_size, context)
     if isinstance(architecture, Dense):
         return DenseDecoder(architecture, vocab_size, context)
     return StackedDecoder(architecture, vocab_size, context)

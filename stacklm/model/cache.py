@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stacklm.model.custom import Custom
 from stacklm.model.dense import Attention
 from stacklm.model.kernels import causal_attention
 from stacklm.model.layers import LanguageModel, Positions, Rotation, ShortConv
@@ -187,8 +188,16 @@ class Decoder:
         if model.training:
             raise ValueError("the model is in training mode, where dropout changes its features; call its `eval` first")
         self.cache = Cache(context)
-        self.head = model.head
-        self._model = with_cache(model, replacements, self.cache)
+        self.device = next(model.parameters()).device
+        self.head: nn.Module = model.head
+        if not isinstance(model, Custom):
+            twin = with_cache(model, replacements, self.cache)
+            self._next: Callable[[Tensor], Tensor] = twin.features
+        elif replacements is KEYS_AND_VALUES:
+            step, self.head = model.decoding()
+            self._next = lambda ids_BT: step(ids_BT, self.cache.tokens == ids_BT.shape[1])
+        else:
+            raise ValueError(f"the inputs of {model.name} are not enough to decode: how it computes is not known")
 
     def reset(self) -> None:
         """Start over, with any number of sequences."""
@@ -204,7 +213,7 @@ class Decoder:
         if tokens > self.cache.context:
             raise ValueError(f"{tokens} tokens are more than the model's context of {self.cache.context}; reset it, or give fewer")
         self.cache.tokens = tokens
-        return self._model.features(ids_BT)
+        return self._next(ids_BT)
 
 
 def with_cache(module: Any, replacements: Replacements, cache: Cache) -> Any:

@@ -6,28 +6,15 @@ Every parameter has a role. Optimizers group by role, never by the number of dim
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
-from stacklm.config.model import Architecture
+from stacklm.config.model import Architecture, Dense, Stacked
 from stacklm.model.build import build
-from stacklm.model.layers import DenseSkip, Embedding, Head, Linear, PackedLayerNorm, PackedLinear, RMSNorm, ShortConv
-
-Role = Literal["embedding", "matrix", "vector", "head"]
-
-ROLES: dict[type[nn.Module], dict[str, Role]] = {
-    Embedding: {"weight": "embedding"},
-    Linear: {"weight": "matrix", "bias": "vector"},
-    PackedLinear: {"weight": "matrix", "bias": "vector"},
-    Head: {"weight": "head", "bias": "vector"},
-    nn.LayerNorm: {"weight": "vector", "bias": "vector"},
-    RMSNorm: {"weight": "vector"},
-    PackedLayerNorm: {"weight": "vector", "bias": "vector"},
-    DenseSkip: {"weight": "vector"},
-    ShortConv: {"weight": "vector"},
-}
+from stacklm.model.custom import Custom
+from stacklm.model.measured import ROLES, Role
 
 
 @dataclass(frozen=True)
@@ -46,13 +33,23 @@ class Counts:
 
 def count(architecture: Architecture, vocab_size: int, context: int) -> Counts:
     """Count the model of that architecture. A token attends causally, so to (T + 1) / 2 positions on average."""
-    with torch.device("meta"):
+    try:
+        return _counted(architecture, vocab_size, context, "meta")
+    except Exception:
+        if isinstance(architecture, (Stacked, Dense)):
+            raise
+    with torch.random.fork_rng(devices=[]):  # a model that decides something by the values of tensors
+        return _counted(architecture, vocab_size, context, "cpu")
+
+
+def _counted(architecture: Architecture, vocab_size: int, context: int, device: str) -> Counts:
+    with torch.device(device):
         model = build(architecture, vocab_size, context)
-    parameters: dict[Role, int] = {"embedding": 0, "matrix": 0, "vector": 0, "head": 0}
-    role_of = roles(model)
-    for name, parameter in model.named_parameters():
-        parameters[role_of[name]] += parameter.numel()
-    forward = round(forward_flops(model, attended=(context + 1) / 2))
+        parameters: dict[Role, int] = {"embedding": 0, "matrix": 0, "vector": 0, "head": 0}
+        role_of = roles(model)
+        for name, parameter in model.named_parameters():
+            parameters[role_of[name]] += parameter.numel()
+        forward = round(forward_flops(model, attended=(context + 1) / 2))
     return Counts(parameters, sum(parameters.values()), forward, 3 * forward)
 
 
@@ -69,8 +66,11 @@ def forward_flops(module: Any, attended: float) -> float:
 def roles(model: nn.Module) -> dict[str, Role]:
     """The role of every parameter, by its name in `model.named_parameters()`; a tied head counts as the embedding.
 
-    Raises `KeyError` naming the parameter of a module that the table above does not know.
+    Raises `KeyError` naming the parameter of a module that `ROLES` does not know, and `ParamsError` for one of a model of the
+    user's that has no role.
     """
+    if isinstance(model, Custom):
+        return model.roles()
     found = {}
     for name, _ in model.named_parameters():
         module_name, _, parameter_name = name.rpartition(".")

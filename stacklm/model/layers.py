@@ -74,9 +74,10 @@ class LanguageModel(nn.Module):
     `activation_checkpointing` the backward pass computes activations again.
     """
 
-    embedding: Embedding
     head: Head
     activation_checkpointing: bool = False
+    prefix: str = ""
+    """What the names of parameters begin with here, and not where they are shown or kept."""
 
     def features(self, ids_BT: Tensor) -> Tensor:
         """What the head reads. Raises `ValueError` for a sequence longer than the context."""

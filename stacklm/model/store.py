@@ -10,15 +10,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from stacklm.config.model import Architecture
+from stacklm.config.model import Architecture, own_code
 from stacklm.config.schema import ParamsError, listed, plain, read
 from stacklm.files import read_json, sha256, write_json, written_aside
 from stacklm.model.build import ModelConfig, build
+from stacklm.model.custom import Custom
 from stacklm.model.layers import LanguageModel
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 ABOUT = {"tokenizer", "sha256"}
+"""What `config.json` says beside the settings; of a model that is not of this package also `code`, by function and class."""
 AGAIN = "train the model again or restore the file"
 
 
@@ -33,11 +35,23 @@ def save_model(
 
     `config.json` also holds the digest of the tokenizer that made the training data, if known, and the SHA-256 of the weights.
     """
-    tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in contents(model).items()}
     with written_aside(folder / WEIGHTS) as aside:
         save_tensors(tensors, aside)
-    about = {"tokenizer": tokenizer, "sha256": sha256(folder / WEIGHTS)}
+    about: dict[str, Any] = {"tokenizer": tokenizer, "sha256": sha256(folder / WEIGHTS)}
+    if code := own_code(architecture):
+        about["code"] = code
     write_json(folder / CONFIG, plain(ModelConfig(architecture, vocab_size, context)) | about)
+
+
+def contents(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter once, and of a model of the user's the buffers that it keeps, which may be drawn, by name."""
+    found: dict[str, Tensor] = dict(model.named_parameters())
+    if isinstance(model, Custom):
+        kept = model.state_dict(keep_vars=True)
+        found |= {name: buffer for name, buffer in model.named_buffers() if name in kept}
+        found = {name.removeprefix(model.prefix): tensor for name, tensor in found.items()}
+    return found
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
@@ -70,14 +84,30 @@ def load_model(folder: Path, tokenizer: str | None = None) -> tuple[LanguageMode
         tensors = load_file(weights)
     except SafetensorError as error:
         raise StoreError(f"{weights}: damaged, {error}; {AGAIN}") from None
+    _check_code(config.architecture, about["code"], folder)
     with torch.random.fork_rng(devices=[]):
         model = build(config.architecture, config.vocab_size, config.context_length)
     _check_match(model, tensors, folder)
-    if spoilt := [name for name, tensor in tensors.items() if not (tensor.is_floating_point() and tensor.isfinite().all())]:
+    if spoilt := [name for name, tensor in tensors.items() if not _whole(tensor, model)]:
         raise StoreError(f"{weights}: {listed(spoilt[:5])} has numbers that are not finite or of another type; {AGAIN}")
-    for name, parameter in model.named_parameters():
-        parameter.data = tensors[name]
+    for name, tensor in contents(model).items():
+        tensor.data = tensors[name]
     return model, config
+
+
+def _whole(tensor: Tensor, model: nn.Module) -> bool:
+    """Whether all numbers are finite and of a floating type; buffers of a model of the user's may hold others."""
+    return isinstance(model, Custom) or (tensor.is_floating_point() and bool(tensor.isfinite().all()))
+
+
+def _check_code(architecture: Architecture, trained: dict[str, str], folder: Path) -> None:
+    """Raise `StoreError` where the code of a model of the user's is not that with which it was trained."""
+    now = own_code(architecture)
+    if changed := [name for name in {**trained, **now} if trained.get(name) != now.get(name)]:
+        raise StoreError(
+            f"{folder / CONFIG}: {listed(changed[:3])}{f' and {len(changed) - 3} more' if len(changed) > 3 else ''} changed since "
+            "this model was trained; bring back the code as it was, or train the model again"
+        )
 
 
 def _read_config(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
@@ -91,7 +121,7 @@ def _read_config(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
         raise StoreError(f"{folder / CONFIG}: damaged, {error}; {AGAIN}") from None
     if not isinstance(content, dict) or not content.keys() >= ABOUT:
         raise StoreError(f"{folder / CONFIG}: damaged or of an earlier version, without {listed(sorted(ABOUT))}; {AGAIN}")
-    about = {key: content.pop(key) for key in ABOUT}
+    about = {"code": content.pop("code", {}), **{key: content.pop(key) for key in ABOUT}}
     try:
         return read(ModelConfig, content, key=CONFIG), about
     except ParamsError as error:
@@ -99,7 +129,7 @@ def _read_config(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
 
 
 def _check_match(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
-    wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in contents(model).items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     wrong = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
     wrong += [f"{name} is not part of it" for name in sorted(found.keys() - wanted.keys())]

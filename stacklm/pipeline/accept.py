@@ -24,7 +24,8 @@ def accept(project: Project, names: Sequence[str], reason: str) -> Iterator[tupl
     accepted: anything but its code changed, nothing changed, or it certifies code and therefore has to run.
     """
     with hold_project(project, "`stacklm accept`", wait=False):
-        for item in _chosen(load(project.params_file), names):
+        params = load(project.params_file)
+        for item in _chosen(params, names):
             address = item.address
             outlook = Pipeline(project).explain()[address]
             excused = {item.record}  # modified by an earlier `accept` that was killed
@@ -33,7 +34,7 @@ def accept(project: Project, names: Sequence[str], reason: str) -> Iterator[tupl
                 raise ParamsError(f"{address}: more than its code changed, so it has to run ({'; '.join(others)})")
             if not outlook.reasons:
                 raise ParamsError(f"{address}: up to date; there is nothing to accept")
-            _record(project, item, outlook.code, reason)
+            _record(project, item, params, outlook.code, reason)
             commit(project, address)
             yield address, outlook.code
 
@@ -49,9 +50,9 @@ def _chosen(params: Params, names: Sequence[str]) -> list[Instance]:
     return [item for item in known if item.stage.name in names or item.address in names]
 
 
-def _record(project: Project, item: Instance, changed: list[str], reason: str) -> None:
+def _record(project: Project, item: Instance, params: Params, changed: list[str], reason: str) -> None:
     """Add to the record of the run that made the outputs. Its fingerprint and code stay those of that run."""
-    code = write_code(project, item.stage)
+    code = write_code(project, item, params)
     path = project.root / item.record
     note = {"date": time.strftime("%Y-%m-%d"), "reason": reason, "changed": changed, "code": digest(code)}
     record = read_json(path)

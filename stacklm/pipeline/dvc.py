@@ -137,7 +137,7 @@ def _definition(stage: Stage) -> dict:
     if stage.always:
         definition["always_changed"] = True
     if not stage.always:
-        definition["deps"] = [*map(item.fill, stage.reads.values()), stage.code_file]
+        definition["deps"] = [*map(item.fill, stage.reads.values()), *item.code_files]
     outs = {argument: item.fill(path) for argument, path in stage.writes.items()}
     files = [*(path for argument, path in outs.items() if argument not in stage.metrics), item.record]
     # DVC deletes outputs before it runs their stage. Those of a stage that always runs must outlive a run that is refused.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
 import logging
 import tempfile
 import threading
@@ -16,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from stacklm.code import digest
-from stacklm.config.params import load
+from stacklm.config.params import Params, load
 from stacklm.files import read_json
-from stacklm.pipeline.code import changed_units, code_text, shortened
+from stacklm.pipeline.code import changed_units, code_files, code_text, shortened
 from stacklm.pipeline.project import Project
 from stacklm.pipeline.runcache import Unknown, restorable
 from stacklm.pipeline.stages import Instance, inputs_of, instances, stage
@@ -90,15 +89,15 @@ class Pipeline:
         for item in instances(params):
             upstream = {i.address: found[i.address] for i in inputs_of(item, params) if found[i.address].reasons}
             try:
-                outlook = self._always(item, restored) if item.stage.always else self._outlook(item, upstream, restored)
+                outlook = self._always(item, restored) if item.stage.always else self._outlook(item, params, upstream, restored)
             except DvcException as error:
                 raise RuntimeError(str(error)) from error
             found[item.address] = outlook
         return found
 
-    def _outlook(self, item: Instance, upstream: Mapping[str, Outlook], restored: dict[str, Any]) -> Outlook:
+    def _outlook(self, item: Instance, params: Params, upstream: Mapping[str, Outlook], restored: dict[str, Any]) -> Outlook:
         """Of one instance behind the stale instances `upstream`; adds to the outputs that will be `restored`."""
-        code = code_text(self._project, item.stage)
+        code = code_files(self._project, item, params)
         with self._open(item.address) as opened:
             changes, changed_code = self._changes(opened, item, code)
             if not changes and not changed_code and not upstream:
@@ -106,7 +105,7 @@ class Pipeline:
             verdict = max((outlook.verdict for outlook in upstream.values()), key=list(Verdict).index, default=Verdict.SAME)
             if verdict in (Verdict.SAME, Verdict.RESTORE):
                 try:
-                    outputs, same = restorable(opened, {**restored, item.stage.code_file: _hash_of(code)})
+                    outputs, same = restorable(opened, {**restored, **{name: _hash_of(units) for name, units in code.items()}})
                 except Unknown:
                     verdict = Verdict.EITHER
                 else:
@@ -121,21 +120,24 @@ class Pipeline:
         reasons = [*(text for c in changes for text in _in_words(c, entry, self._current_params())), *reasons]
         return Outlook(verdict, reasons, changed_code)
 
-    def _changes(self, opened: Any, item: Instance, code: str) -> tuple[list[Any], list[str]]:
+    def _changes(self, opened: Any, item: Instance, code: Mapping[str, Mapping[str, str]]) -> tuple[list[Any], list[str]]:
         """What DVC finds changed in its object for an instance, and the names of what changed in its code.
 
-        DVC knows the code from a file that holds it as it was when the last run began; here it counts as it is now.
+        DVC knows the code from files that hold it as it was when the last run began; here it counts as it is now.
         """
         changes = opened.status().get(item.address, [])
         for change in changes:
             if isinstance(change, dict):
-                change.get("changed deps", {}).pop(item.stage.code_file, None)
+                for name in code:
+                    change.get("changed deps", {}).pop(name, None)
         changes = [change for change in changes if not isinstance(change, dict) or any(change.values())]
-        recorded = next((dep.hash_info for dep in opened.deps if dep.def_path == item.stage.code_file), None)
-        if not recorded or recorded == _hash_of(code):
-            return changes, []
-        kept = Path(opened.repo.cache.local.oid_to_path(recorded.value))
-        return changes, changed_units(read_json(kept), json.loads(code)) if kept.exists() else ["its code"]
+        recorded = {dep.def_path: dep.hash_info for dep in opened.deps if dep.def_path in code and dep.hash_info}
+        changed: list[str] = []
+        for name, then in recorded.items():
+            if then != _hash_of(code[name]):
+                kept = Path(opened.repo.cache.local.oid_to_path(then.value))
+                changed += changed_units(read_json(kept), code[name]) if kept.exists() else ["its code"]
+        return changes, changed
 
     def _always(self, item: Instance, restored: dict[str, Any]) -> Outlook:
         """An always-run stage is stale when running it now would make something else, or when its outputs are missing."""
@@ -168,11 +170,11 @@ class Pipeline:
         return YAML(typ="safe", pure=True).load(self._project.params_file.read_text(encoding="utf-8"))
 
 
-def _hash_of(text: str) -> Any:
-    """DVC's hash of a file with that content."""
+def _hash_of(units: Mapping[str, str]) -> Any:
+    """DVC's hash of a file about that code."""
     from dvc_data.hashfile.hash_info import HashInfo
 
-    return HashInfo("md5", hashlib.md5(text.encode(), usedforsecurity=False).hexdigest())
+    return HashInfo("md5", hashlib.md5(code_text(units).encode(), usedforsecurity=False).hexdigest())
 
 
 def lock_entries(project: Project) -> dict[str, dict]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from stacklm.code import digest
+from stacklm.config.model import own_code
 from stacklm.config.params import Params, load
 from stacklm.config.schema import ParamsError, differing_fields, listed, nearest, plain, read
 from stacklm.config.train import Train
@@ -99,7 +100,8 @@ class Files:
         """The experiment with the tokens and the code that its trials began with; of one that has not begun both are empty."""
         origin = self.began() or {"data": "", "code": {}}
         found = arms(self.experiment, self.params, origin.get("speeds"))
-        return Lab(self.experiment, found, settings(self.experiment, self.params), origin["data"], digest(origin["code"]))
+        own = {name: digest(code) for name, code in origin.get("models", {}).items()}
+        return Lab(self.experiment, found, settings(self.experiment, self.params), origin["data"], digest(origin["code"]), own=own)
 
     def begin(self) -> Lab:
         """The experiment with the present tokens, code and settings, which become those of its trials.
@@ -124,7 +126,7 @@ class Files:
         before = {key: value for key, value in (self.began() or {}).items() if key != "speeds"}
         if not before or before == now:
             return ""
-        units = changed_units(before["code"], now["code"])
+        units = changed_units(before["code"], now["code"]) + changed_units(_joined(before), _joined(now))
         keys = [f"train.{key}" for key in differing_fields(before.get("train", {}), now["train"])]
         return shortened(units or keys) or "its tokens"
 
@@ -186,10 +188,19 @@ class Files:
             probes.write_probe(self.experiment.probe, self.shards)
         if not manifest.is_file():
             raise ParamsError("there are no tokens to train on yet: `dvc repro shards` makes them")
-        params = load(self.project.params_file)
+        params, experiment = load(self.project.params_file), self.experiment
+        models = {"baseline": experiment.baseline} | {name: one.model for name, one in experiment.candidates.items()}
+        codes = {name: own_code((model or experiment.baseline).architecture, self.project.root) for name, model in models.items()}
+        models = {"models": found} if (found := {name: code for name, code in codes.items() if code}) else {}
         return {
             "data": sha256(manifest),
             "vocab_size": params.tokenizer.vocab_size,
-            "train": plain(settings(self.experiment, params)),
+            "train": plain(settings(experiment, params)),
             "code": LAB.code(self.project.root),
+            **models,
         }
+
+
+def _joined(origin: Mapping[str, Any]) -> dict[str, str]:
+    """The code of all models that are not of this package."""
+    return {unit: digest for code in origin.get("models", {}).values() for unit, digest in code.items()}

@@ -14,6 +14,7 @@ import psutil
 
 from stacklm.config.schema import ParamsError
 from stacklm.config.train import Train
+from stacklm.files import project_root
 
 STATE = ".stacklm"
 
@@ -31,16 +32,12 @@ class Project:
 
     @classmethod
     def find(cls, start: Path | None = None) -> Project:
-        """The project around `start` (default: the current directory): the nearest folder above with a dvc.yaml, but not one that
-        lies in a project, such as experiments.
-
-        Raises `ParamsError` outside a project.
-        """
-        start = (start or Path.cwd()).resolve()
-        for root in (start, *start.parents):
-            if (root / "dvc.yaml").is_file() and not (root.parent / "dvc.yaml").is_file():
-                return cls(root, _main_checkout(root) / STATE)
-        raise ParamsError(f"{start}: not inside a stacklm project (no dvc.yaml here or above); change to your checkout")
+        """The project around `start` (default: the current directory). Raises `ParamsError` outside of any."""
+        root = project_root(start)
+        if root is None:
+            here = (start or Path.cwd()).resolve()
+            raise ParamsError(f"{here}: not inside a stacklm project (no dvc.yaml here or above); change to your checkout")
+        return cls(root, _main_checkout(root) / STATE)
 
     @property
     def params_file(self) -> Path:

@@ -23,7 +23,7 @@ from stacklm.code import digest
 from stacklm.config.params import Params, load
 from stacklm.config.schema import ParamsError, listed, nearest, plain
 from stacklm.files import json_line, publish, read_json, read_jsonl, remove, sha256, write_json
-from stacklm.pipeline.code import changed_units, code_written, shortened, write_code
+from stacklm.pipeline.code import changed_units, code_files, code_written, joined, shortened, write_code
 from stacklm.pipeline.dvc import restore
 from stacklm.pipeline.freshness import lock_entries
 from stacklm.pipeline.locks import Busy, check_settings, hold, hold_project
@@ -70,7 +70,7 @@ def run_stage(project: Project, item: Instance) -> None:
 
 def _run(project: Project, item: Instance, params: Params) -> None:
     stage = item.stage
-    code = write_code(project, stage)
+    code = write_code(project, item, params)
     record = make_record(project, item, params)
     work = project.state / "work" / f"{item.address}-{record['fingerprint'][:16]}"
     sweep(project)
@@ -89,7 +89,7 @@ def _run(project: Project, item: Instance, params: Params) -> None:
             started = time.time()
             with _followed(project, item, record, work), _advised(project, item):
                 stage.load()(**item.settings(params), **inputs, **outputs, **state)
-            _check_code(project, item, code)
+            _check_code(project, item, params, code)
             _remember(project, record, started)
             write_json(work / RECORD, record)
             write_json(work / DONE, {argument: sha256(path) for argument, path in outputs.items()})
@@ -130,7 +130,7 @@ def make_record(project: Project, item: Instance, params: Params) -> dict[str, A
         "stage": item.address,
         "params": {item.fill(key): plain(settings[argument]) for argument, key in stage.params.items()},
         "inputs": {path.relative_to(project.root).as_posix(): sha256(path) for path in inputs.values()},
-        "code": digest(stage.code(project.root)),
+        "code": digest(joined(code_files(project, item, params))),
         "versions": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in ("torch", "numpy", "tokenizers", "tiktoken", "pyarrow")},
@@ -140,9 +140,10 @@ def make_record(project: Project, item: Instance, params: Params) -> dict[str, A
     return {"fingerprint": fingerprint, **record}
 
 
-def _check_code(project: Project, item: Instance, before: dict[str, str]) -> None:
+def _check_code(project: Project, item: Instance, params: Params, before: dict[str, str]) -> None:
     """Raise `RuntimeError` if the code changed while the stage ran: DVC would record the new code for it."""
-    changed = changed_units(before, item.stage.code(project.root)) or changed_units(before, code_written(project, item.stage))
+    now = joined(code_files(project, item, params))
+    changed = changed_units(before, now) or changed_units(before, code_written(project, item))
     if changed:
         raise RuntimeError(
             f"{shortened(changed)} changed while {item.address} ran, so its outputs cannot be recorded for either "

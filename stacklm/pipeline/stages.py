@@ -22,6 +22,11 @@ CODE = "out/code"
 """The folder of the files about the code of each stage, which the stage that always runs writes."""
 
 
+def model_code_file(name: str) -> str:
+    """The path of the file about the code of a model that is not of this package; of any other it holds nothing."""
+    return f"{CODE}/models/{name}.json"
+
+
 @dataclass(frozen=True, eq=False)
 class Stage:
     """One step of the pipeline, `per` model, per model and seed, or once.
@@ -89,6 +94,11 @@ class Instance:
     def record(self) -> str:
         """The path of the note on what it was made from. No stage reads it: code may change and outputs not."""
         return f"out/records/{self.address}.json"
+
+    @property
+    def code_files(self) -> list[str]:
+        """The paths of the files about its code: that of the stage, and that of its model."""
+        return [self.stage.code_file, *([model_code_file(self.model)] if self.model else [])]
 
     def fill(self, text: str) -> str:
         """A path or a key of params.yaml with the names in place of `{model}` and `{run}`."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from stacklm.config.model import Model
+from stacklm.config.model import Dense, Model, Stacked
 from stacklm.config.optimizer import Adafactor
 from stacklm.config.params import Params
 from stacklm.config.schema import ParamsError, listed, nearest, plain
@@ -30,10 +30,11 @@ SHORTEST_CONTEXT, SMALLEST_VOCABULARY = 32, 512
 class ModelPlan:
     """What one model consists of and takes. `flops` are those of the whole run.
 
-    Caches are bytes per token of one sequence; None where the kind cannot be used.
+    Caches are bytes per token of one sequence; None where the kind cannot be used, or for a model that is not of this package,
+    whose depth is not known either.
     """
 
-    depth: int
+    depth: int | None
     counts: Counts
     flops: int
     cache: int | None
@@ -108,7 +109,10 @@ def model_plan(params: Params, name: str) -> ModelPlan:
 
 
 def cache_bytes(config: ModelConfig, replacements: Replacements) -> int | None:
-    """Bytes that decoding keeps per token; None for a model that needs more than what those replacements keep."""
+    """Bytes that decoding keeps per token; None for a model that needs more than what those replacements keep, or one of which
+    it is not known."""
+    if not isinstance(config.architecture, (Stacked, Dense)):
+        return None
     with tracing(config.vocab_size):
         network = build(config.architecture, config.vocab_size, config.context_length).eval()
         try:

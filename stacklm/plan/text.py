@@ -210,7 +210,7 @@ MODEL_ROWS: tuple[tuple[str, Figure], ...] = (
     ("  matrices", lambda model: f"{model.counts.parameters['matrix']:,}"),
     ("  gains and biases", lambda model: f"{model.counts.parameters['vector']:,}"),
     ("  head", lambda model: f"{model.counts.parameters['head']:,}"),
-    ("Serial depth", lambda model: f"{model.depth:,}"),
+    ("Serial depth", lambda model: f"{model.depth:,}" if model.depth else None),
     ("Forward FLOPs per token", lambda model: quantity(model.counts.forward_flops_per_token, "FLOP")),
     ("Training FLOPs per token", lambda model: quantity(model.counts.training_flops_per_token, "FLOP")),
     ("Training FLOPs, whole run", lambda model: quantity(model.flops, "FLOP")),

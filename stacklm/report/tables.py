@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from stacklm.config.model import Architecture, Dense, FactoredAttention, PublishedAttention, Stacked
+from stacklm.config.model import Architecture, Dense, FactoredAttention, HuggingFace, PublishedAttention, Python, Stacked
 from stacklm.config.schema import flatten
 from stacklm.console import table
 from stacklm.report.comparison import MATCH_AXES, MATCHED, outcome
@@ -70,6 +70,9 @@ def _spread(facts: Mapping[str, Any]) -> str:
 
 def describe(architecture: Architecture) -> str:
     """The shape of a model in one line."""
+    if isinstance(architecture, (Python, HuggingFace)):
+        place = f"{architecture.class_} of {architecture.path}" if isinstance(architecture, Python) else architecture.config
+        return f"{place}{''.join(f', {name} {value}' for name, value in architecture.settings.items())}"
     if isinstance(architecture, Dense):
         shape = f"{_plural(architecture.n_layers, 'dense layer')} of width {architecture.d_model}"
         tied = ", tied head" if architecture.tie_embeddings else ""
@@ -121,7 +124,7 @@ def results(comparison: Mapping[str, Any]) -> Table:
                 row("total", lambda f: count(f["total_parameters"])),
             ],
             "Compute": [
-                row("stacks or layers in sequence", lambda f: str(f["sequential_depth"])),
+                row("stacks or layers in sequence", lambda f: str(f["sequential_depth"] or "-")),
                 row("forward pass", lambda f: quantity(f["forward_flops_per_token"], "FLOP/token")),
                 row("training", lambda f: quantity(f["training_flops_per_token"], "FLOP/token")),
                 row("training, in total", lambda f: quantity(f["training_flops"], "FLOP")),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stacklm.code import digest, units
+from stacklm.config.model import Architecture, own_code
 from stacklm.config.schema import plain
 from stacklm.config.train import Train
 from stacklm.files import read_json
@@ -25,10 +26,14 @@ def form_of(config: Train) -> dict[str, Any]:
     return {key: getattr(config, key) for key in FORM}
 
 
-@cache
-def audited_code() -> str:
+def audited_code(architecture: Architecture) -> str:
     """A digest of the code of all that the audit examines: a certificate holds for that code and no other."""
-    return digest(units(AUDITED))
+    return digest(_audited_units() | own_code(architecture))
+
+
+@cache
+def _audited_units() -> dict[str, str]:
+    return units(AUDITED)
 
 
 def check_certificate(path: Path, subject: ModelConfig, config: Train) -> None:
@@ -47,7 +52,7 @@ def check_certificate(path: Path, subject: ModelConfig, config: Train) -> None:
         raise _refused(path, "is about another model")
     if certificate["form"] != form_of(config):
         raise _refused(path, "is about another form of training (precision, activation_checkpointing or compile)")
-    if certificate["code"] != audited_code():
+    if certificate["code"] != audited_code(subject.architecture):
         raise _refused(path, "is about other code: the model, the batches or the loss changed since")
 
 

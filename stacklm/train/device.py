@@ -11,6 +11,7 @@ import torch
 
 from stacklm.config.schema import ParamsError
 from stacklm.config.train import Train
+from stacklm.model.custom import Custom
 from stacklm.model.dense import Block
 from stacklm.model.layers import LanguageModel
 from stacklm.model.stacked import ParallelStack
@@ -76,7 +77,11 @@ def autocast_context(config: Train, device: torch.device) -> Arithmetic:
 
 def apply_memory_options(model: LanguageModel, config: Train) -> None:
     """Choose how the model's forward and backward passes run; outputs and gradients stay the same, up to rounding."""
-    model.activation_checkpointing = config.activation_checkpointing == "full"
+    checkpointing = config.activation_checkpointing == "full"
+    if isinstance(model, Custom):
+        model.as_trained(checkpointing, config.compile)
+        return
+    model.activation_checkpointing = checkpointing
     if config.compile:
         for module in model.modules():
             if isinstance(module, (ParallelStack, Block)):

@@ -19,11 +19,13 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stacklm.model.count import roles
+from stacklm.model.custom import Custom
 from stacklm.model.dense import Block
 from stacklm.model.layers import LanguageModel, SquaredReLU, SwiGLU
 from stacklm.model.stacked import Mix, PackedFeedForward, ParallelStack
@@ -94,6 +96,8 @@ class Health:
         """The figures of the last step, if any, and of the probe now. One that is not finite is left out."""
         figures = self._step | self._look()
         self._step = {}
+        if not figures:
+            return {}
         values = torch.stack([value.float() for value in figures.values()]).tolist()
         return {f"health/{name}": value for name, value in zip(figures, values, strict=True) if math.isfinite(value)}
 
@@ -128,7 +132,7 @@ class ActivationProbe:
         def watch(module: nn.Module, found: list[Tensor]) -> None:
             hooks.enter_context(module.register_forward_pre_hook(lambda _, inputs: found.append(dead(inputs[0]).flatten())))
 
-        hooks.enter_context(self.part.register_forward_hook(lambda _, inputs, output: self.scale.append(rms(output))))
+        hooks.enter_context(self.part.register_forward_hook(lambda _, inputs, output: self.scale.append(rms(_first(output)))))
         if isinstance(self.part, ParallelStack):
             watch(self.part.mix, self.dead_features)
         for module in self.part.modules():
@@ -136,16 +140,21 @@ class ActivationProbe:
                 watch(getattr(module, reader), self.dead_hidden)
 
     def figures(self) -> Iterator[tuple[str, Tensor]]:
-        yield f"activation/{self.name}", self.scale[0]
+        if self.scale:  # a list of the user's may hold what is called by no one
+            yield f"activation/{self.name}", self.scale[0]
         if isinstance(self.part, ParallelStack):
             share_N = torch.cat(self.dead_features).unflatten(0, (self.part.attention.layers, -1)).float().mean(dim=-1)
             yield f"dead_features/{self.name}", share_N.mean()
             yield f"dead_worst_layer/{self.name}", share_N.max()
-        yield f"dead_hidden/{self.name}", torch.cat(self.dead_hidden).float().mean()
+        if self.dead_hidden:
+            yield f"dead_hidden/{self.name}", torch.cat(self.dead_hidden).float().mean()
 
 
 def parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The stacks or blocks of a model in their order, by name."""
+    if isinstance(model, Custom):
+        yield from ((f"block{i}", block) for i, block in enumerate(model.blocks()))
+        return
     for kind, name in PARTS.items():
         found = (module for module in model.modules() if isinstance(module, kind))
         yield from ((f"{name}{i}", module) for i, module in enumerate(found))
@@ -163,6 +172,11 @@ def estimated_norm(samples: list[Tensor], sizes: list[int]) -> Tensor:
     """The L2 norm of tensors of which samples are known, each standing for as many numbers as `sizes` says."""
     squares = [part.float().square().mean() * size for part, size in zip(samples, sizes, strict=True)]
     return torch.stack(squares).sum().sqrt()
+
+
+def _first(output: Any) -> Tensor:
+    """The output of a block that may give more than one."""
+    return output if isinstance(output, Tensor) else output[0]
 
 
 def rms(x: Tensor) -> Tensor:

@@ -14,10 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stacklm.model.layers import Head, LanguageModel
+from stacklm.model.layers import Head, LanguageModel, Linear
 
 ROWS = 256
 """Rows of a chunk: more make products no faster, and with fewer the head's gradient is read and written more often."""
+
+LINEAR = (Head, Linear, nn.Linear)
+"""Heads that are one product. Any other, such as that of a model whose features are its logits, is called for all rows at once."""
 
 Arithmetic = Callable[[], AbstractContextManager]
 """Makes the context of forward passes: none for float32, or `torch.autocast`."""
@@ -37,8 +40,11 @@ class Objective(nn.Module):
     def forward(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Minus the log-probability of all targets together, in nats: a scalar, float32 or wider."""
         with self.arithmetic():
-            features_RC = self.model.features(inputs_BT).flatten(0, 1)
-            return _SummedLoss.apply(features_RC, targets_BT.flatten(), *_linear(self.model.head))
+            features_RC, targets_R = self.model.features(inputs_BT).flatten(0, 1), targets_BT.flatten()
+            if type(self.model.head) in LINEAR:
+                return _SummedLoss.apply(features_RC, targets_R, *_linear(self.model.head))
+            logits_RV = self.model.head(features_RC)
+            return F.cross_entropy(logits_RV.to(_wide(logits_RV.dtype)), targets_R, reduction="sum")
 
     def no_sync(self) -> AbstractContextManager:
         """Around passes whose gradients are added up and not shared yet: one process never shares any (see `distributed`)."""
@@ -55,7 +61,11 @@ class Objective(nn.Module):
 @torch.no_grad()
 def token_losses(model: LanguageModel, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
     """Minus the log-probability, in nats, that the model gives each target: [B, T], float32 or wider, without gradients."""
-    x_RC, *head = _for_products(model.features(inputs_BT).flatten(0, 1), *_linear(model.head))
+    features_RC = model.features(inputs_BT).flatten(0, 1)
+    if type(model.head) not in LINEAR:
+        logits_RV = model.head(features_RC)
+        return F.cross_entropy(logits_RV.to(_wide(logits_RV.dtype)), targets_BT.flatten(), reduction="none").view_as(targets_BT)
+    x_RC, *head = _for_products(features_RC, *_linear(model.head))
     chunks = zip(x_RC.split(ROWS), targets_BT.flatten().split(ROWS), strict=True)
     return torch.cat([_losses(_logits(x, head), targets)[0] for x, targets in chunks]).view_as(targets_BT)
 

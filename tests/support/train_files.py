@@ -88,8 +88,11 @@ def write_ids(folder: Path, ids_of: Mapping[str, np.ndarray]) -> Path:
 
 def write_certificate(path: Path, model: Model, context: int, passed: bool = True, config: Train = TRAIN) -> Path:
     """What the audit leaves of a model, in short."""
-    subject = plain(ModelConfig(model.architecture, VOCAB, context))
-    write_json(path, {"passed": passed, "subject": subject, "form": form_of(config), "code": audited_code(), "checks": []})
+    subject, code = plain(ModelConfig(model.architecture, VOCAB, context)), audited_code(model.architecture)
+    write_json(
+        path,
+        {"passed": passed, "subject": subject, "form": form_of(config), "code": code, "checks": []},
+    )
     return path
 
 

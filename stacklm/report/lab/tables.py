@@ -52,7 +52,7 @@ def arms(findings: Findings) -> Table:
             quantity(cost.training_flops, "FLOP"),
             count(cost.tokens),
             duration(seconds) if seconds else "-",
-            str(cost.depth),
+            str(cost.depth or "-"),
             "-" if cost.kv_bytes is None else quantity(cost.kv_bytes, "B"),
             f"{arm.mismatch[axis]:+.2%}",
             *([milliseconds(findings.latency.of(arm))] if findings.latency else []),

@@ -8,6 +8,7 @@ from stacklm.audit import Fault
 from stacklm.audit.causality import CHECKS, cached, context, finite, gradients, modes, pairs, past, prefix, rows
 from stacklm.audit.probe import Probe
 from stacklm.model.build import build
+from stacklm.model.layers import LanguageModel
 from support.audit_faults import (
     ARCHITECTURES,
     ATTENTION,
@@ -96,7 +97,7 @@ def test_a_normalisation_over_time_is_named(kind):
 
 
 def test_a_leak_in_the_model_itself_is_put_down_to_it():
-    class Rolled(nn.Module):
+    class Rolled(LanguageModel):
         def __init__(self):
             super().__init__()
             self.model = made("dense")

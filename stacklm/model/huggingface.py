@@ -1,0 +1,71 @@
+"""A model of `transformers` in the place of one of this package.
+
+Dimension letters: B batch, T time, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stacklm.config.model import HuggingFace
+from stacklm.config.schema import ParamsError, nearest
+from stacklm.model.custom import Custom
+
+CACHES = ("cache", "past_key_values", "cache_params", "state")
+"""What models call what they keep of the tokens so far, as an argument and in what they return."""
+
+
+class CausalLM(nn.Module):
+    """Ids [B, T] to logits [B, T, V], and to those of the next tokens with the model's own cache."""
+
+    def __init__(self, model: Any, roles: Mapping[str, str]) -> None:
+        super().__init__()
+        self.model, self._roles = model, roles
+
+    def forward(self, ids_BT: Tensor) -> Tensor:
+        return self.model(input_ids=ids_BT, use_cache=False).logits
+
+    def decode(self, ids_BT: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
+        """The logits of the next tokens, and the cache: an argument of the model by its name; all ids where it has no cache."""
+        if isinstance(cache, Tensor):
+            ids_BT, new = torch.cat([cache, ids_BT], dim=1), ids_BT.shape[1]
+            return self.forward(ids_BT)[:, -new:], ids_BT
+        found = self.model(input_ids=ids_BT, use_cache=True, **(cache or {}))
+        name = next((name for name in CACHES if found.get(name) is not None), None)
+        return found.logits, {name: found[name]} if name else ids_BT
+
+    def role_of(self, name: str) -> str | None:
+        """By the patterns of the settings; else, where the module's type says nothing, a matrix is what is no vector."""
+        return next((role for pattern, role in self._roles.items() if fnmatchcase(name.removeprefix("model."), pattern)), None)
+
+
+def from_transformers(architecture: HuggingFace, vocab_size: int, context: int) -> Custom:
+    """A model with fresh weights. Raises `ParamsError` for settings that it cannot be made from."""
+    transformers = _library()
+    kind = getattr(transformers, architecture.config, None)
+    base = transformers.PretrainedConfig
+    if not (isinstance(kind, type) and issubclass(kind, base)):
+        names = [name for name in dir(transformers) if name.endswith("Config")]
+        raise ParamsError(f"config: transformers has no configuration {architecture.config}{nearest(architecture.config, names)}")
+    sizes = {"vocab_size": vocab_size, "max_position_embeddings": context}
+    special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    try:
+        model = transformers.AutoModelForCausalLM.from_config(kind(**{**special, **architecture.settings, **sizes}))
+    except Exception as error:
+        raise ParamsError(f"settings: no {architecture.config} can be made of them: {type(error).__name__}: {error}") from error
+    return Custom(CausalLM(model, architecture.roles), type(model).__name__, vocab_size, context, nullcontext)
+
+
+def _library() -> Any:
+    try:
+        import transformers
+    except ImportError:
+        raise ParamsError("kind: huggingface needs transformers: `pip install 'stacklm[huggingface]'`") from None
+    transformers.logging.set_verbosity_error()
+    return transformers
