@@ -6,16 +6,30 @@ import io
 import json
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from stacklm.cli_examples import add_examples
 from stacklm.cli_lab import app as lab_app
 from stacklm.cli_lab import verify
 from stacklm.cli_start import doctor, leak
 from stacklm.cli_try import EPILOG, try_
+from stacklm.cli_types import (
+    Addresses,
+    Axis,
+    Cache,
+    Flow,
+    FlowExperiment,
+    FlowModels,
+    OneModel,
+    Set,
+    StackedModel,
+    StageModel,
+    StageName,
+    TrainedModel,
+)
 
 if TYPE_CHECKING:
     from stacklm.config.model import Stacked
@@ -35,33 +49,12 @@ app.command()(doctor)
 app.command("try", epilog=EPILOG)(try_)
 app.command()(leak)
 
-Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Change a value of params.yaml first, such as train.max_steps=200; repeatable."
-    ),
-]
-
-
-class Cache(StrEnum):
-    """What a decoder keeps of a token."""
-
-    kv = "kv"
-    inputs = "inputs"
-
-
-class Axis(StrEnum):
-    """The budget that the trades between stacks and parallel layers hold equal."""
-
-    parameters = "parameters"
-    flops = "flops"
-
 
 @app.command("run-flow")
 def run_flow(
-    name: Annotated[str, typer.Argument(help="pretrain (everything); or download, tokenizer, shards, audit, evaluate, compare.")],
-    experiment: Annotated[str | None, typer.Argument(help="Of the flow lab: the name of a file in experiments/.")] = None,
-    model: Annotated[list[str] | None, typer.Option(help="Only this model, without the comparison; repeatable.")] = None,
+    name: Flow,
+    experiment: FlowExperiment = None,
+    model: FlowModels = None,
     dask: Annotated[
         str | None, typer.Option(help="Of the flow lab: run trials on Dask, `local` or the address of a scheduler.")
     ] = None,
@@ -104,7 +97,7 @@ def status(
 
 @app.command()
 def accept(
-    stages: Annotated[list[str], typer.Argument(help="Stages of one model or all, such as pretrain@dense or pretrain.")],
+    stages: Addresses,
     reason: Annotated[str, typer.Option(help="Why the change alters no result. It is kept in the stage's record.")],
 ) -> None:
     """Keep a stage's outputs after a change of its code that is known to alter no result, and put that on record."""
@@ -172,7 +165,7 @@ def params(
 
 @app.command()
 def plan(
-    model: Annotated[str | None, typer.Option(help="One model of params.yaml; by default all.")] = None,
+    model: OneModel = None,
     preset: Annotated[str | None, typer.Option(help="A published model in their place: seed-2x64 or seed-4x8.")] = None,
     memory: Annotated[str | None, typer.Option(help="What it must fit, such as 8GB; the exit code is 1 if it does not.")] = None,
     set_: Annotated[
@@ -204,7 +197,7 @@ def claims() -> None:
 @app.command()
 def audit(
     folder: Annotated[Path | None, typer.Argument(help="A model's folder; left out, the models of params.yaml.")] = None,
-    model: Annotated[str | None, typer.Option(help="One model of params.yaml.")] = None,
+    model: OneModel = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the certificates; by default .stacklm/audits.")] = None,
 ) -> None:
     """Test that models see no token that they are to predict, and write certificates. The exit code is 1 where that fails."""
@@ -227,7 +220,7 @@ def audit(
 
 @app.command()
 def variants(
-    model: Annotated[str | None, typer.Option(help="A stacked model of params.yaml; by default the first.")] = None,
+    model: StackedModel = None,
     preset: Annotated[str | None, typer.Option(help="A published model instead: seed-2x64 or seed-4x8.")] = None,
     axis: Annotated[Axis, typer.Option(help="What the grid of depth against parallel layers holds equal.")] = Axis.parameters,
 ) -> None:
@@ -240,9 +233,7 @@ def variants(
 @app.command()
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="The text to continue; without it, standard input is read.")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="A trained model, such as dense, or dense-2 for its seed 2; by default the first.")
-    ] = None,
+    model: TrainedModel = None,
     max_new_tokens: Annotated[
         int | None,
         typer.Option(help="Tokens at most. All options default to `evaluate.sample` of params.yaml."),
@@ -281,8 +272,8 @@ def generate(
 
 @app.command()
 def stage(
-    name: Annotated[str, typer.Argument(help="A stage of dvc.yaml, such as shards.")],
-    model: Annotated[str | None, typer.Argument(help="The model, for the stages that run once per model.")] = None,
+    name: StageName,
+    model: StageModel = None,
     seed: Annotated[int | None, typer.Argument(help="The seed, for the stages that run once per model and seed.")] = None,
 ) -> None:
     """Run one stage, without asking whether it is needed. DVC calls this; you want `dvc repro`."""
@@ -305,6 +296,9 @@ def dvc_yaml() -> None:
     path = _project().root / "dvc.yaml"
     write_text(path, dvc_yaml())
     print(f"wrote {path}")
+
+
+add_examples(app)
 
 
 def main() -> None:

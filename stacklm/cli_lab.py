@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stacklm import cli_complete
+from stacklm.cli_types import NAME, Name
+
 if TYPE_CHECKING:
     from stacklm.lab.schedule import Lab
     from stacklm.pipeline.lab import Files
 
 app = typer.Typer(no_args_is_help=True, help="Experiments: plan, status and verdicts. `stacklm run-flow lab NAME` runs one.")
-
-Name = Annotated[str, typer.Argument(help="An experiment: the name of a file in experiments/, without .yaml.")]
 
 
 @app.command()
@@ -58,16 +59,24 @@ def status(name: Name) -> None:
 
 
 @app.command()
-def show(name: Name) -> None:
-    """Print the verdicts so far and write the report, from the records and without training."""
-    files, lab, _ = _opened(name)
-    _show(files, lab)
+def show(name: Annotated[str | None, NAME] = None) -> None:
+    """Print the verdicts so far and write the report, from the records and without training; without a name, of all in short."""
+    if name is None:
+        _show_all()
+    else:
+        files, lab, _ = _opened(name)
+        _show(files, lab)
 
 
 @app.command()
 def correlate(
-    text: Annotated[str, typer.Argument(help="An experiment on text.")],
-    probe: Annotated[str, typer.Argument(help="An experiment on a synthetic task, with arms of the same names.")],
+    text: Annotated[str, typer.Argument(help="An experiment on text.", autocompletion=cli_complete.experiments)],
+    probe: Annotated[
+        str,
+        typer.Argument(
+            help="An experiment on a synthetic task, with arms of the same names.", autocompletion=cli_complete.experiments
+        ),
+    ],
 ) -> None:
     """Say how well a synthetic task predicts bits per byte over the arms of two experiments, and write a report of it."""
     from stacklm.lab.correlation import correlate
@@ -82,14 +91,32 @@ def correlate(
 
 def verify(
     name: Name,
-    trial: Annotated[str, typer.Argument(help="The beginning of its identity, as in the report or in records/.")],
+    trial: Annotated[
+        str | None,
+        typer.Argument(help="The beginning of its identity, as in the report or in records/; by default the cheapest one judged."),
+    ] = None,
 ) -> None:
     """Train one trial of an experiment again and compare it with its record. The exit code is 1 where it is not reproduced."""
+    from stacklm.pipeline.gate import bring_tokens
     from stacklm.pipeline.verify import verify
 
-    found = verify(_opened(name)[0], trial)
+    files, _, _ = _opened(name)
+    if files.experiment.probe is None:
+        bring_tokens(files.project)
+    found = verify(files, trial)
     print(found.text())
     raise typer.Exit(0 if found.passed else 1)
+
+
+def _show_all() -> None:
+    from stacklm.pipeline.lab import Files
+    from stacklm.pipeline.project import Project, experiments
+
+    project = Project.find()
+    found = {name: Files(project, name).verdicts() for name in experiments(project)}
+    print("\n\n".join(f"{name}: {text}" for name, text in found.items()) or "there are no experiments (experiments/*.yaml)")
+    if found:
+        print("\n`stacklm lab show NAME` says more and writes a report")
 
 
 def _show(files: Files, lab: Lab) -> None:

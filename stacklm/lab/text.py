@@ -10,6 +10,7 @@ from typing import Any
 from stacklm.console import table
 from stacklm.lab.diagnostics import diagnostics
 from stacklm.lab.experiment import Arm
+from stacklm.lab.findings import Findings
 from stacklm.lab.schedule import Lab, Planned, Records, Result
 from stacklm.lab.speed import Latency, Timing
 from stacklm.lab.statistics import ALPHA, Verdict, seeds_needed, smallest_detectable
@@ -137,6 +138,20 @@ def _result(lab: Lab, records: Records, result: Result) -> str:
     if result.left_out:
         lines.append(f"seeds {', '.join(map(str, result.left_out))} left out, with which an arm failed")
     return "\n".join(lines)
+
+
+def short_text(findings: Findings) -> str:
+    """The question, and a sentence for each candidate about the largest size judged."""
+    experiment, result = findings.lab.experiment, findings.final
+    if result is None:
+        done = sum(planned.trial.identity in findings.records for planned in findings.lab.trials(findings.records))
+        found = [f"not judged yet; {done} trials are done"]
+    elif experiment.probe:
+        found = ["a synthetic task, on which no verdict rests"]
+    else:
+        found = [sentence(name, verdict) for name, verdict in result.verdicts.items()]
+        found = found or [f"baseline against itself: sd over seeds {result.sigma:.2%}"]
+    return "\n".join([experiment.question, *(f"  {line}" for line in found)])
 
 
 def sentence(name: str, verdict: Verdict, seconds: float | None = None) -> str:

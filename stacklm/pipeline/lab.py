@@ -28,11 +28,11 @@ from stacklm.lab.experiment import Experiment, arms, load_experiment, settings
 from stacklm.lab.findings import Findings
 from stacklm.lab.schedule import Lab
 from stacklm.lab.speed import Latency, decode_latency, seconds_per_step
+from stacklm.lab.text import short_text
 from stacklm.pipeline.code import LAB, changed_units, shortened
-from stacklm.pipeline.project import Project
+from stacklm.pipeline.project import EXPERIMENTS, Project, experiments
 from stacklm.pipeline.stages import Instance, stage
 
-FOLDER = "experiments"
 LATENCY = "latency.json"
 
 
@@ -45,11 +45,11 @@ class Files:
 
     @property
     def file(self) -> Path:
-        return self.project.root / FOLDER / f"{self.name}.yaml"
+        return self.project.root / EXPERIMENTS / f"{self.name}.yaml"
 
     @property
     def origin(self) -> Path:
-        return self.project.root / FOLDER / self.name / "origin.json"
+        return self.project.root / EXPERIMENTS / self.name / "origin.json"
 
     @property
     def report(self) -> Path:
@@ -70,9 +70,9 @@ class Files:
     def experiment(self) -> Experiment:
         """Raises `ParamsError` where there is none of that name, naming those that there are."""
         if not self.file.is_file():
-            names = sorted(path.stem for path in (self.project.root / FOLDER).glob("*.yaml"))
+            names = experiments(self.project)
             raise ParamsError(
-                f"no experiment {self.name!r} ({FOLDER}/{self.name}.yaml); there {'is' if len(names) == 1 else 'are'} "
+                f"no experiment {self.name!r} ({EXPERIMENTS}/{self.name}.yaml); there {'is' if len(names) == 1 else 'are'} "
                 f"{listed(names) or 'none'}{nearest(self.name, names)}"
             )
         return load_experiment(self.file)
@@ -113,7 +113,7 @@ class Files:
             trials = len(list((self.origin.parent / "records").glob("*.json")))
             raise ParamsError(
                 f"{self.name}: {trials} trials were made before {why} changed, and trials of both must not be compared: "
-                f"undo the change, or remove {FOLDER}/{self.name}/ to begin again"
+                f"undo the change, or remove {EXPERIMENTS}/{self.name}/ to begin again"
             )
         speeds = (self.began() or {}).get("speeds")
         if self.experiment.budget == "seconds":
@@ -143,7 +143,7 @@ class Files:
 
     def records(self) -> dict[str, dict[str, Any]]:
         """The records of all experiments of the project, by identity."""
-        files = sorted((self.project.root / FOLDER).glob("*/records/*.json"))
+        files = sorted((self.project.root / EXPERIMENTS).glob("*/records/*.json"))
         return {path.stem: read_json(path) for path in files}
 
     def findings(self) -> Findings:
@@ -160,6 +160,13 @@ class Files:
         lab = self.lab()
         found = decode_latency(lab.arms, self.vocab_size, lab.settings.context_length)
         write_json(self.origin.parent / LATENCY, plain(found))
+
+    def verdicts(self) -> str:
+        """The question, and what was found so far in a sentence for each candidate; or why the file cannot be used."""
+        try:
+            return short_text(self.findings())
+        except ParamsError as error:
+            return str(error)
 
     def write_report(self) -> Path:
         """Write the report of what was found so far, but none of a synthetic task; its page. Equal records give an equal report."""

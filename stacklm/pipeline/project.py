@@ -16,7 +16,7 @@ from stacklm.config.schema import ParamsError
 from stacklm.config.train import Train
 from stacklm.files import project_root
 
-STATE = ".stacklm"
+STATE, EXPERIMENTS = ".stacklm", "experiments"
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,17 @@ class Project:
         root = project_root(start)
         if root is None:
             here = (start or Path.cwd()).resolve()
-            raise ParamsError(f"{here}: not inside a stacklm project (no dvc.yaml here or above); change to your checkout")
+            raise ParamsError(f"{here}: not inside a stacklm project (no dvc.yaml here or above); change to one")
         return cls(root, _main_checkout(root) / STATE)
 
     @property
     def params_file(self) -> Path:
         return self.root / "params.yaml"
+
+
+def experiments(project: Project) -> list[str]:
+    """The names of its experiments, the files in experiments/."""
+    return sorted(path.stem for path in (project.root / EXPERIMENTS).glob("*.yaml") if path.name != "dvc.yaml")
 
 
 def check_tools(project: Project) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from stacklm.config.schema import ParamsError, listed
 from stacklm.console import table
 from stacklm.files import remove
-from stacklm.lab.schedule import Planned
+from stacklm.lab.schedule import Planned, Records
 from stacklm.lab.text import measured_sigma
 from stacklm.lab.trial import machine
 from stacklm.pipeline.code import changed_units, shortened
@@ -68,13 +68,15 @@ class Verification:
         return f"{self.name}\nmust agree {rule}\n\n{table(('', 'record', 'again', 'agrees'), rows)}\n\n{outcome}"
 
 
-def verify(files: Files, prefix: str) -> Verification:
+def verify(files: Files, prefix: str | None) -> Verification:
     """Train the trial whose identity begins with `prefix` once more, in a folder of its own, and compare it with its record.
 
-    Raises `ParamsError` where there is no such trial or more than one, and where the tokens are not those of the trial.
+    Without a prefix it is the one of those judged that takes the fewest operations. Raises `ParamsError` where there is no such
+    trial or more than one, and where the tokens are not those of the trial.
     """
     lab, records = files.lab(), files.records()
-    planned = _find(files.name, [one for one in lab.trials(records) if one.trial.identity in records], prefix)
+    done = [one for one in lab.trials(records) if one.trial.identity in records]
+    planned = cheapest(files.name, done, records) if prefix is None else _find(files.name, done, prefix)
     record, present = records[planned.trial.identity], files.present()
     if present["data"] != lab.data:
         raise ParamsError(f"{files.name}: the tokens here are not those of its trials (SHA-256 {lab.data[:12]}...)")
@@ -87,6 +89,14 @@ def verify(files: Files, prefix: str) -> Verification:
     others = [f"{name} is {now.get(name)}, then {then.get(name)}" for name in {**then, **now} if then.get(name) != now.get(name)]
     others += [f"the code differs in {shortened(changed)}"] if changed else []
     return Verification(planned.name, record, again, tuple(others), measured_sigma(lab, records)[0])
+
+
+def cheapest(name: str, done: list[Planned], records: Records) -> Planned:
+    """The first of the judged trials that took the fewest operations. Raises `ParamsError` where none has been judged."""
+    judged = [one for one in done if one.purpose == "judge" and "flops" in records[one.trial.identity]]
+    if not judged:
+        raise ParamsError(f"{name}: no trial has been judged yet, so there is none to verify")
+    return min(judged, key=lambda one: records[one.trial.identity]["flops"])
 
 
 def _find(name: str, done: list[Planned], prefix: str) -> Planned:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from stacklm.pipeline.verify import Verification
+from stacklm.config.schema import ParamsError
+from stacklm.pipeline.verify import Verification, cheapest
+from support.lab_records import course, make_lab, recorded
 
 RECORD = {
     "valid": {"bits_per_byte": 2.0},
@@ -45,3 +47,16 @@ def test_a_trial_that_diverged_must_diverge_again():
     failed = Verification("one", {"failed": "diverged"}, {"failed": "diverged: NaN"}, (), 0.002)
     assert failed.passed
     assert not Verification("one", {"failed": "diverged"}, RECORD, OTHER, 0.002).passed
+
+
+def test_the_cheapest_trial_is_the_first_judged_one_of_the_fewest_operations(tmp_path):
+    lab = make_lab(tmp_path)
+    records, done = course(lab, record=recorded)
+    found = cheapest("one", done, records)
+    judged = [one for one in done if one.purpose == "judge"]
+    assert found.purpose == "judge" and found.arm.size == 1
+    assert records[found.trial.identity]["flops"] == min(records[one.trial.identity]["flops"] for one in judged)
+    failed = records | {found.trial.identity: {"failed": "diverged"}}
+    assert cheapest("one", done, failed) != found
+    with pytest.raises(ParamsError, match="no trial has been judged yet"):
+        cheapest("one", [one for one in done if one.purpose == "tune"], records)

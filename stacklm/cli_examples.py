@@ -1,0 +1,47 @@
+"""Examples for the end of every command's help."""
+
+from __future__ import annotations
+
+import typer
+
+EXAMPLES = {
+    "doctor": ["stacklm doctor"],
+    "leak": ["stacklm leak", "stacklm leak --out leaks"],
+    "try": ["stacklm try stacked", "stacklm try stacked --steps 60 --looks 3,5 --yes", "stacklm try stacked --json --seeds 3"],
+    "verify": ["stacklm verify default", "stacklm verify default 1aa80417"],
+    "run-flow": [
+        "stacklm run-flow pretrain",
+        "stacklm run-flow pretrain --model dense --set train.max_steps=600",
+        "stacklm run-flow lab short-convolution",
+    ],
+    "status": ["stacklm status", "stacklm status --quiet"],
+    "accept": ['stacklm accept pretrain --reason "renamed a local variable"'],
+    "report": ["stacklm report"],
+    "ui": ["stacklm ui", "stacklm ui --port 5001"],
+    "sync": ["stacklm sync"],
+    "params": ["stacklm params", "stacklm params --set train.max_steps=200", "stacklm params --schema"],
+    "plan": ["stacklm plan --memory 8GB", "stacklm plan --preset seed-2x64 --set train.micro_batch_size=2 --memory 8GB"],
+    "claims": ["stacklm claims"],
+    "audit": ["stacklm audit", "stacklm audit --model dense", "stacklm audit out/models/dense-1"],
+    "variants": ["stacklm variants", "stacklm variants --preset seed-2x64 --axis flops"],
+    "generate": ['stacklm generate "def "', 'stacklm generate "import " --model dense-2 --temperature 0 --max-new-tokens 40'],
+    "stage": ["stacklm stage shards", "stacklm stage pretrain dense 1"],
+    "dvc-yaml": ["stacklm dvc-yaml"],
+    "lab plan": ["stacklm lab plan short-convolution", "stacklm lab plan default --latency"],
+    "lab run": ["stacklm lab run short-convolution"],
+    "lab status": ["stacklm lab status default"],
+    "lab show": ["stacklm lab show", "stacklm lab show default"],
+    "lab correlate": ["stacklm lab correlate text khop"],
+}
+"""By command. Each is accepted by the parser; a test sees to it."""
+
+
+def add_examples(app: typer.Typer, group: str = "") -> None:
+    """Put the examples at the end of the help of all commands."""
+    for command in app.registered_commands:
+        name = group + (command.name or str(command.callback and command.callback.__name__))
+        paragraphs = [command.epilog, "Examples:", *EXAMPLES.get(name, [])]
+        command.epilog = "\n\n".join(filter(None, paragraphs))  # a paragraph each, since lines of one are joined
+    for below in app.registered_groups:
+        if below.typer_instance and below.name:
+            add_examples(below.typer_instance, f"{below.name} ")
