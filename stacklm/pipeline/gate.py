@@ -6,20 +6,24 @@ import contextlib
 import io
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from stacklm.config.schema import ParamsError, differing_fields, plain
 from stacklm.data.shards import Shards
-from stacklm.files import read_json, write_text
+from stacklm.files import read_json, read_jsonl, write_text
 from stacklm.lab.experiment import Experiment, load_experiment
 from stacklm.lab.gate import written
 from stacklm.lab.looks import Gate, Pace, pace
 from stacklm.lab.schedule import Lab, Planned, Records
 from stacklm.lab.speed import seconds_per_step
 from stacklm.lab.text import arms_table
-from stacklm.lab.trial import JUDGED, certified
+from stacklm.lab.trial import JUDGED, Trial, certified
 from stacklm.pipeline.code import shortened
 from stacklm.pipeline.lab import Files
 from stacklm.pipeline.project import Project, check_tools, environment, trainings_at_once
@@ -27,8 +31,10 @@ from stacklm.pipeline.stages import Instance, stage
 from stacklm.pipeline.trials import run_here
 from stacklm.plan.memory import training_memory
 from stacklm.progress import progress
+from stacklm.train.metrics import METRICS
 from stacklm.units import quantity
 
+BAR = "{l_bar}{bar}| {n:.1f} of {total} trainings, {elapsed} gone"
 HEAD = "Written by `stacklm try`, which resumes it. The looks were declared before the first trial."
 
 
@@ -134,16 +140,58 @@ def run_looks(files: Files, lab: Lab, found: Pace, go_on: Callable[[Gate], bool]
 
 
 def _train(files: Files, lab: Lab, found: Pace, title: str) -> None:
-    with progress(desc=title, unit="training") as bar:
+    with progress(desc=title, bar_format=BAR, delay=1) as bar, _Course(lab, files, bar) as course:
 
         def say(planned: Planned, records: Records, left: int) -> None:
-            bar.total = bar.n + 1 + left
-            bar.update()
+            course.tell(records)
             bar.write(Gate(lab, records, found).line(planned, left), file=sys.stdout)
 
         broken = run_here(lab, files, found.at_once, say)
     if broken:
         raise RuntimeError("\n".join([f"{len(broken)} trials failed; the same command tries them again", *broken.values()]))
+
+
+class _Course:
+    """Moves a bar as the trainings of a look go on; on a terminal every second, by the steps of those under way."""
+
+    def __init__(self, lab: Lab, files: Files, bar: tqdm) -> None:
+        self.lab, self.work, self.bar = lab, files.work, bar
+        self.records: Records = files.records()
+        self.before = len(lab.trials(self.records)) - len(lab.pending(self.records))
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> _Course:
+        self._move()
+        if sys.stderr.isatty():
+            self.thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.ended.set()
+
+    def tell(self, records: Records) -> None:
+        self.records = dict(records)
+        self._move()
+
+    def _run(self) -> None:
+        while not self.ended.wait(1):
+            self._move()
+
+    def _move(self) -> None:
+        trials, pending = self.lab.trials(self.records), self.lab.pending(self.records)
+        done = len(trials) - len(pending) - self.before
+        judging = 0 if self.lab.tuning(self.records, 1.0).complete else len(self.lab.arms) * (self.lab.pause or 0)
+        with self.bar.get_lock():
+            self.bar.total = done + len(pending) + judging
+            self.bar.n = done + sum(_share(self.work, planned.trial) for planned in pending)
+        self.bar.refresh()
+
+
+def _share(work: Path, trial: Trial) -> float:
+    """How much of a trial's steps is done."""
+    rows = read_jsonl(work / "trials" / trial.identity / "run" / METRICS)
+    return rows[-1]["step"] / trial.train.last_step if rows else 0.0
 
 
 def result(files: Files, gate: Gate) -> dict[str, Any]:
