@@ -196,17 +196,27 @@ def claims() -> None:
 
 @app.command()
 def audit(
-    folder: Annotated[Path | None, typer.Argument(help="A model's folder; left out, the models of params.yaml.")] = None,
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            help="A model's folder, a file such as my_model.py or my_model.py:MyModel, or hf:PATH with a folder or name of the "
+            "Hugging Face hub (safetensors; none of its code is run). Left out: the models of params.yaml."
+        ),
+    ] = None,
     model: OneModel = None,
+    context_length: Annotated[int, typer.Option(min=2, help="Tokens of the sequences, of a file or of hf:PATH.")] = 128,
+    vocab_size: Annotated[int, typer.Option(min=2, help="Of a file.")] = 512,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of a file's class.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the certificates; by default .stacklm/audits.")] = None,
 ) -> None:
     """Test that models see no token that they are to predict, and write certificates. The exit code is 1 where that fails."""
-    from stacklm.audit.audit import audit_folder, audit_model, show
+    from stacklm.audit.audit import audit_model, audit_target, show
     from stacklm.config.params import load
     from stacklm.model.build import ModelConfig
 
-    if folder:
-        passed = [show(audit_folder(folder), f"audit {folder}", (out or Path(".stacklm/audits")) / f"{folder.resolve().name}.json")]
+    if target:
+        found, name = audit_target(target, vocab_size, context_length, set_ or [])
+        passed = [show(found, f"audit {target}", (out or Path(".stacklm/audits")) / f"{name}.json")]
     else:
         project = _project()
         params = load(project.params_file)

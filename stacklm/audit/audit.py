@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,14 @@ from stacklm.audit import AuditError, Fault, causality, data
 from stacklm.audit.data import Machinery
 from stacklm.audit.probe import MODES, ROWS, Probe
 from stacklm.config.model import Architecture
+from stacklm.config.params import read_value
 from stacklm.config.schema import plain
 from stacklm.config.train import Train
 from stacklm.data.shards import Shards
 from stacklm.files import read_json, write_json
 from stacklm.model.build import ModelConfig, build
-from stacklm.model.custom import Custom
+from stacklm.model.custom import Custom, named
+from stacklm.model.huggingface import pretrained
 from stacklm.model.layers import LanguageModel
 from stacklm.model.store import CONFIG, load_model
 from stacklm.progress import progress
@@ -110,7 +112,9 @@ def audit_trained(folder: Path, train: Train, certificate: Path) -> None:
     """
     model, config = load_model(folder)
     device = setup_device(train.device, train.threads)
-    found = _examined(config, train, causal(model.to(device), config, train, "trained weights"))
+    shape = config.architecture, config.vocab_size, config.context_length
+    checks = causal(model.to(device), config, train, "trained weights", lambda: build(*shape).to(device))
+    found = _examined(config, train, checks)
     _accept(found, f"audit of the trained {config.architecture.kind}", "so not evaluated")
     write_json(certificate, found.plain())
 
@@ -122,6 +126,27 @@ def audit_folder(folder: Path, train: Train | None = None) -> Certificate:
     """
     model, config = load_model(folder)
     return certify(config, train or in_float32(config.context_length), model)
+
+
+def audit_target(target: str, vocab_size: int, context: int, settings: Iterable[str]) -> tuple[Certificate, str]:
+    """The certificate of what is named on the command line, in float32, and a name for its file.
+
+    A folder; a file, `my_model.py` or `my_model.py:MyModel`, with `NAME=VALUE` settings of its class; or `hf:PATH`. Raises what
+    reading each of them raises.
+    """
+    if target.startswith("hf:"):
+        path = target.removeprefix("hf:")
+        return audit_pretrained(path, context), Path(path).name
+    if ".py" not in target:
+        return audit_folder(Path(target)), Path(target).resolve().name
+    architecture = named(target, dict(read_value(one) for one in settings))
+    return certify(ModelConfig(architecture, vocab_size, context), in_float32(context)), Path(architecture.path).stem
+
+
+def audit_pretrained(path: str, context: int) -> Certificate:
+    """The certificate of a model of `transformers` with its weights, for sequences of that length."""
+    model, architecture, build = pretrained(path, context)
+    return certify(ModelConfig(architecture, model.vocab_size, model.context), in_float32(model.context), model, build=build)
 
 
 def audit_model(config: ModelConfig, train: Train, trained: Path) -> Certificate:
@@ -168,7 +193,8 @@ def certify(
             data.train_briefly(model, config.vocab_size, config.context_length, machinery)
         else:
             model, weights = trained.to(device), "trained weights"
-        yield from causal(model, config, train, weights)
+        shape = config.architecture, config.vocab_size, config.context_length
+        yield from causal(model, config, train, weights, lambda: build(*shape).to(device))
         yield from ((check, (machinery, train), "batches and loss") for check in data.CHECKS)
         yield from ((check, (shards,), "token shards") for check in data.SHARDS if shards)
         yield data.floor, (fresh, machinery), "learning"
@@ -176,12 +202,14 @@ def certify(
     return _examined(config, train, entries())
 
 
-def causal(model: LanguageModel, config: ModelConfig, train: Train, weights: str) -> Entries:
-    """The checks of a model that is taken over: in float32, and then in the form that is trained where that is another."""
+def causal(model: LanguageModel, config: ModelConfig, train: Train, weights: str, again: Callable[[], LanguageModel]) -> Entries:
+    """The checks of a model that is taken over: in float32, and then in the form that is trained where that is another.
+
+    `again()` makes another one of its shape.
+    """
     shape = config.vocab_size, config.context_length
     if isinstance(model, Custom):
-        device = next(model.parameters()).device
-        yield causality.rebuilt, (model, lambda: build(config.architecture, *shape).to(device)), weights
+        yield causality.rebuilt, (model, again), weights
         if model.in_two_steps:
             yield causality.forward, (model,), weights
     probe = Probe(model, *shape)

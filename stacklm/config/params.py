@@ -173,14 +173,20 @@ def _with_values(path: Path, assignments: Iterable[str]) -> tuple[Params, str]:
     yaml.width = 4096
     tree = yaml.load(text)
     for assignment in assignments:
-        key, equals, value = assignment.partition("=")
-        if not equals or not all(key.split(".")):
-            raise ParamsError(f"--set {assignment!r}: write it as key=value, such as train.max_steps=200")
-        assign(tree, key.split("."), _load_yaml(value, f"--set {assignment}"), f"--set {assignment}")
+        key, value = read_value(assignment)
+        assign(tree, key.split("."), value, f"--set {assignment}")
     buffer = io.StringIO()
     yaml.dump(tree, buffer)
     changed = buffer.getvalue()
     return _parse_file(_load_yaml(changed, path.name), path.name), changed
+
+
+def read_value(assignment: str) -> tuple[str, Any]:
+    """Key and value of `key.path=value`. Raises `ParamsError` where it is not of that form."""
+    key, equals, value = assignment.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ParamsError(f"--set {assignment!r}: write it as key=value, such as train.max_steps=200")
+    return key, _load_yaml(value, f"--set {assignment}")
 
 
 def assign(tree: Any, names: list[str], value: Any, where: str) -> None:

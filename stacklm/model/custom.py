@@ -9,8 +9,9 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +28,7 @@ from stacklm.model.layers import LanguageModel
 from stacklm.model.measured import Role, flops, roles_by_type
 
 ROLES = ("embedding", "matrix", "vector", "head")
+SIZES = ("vocab_size", "context_length")
 _loaded: dict[tuple[Path, str], ModuleType] = {}
 _names: set[str] = set()
 """Of the modules that were imported from beside the user's files."""
@@ -185,7 +187,7 @@ def load_custom(architecture: Python, vocab_size: int, context: int) -> Custom:
     files = _files(architecture)
     guard = partial(shown_as_theirs, files)
     kind = _class(architecture, files)
-    arguments = {"vocab_size": vocab_size, "context_length": context, **architecture.settings}
+    arguments = {**dict(zip(SIZES, (vocab_size, context), strict=True)), **architecture.settings}
     _check_arguments(kind, arguments, architecture)
     with guard():
         net = kind(**arguments)
@@ -199,6 +201,23 @@ def models_in(architecture: Python) -> list[str]:
     module = _module(architecture, _files(architecture))
     own = (one for one in vars(module).values() if inspect.isclass(one) and one.__module__ == module.__name__)
     return [one.__name__ for one in own if issubclass(one, nn.Module)]
+
+
+def named(target: str, settings: Mapping[str, Any]) -> Python:
+    """The model that `my_model.py` or `my_model.py:MyModel` names; without a class it is the only one that can be a model.
+
+    Raises `ParamsError` where there is none or more than one.
+    """
+    path, _, name = target.partition(":")
+    architecture = Python(path, name, settings=dict(settings))
+    if name:
+        return architecture
+    module = _module(architecture, _files(architecture))
+    fit = [one for one in models_in(architecture) if {*SIZES} <= {*inspect.signature(getattr(module, one)).parameters}]
+    if len(fit) != 1:
+        found = f"{len(fit)} models, {listed(fit)}" if fit else f"no model that takes {listed(SIZES)}"
+        raise ParamsError(f"{path} has {found}; name the one that is meant, such as {path}:MyModel")
+    return replace(architecture, class_=fit[0])
 
 
 def _files(architecture: Python) -> dict[Path, str]:

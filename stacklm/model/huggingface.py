@@ -5,7 +5,8 @@ Dimension letters: B batch, T time, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from fnmatch import fnmatchcase
 from typing import Any
@@ -19,6 +20,10 @@ from stacklm.model.custom import Custom
 
 CACHES = ("cache", "past_key_values", "cache_params", "state")
 """What models call what they keep of the tokens so far, as an argument and in what they return."""
+
+
+NO_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+"""Ids of another vocabulary."""
 
 
 class CausalLM(nn.Module):
@@ -54,12 +59,39 @@ def from_transformers(architecture: HuggingFace, vocab_size: int, context: int) 
         names = [name for name in dir(transformers) if name.endswith("Config")]
         raise ParamsError(f"config: transformers has no configuration {architecture.config}{nearest(architecture.config, names)}")
     sizes = {"vocab_size": vocab_size, "max_position_embeddings": context}
-    special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     try:
-        model = transformers.AutoModelForCausalLM.from_config(kind(**{**special, **architecture.settings, **sizes}))
+        model = transformers.AutoModelForCausalLM.from_config(kind(**{**architecture.settings, **NO_TOKENS, **sizes}))
     except Exception as error:
         raise ParamsError(f"settings: no {architecture.config} can be made of them: {type(error).__name__}: {error}") from error
     return Custom(CausalLM(model, architecture.roles), type(model).__name__, vocab_size, context, nullcontext)
+
+
+def pretrained(path: str, context: int) -> tuple[Custom, HuggingFace, Callable[..., Custom]]:
+    """The model of a local folder or of the hub, for sequences of up to `context` tokens; its configuration; and what makes others
+    of it with fresh weights: of the very same shape, or for another vocabulary and context.
+
+    Nothing of what is loaded is executed: weights are read from safetensors alone, and code that comes with them is not run. Raises
+    `ParamsError` where that cannot be done.
+    """
+    transformers = _library()
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            path, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+        )
+    except Exception as error:
+        raise ParamsError(f"hf:{path}: {error}") from error
+    shape = model.config
+    vocabulary, longest = shape.vocab_size, min(context, getattr(shape, "max_position_embeddings", context))
+
+    def build(architecture: HuggingFace, vocab_size: int, context: int) -> Custom:
+        if (vocab_size, context) != (vocabulary, longest):
+            return from_transformers(architecture, vocab_size, context)
+        return wrapped(transformers.AutoModelForCausalLM.from_config(shape, dtype=torch.float32))
+
+    def wrapped(model: Any) -> Custom:
+        return Custom(CausalLM(model, {}), type(model).__name__, vocabulary, longest, nullcontext)
+
+    return wrapped(model), HuggingFace(type(shape).__name__, settings=json.loads(shape.to_json_string())), build
 
 
 def _library() -> Any:

@@ -160,7 +160,7 @@ def faults(kind, plant, settings):
     subject = ModelConfig(ARCHITECTURES[kind], VOCAB, LONG)
     model = build(*vars(subject).values())
     plant(model)
-    entries = causal(model, subject, replace(TRAIN, context_length=LONG, **settings), "weights")
+    entries = causal(model, subject, replace(TRAIN, context_length=LONG, **settings), "weights", lambda: model)
     with on_threads(1):
         checks = [examine(check, *arguments, of=of) for check, arguments, of in entries]
     return [f"{check.name} of {check.of}: {check.finding}" for check in checks if not check.passed]
