@@ -14,7 +14,7 @@ import typer
 from stacklm.cli_examples import add_examples
 from stacklm.cli_lab import app as lab_app
 from stacklm.cli_lab import verify
-from stacklm.cli_start import doctor, leak
+from stacklm.cli_start import doctor, init, leak
 from stacklm.cli_try import EPILOG, try_
 from stacklm.cli_types import (
     Addresses,
@@ -46,6 +46,7 @@ app = typer.Typer(
 app.add_typer(lab_app, name="lab")
 app.command()(verify)
 app.command()(doctor)
+app.command()(init)
 app.command("try", epilog=EPILOG)(try_)
 app.command()(leak)
 

@@ -6,6 +6,7 @@ import typer
 
 EXAMPLES = {
     "doctor": ["stacklm doctor"],
+    "init": ["stacklm init my-lab"],
     "leak": ["stacklm leak", "stacklm leak --out leaks"],
     "try": ["stacklm try stacked", "stacklm try stacked --steps 60 --looks 3,5 --yes", "stacklm try stacked --json --seeds 3"],
     "verify": ["stacklm verify default", "stacklm verify default 1aa80417"],

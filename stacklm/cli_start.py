@@ -27,6 +27,25 @@ def doctor() -> None:
     raise typer.Exit(1 if any(one.state == "missing" for one in findings) else 0)
 
 
+def init(
+    folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+) -> None:
+    """Make a new project: settings, a small GPT to edit, an experiment, under git and DVC. Everything runs in it at once."""
+    from stacklm.pipeline.init import create
+
+    committed = create(folder)
+    print(f"made {folder}: my_model.py, a small GPT to edit, and a dense one of equal size to compare it with\n")
+    if not committed:
+        print("nothing is committed, since git does not know who you are; `stacklm doctor` says what to do\n")
+    for command, what in (
+        (f"cd {folder}", ""),
+        ("stacklm run-flow pretrain", "trains both with three seeds and compares them"),
+        ("stacklm try mine", "a verdict on my_model.py, seed by seed"),
+        ("stacklm lab plan my-model", "the same question as an experiment"),
+    ):
+        print(f"  {command:<28}{what}".rstrip())
+
+
 def leak(
     out: Annotated[Path, typer.Option(help="Folder for the page.")] = Path(".stacklm/leak"),
 ) -> None:

@@ -23,6 +23,8 @@ INSTEAD = {
     "make docs": [*DRY, "docs"],
     "python3 -m venv .venv": [sys.executable, "-m", "venv", "--without-pip", "made"],
     "pip install -c constraints.txt -e .": [sys.executable, "-m", "pip", "install", "--help"],
+    "stacklm leak": [*STACKLM, "leak", "--help"],
+    "stacklm verify default": [*STACKLM, "verify", "--help"],
     "stacklm ui": [*STACKLM, "ui", "--help"],
     "stacklm run-flow lab short-convolution": [*STACKLM, "lab", "status", "short-convolution"],
     "stacklm run-flow lab learning-rate": [*STACKLM, "lab", "status", "learning-rate"],
