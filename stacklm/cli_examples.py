@@ -8,7 +8,12 @@ EXAMPLES = {
     "doctor": ["stacklm doctor"],
     "init": ["stacklm init my-lab"],
     "leak": ["stacklm leak", "stacklm leak --out leaks"],
-    "try": ["stacklm try stacked", "stacklm try stacked --steps 60 --looks 3,5 --yes", "stacklm try stacked --json --seeds 3"],
+    "try": [
+        "stacklm try stacked",
+        "stacklm try my_model.py --set settings.width=64",
+        "stacklm try stacked --steps 60 --looks 3,5 --yes",
+        "stacklm try stacked --json --seeds 3",
+    ],
     "verify": ["stacklm verify default", "stacklm verify default 1aa80417"],
     "run-flow": [
         "stacklm run-flow pretrain",

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stacklm import cli_complete
+
 if TYPE_CHECKING:
     from stacklm.lab.looks import Gate
 
@@ -27,7 +29,13 @@ class Equal(StrEnum):
 
 
 def try_(
-    target: Annotated[str, typer.Argument(help="A model of params.yaml, or a YAML file with one (`architecture`, `optimizer`).")],
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="A model of params.yaml, a file my_model.py or my_model.py:Class, or a YAML file with a model.",
+            autocompletion=cli_complete.models,
+        ),
+    ],
     baseline: Annotated[
         str | None, typer.Option(help="The model of params.yaml to compare with; by default the first dense one.")
     ] = None,
@@ -39,8 +47,8 @@ def try_(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="Change your model, as optimizer.peak_lr=1e-2 or architecture.n_heads=8, or the training of both, as "
-            "train.context_length=64; repeatable.",
+            help="Change your model, as settings.width=64, architecture.n_heads=8 or optimizer.peak_lr=1e-2, or the training of "
+            "both, as train.max_steps=200; repeatable.",
         ),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of each training; by default train.max_steps.")] = None,
@@ -73,10 +81,11 @@ def try_(
         with contextlib.redirect_stdout(sys.stderr) if json_ else contextlib.nullcontext():
             project = Project.find()
             params = load(project.params_file)
-            ours, train = candidate.changed(candidate.candidate(target, params), set_ or [])
+            theirs = candidate.baseline(baseline, params)
+            ours, train = candidate.changed(candidate.candidate(target, params, theirs.model.optimizer), set_ or [])
             train = (of_steps(steps, params.train) if steps else {}) | train
             terms = Terms(budget.value, margin, rates, _numbers(looks), train or None)
-            made = gate(ours, candidate.baseline(baseline, ours, params), params, terms)
+            made = gate(ours, theirs, params, terms)
             until = terms.looks[-1] if yes else _look(seeds, terms.looks) if seeds else 0
             bring_tokens(project)
             with hold_project(project, f"try {ours.name}", wait=True):

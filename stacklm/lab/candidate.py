@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from stacklm.config.model import Dense, Model
+from stacklm.config.model import Dense, Model, Python
+from stacklm.config.optimizer import Optimizer
 from stacklm.config.params import NAME_PATTERN, Params, assign, load_plain
 from stacklm.config.schema import ParamsError, listed, nearest, plain, read
+from stacklm.model.custom import models_in
 
 SECTIONS = ("architecture", "optimizer", "settings", "train")
 
@@ -33,28 +36,60 @@ class Named:
             )
 
 
-def candidate(target: str, params: Params) -> Named:
-    """A model of the settings by its name, or the one of a YAML file. Raises `ParamsError` naming what there is."""
-    path = Path(target)
-    if path.suffix in (".yaml", ".yml"):
-        return Named(path.stem, read(Model, load_plain(path), path.name))
-    if target not in params.models:
-        known = f"the models are {listed(params.models)}{nearest(target, params.models)}"
-        raise ParamsError(f"no model {target!r} in params.yaml, and no YAML file of that name; {known}")
-    return Named(target, params.models[target])
-
-
-def baseline(name: str | None, against: Named, params: Params) -> Named:
-    """The model of that name, by default the first dense one. Raises `ParamsError` where it is the candidate itself."""
+def baseline(name: str | None, params: Params) -> Named:
+    """The model of that name, by default the first dense one. Raises `ParamsError` naming what there is."""
     if name is not None and name not in params.models:
         raise ParamsError(f"--baseline {name}: no such model; the models are {listed(params.models)}{nearest(name, params.models)}")
     dense = (key for key, model in params.models.items() if isinstance(model.architecture, Dense))
     chosen = name or next(dense, None)
     if chosen is None:
         raise ParamsError(f"no dense model in params.yaml to compare with; name one by --baseline: {listed(params.models)}")
-    if params.models[chosen] == against.model:
-        raise ParamsError(f"{chosen} is the baseline itself; name another one by --baseline, or change a setting by --set")
     return Named(chosen, params.models[chosen])
+
+
+def candidate(target: str, params: Params, optimizer: Optimizer) -> Named:
+    """A model of the settings by its name, the one of a YAML file, or a class of a Python file, `my_model.py:Mine`.
+
+    One of a file has that `optimizer`, unless it says another. Raises `ParamsError` naming what there is, and where a Python
+    file has several models and none is named.
+    """
+    path, _, name = target.partition(".py:")
+    file = Path(f"{path}.py" if name else target)
+    if file.suffix in (".yaml", ".yml"):
+        tree = load_plain(file)
+        model = read(Model, tree, file.name)
+        return Named(file.stem, model if "optimizer" in tree else replace(model, optimizer=optimizer))
+    if file.suffix == ".py":
+        architecture = Python(str(file.absolute()), name)
+        return Named(file.stem, Model(replace(architecture, class_=name or only_model(architecture)), optimizer))
+    if target not in params.models:
+        known = f"the models are {listed(params.models)}{nearest(target, params.models)}"
+        raise ParamsError(f"no model {target!r} in params.yaml, and neither a .py nor a .yaml file; {known}")
+    return Named(target, params.models[target])
+
+
+def only_model(architecture: Python) -> str:
+    """The class of a file that takes `vocab_size` and `context_length`. Raises `ParamsError` unless there is just one."""
+    found = models_in(architecture)
+    ours = [name for name in found if {"vocab_size", "context_length"} <= _arguments(architecture.file(), name)]
+    found, file = ours or found, Path(architecture.path).name
+    if not found:
+        raise ParamsError(f"{file}: has no class that is a torch.nn.Module")
+    if len(found) > 1:
+        raise ParamsError(f"{file}: has several models, {listed(found)}; name one, as {file}:{found[-1]}")
+    return found[0]
+
+
+def _arguments(file: Path, name: str) -> set[str]:
+    """Of the `__init__` that a class of the file has itself."""
+    classes = [node for node in ast.parse(file.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
+    methods = [one for node in classes if node.name == name for one in node.body if isinstance(one, ast.FunctionDef)]
+    return {
+        argument.arg
+        for method in methods
+        if method.name == "__init__"
+        for argument in [*method.args.args, *method.args.posonlyargs, *method.args.kwonlyargs]
+    }
 
 
 def changed(named: Named, assignments: Iterable[str]) -> tuple[Named, dict[str, Any]]:

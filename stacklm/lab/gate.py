@@ -51,8 +51,10 @@ def of_steps(steps: int, train: Train) -> dict[str, Any]:
 def gate(candidate: Named, baseline: Named, params: Params, terms: Terms, first_seed: int = 1) -> Experiment:
     """The experiment that settles whether the candidate beats the baseline, which is brought to the candidate's budget.
 
-    The candidate stays exactly as it is. Raises `ParamsError` where the baseline cannot meet its budget.
+    The candidate stays exactly as it is. Raises `ParamsError` where it is the baseline, which else must meet its budget.
     """
+    if candidate.model == baseline.model:
+        raise ParamsError(f"{baseline.name} is the baseline itself; name another one by --baseline, or change a setting by --set")
     ours, theirs = (plain(one.model) for one in (candidate, baseline))
     differs = {key.partition(".")[0] for key in differing_fields(ours, theirs) if key != "optimizer.peak_lr"}
     equal = terms.budget.replace("_", " ")

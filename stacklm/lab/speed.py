@@ -19,10 +19,13 @@ import torch.nn.functional as F
 from stacklm.code import digest
 from stacklm.config.schema import plain
 from stacklm.lab.experiment import Arm
-from stacklm.lab.trial import machine
+from stacklm.lab.trial import machine, own_digest
 from stacklm.model.build import build
 from stacklm.model.cache import Decoder
 from stacklm.train.device import setup_device
+
+Work = Callable[[], Callable[[], None]]
+"""Makes ready, which does not count, and gives what is timed."""
 
 
 class Timing(NamedTuple):
@@ -77,10 +80,10 @@ def decode_latency(arms: Sequence[Arm], vocab_size: int, context: int, rounds: i
 
 
 def _shape(arm: Arm) -> str:
-    return digest(plain(arm.model.architecture))[:16]
+    return digest(plain(arm.model.architecture))[:16] + own_digest(arm.model.architecture)[:16]
 
 
-def _training(arm: Arm, vocab_size: int) -> Callable[[], None]:
+def _training(arm: Arm, vocab_size: int) -> Work:
     train = arm.train
     device = setup_device(train.device, train.threads)
     model = build(arm.model.architecture, vocab_size, train.context_length).to(device).train()
@@ -95,25 +98,28 @@ def _training(arm: Arm, vocab_size: int) -> Callable[[], None]:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    return step
+    return lambda: step
 
 
-def _decoding(arm: Arm, vocab_size: int, context: int) -> Callable[[], None]:
+def _decoding(arm: Arm, vocab_size: int, context: int) -> Work:
     ids_1T = torch.randint(vocab_size, (1, context))
     decoder = Decoder(build(arm.model.architecture, vocab_size, context).eval(), context)
-    decoder.features(ids_1T[:, :-1])
 
     @torch.no_grad()
     def one_token() -> None:
         decoder.head(decoder.features(ids_1T[:, -1:]))
-        decoder.cache.tokens -= 1
 
-    return one_token
+    def read_the_others() -> Callable[[], None]:
+        decoder.reset()
+        decoder.features(ids_1T[:, :-1])
+        return one_token
+
+    return read_the_others
 
 
-def _timed(work: Sequence[Callable[[], None]], rounds: int) -> list[Timing]:
+def _timed(work: Sequence[Work], rounds: int) -> list[Timing]:
     """Of each, after one call that does not count. There must be two rounds or more."""
-    times = [[_seconds(one) for one in work] for _ in range(1 + rounds)]
+    times = [[_seconds(one()) for one in work] for _ in range(1 + rounds)]
     quartiles = (statistics.quantiles(own, method="inclusive") for own in zip(*times[1:], strict=True))
     return [Timing(median, low, high) for low, median, high in quartiles]
 

@@ -14,6 +14,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from stacklm.code import beside, digest
+from stacklm.config.model import Model, Python, own_code
 from stacklm.config.schema import ParamsError, differing_fields, plain
 from stacklm.data.shards import Shards
 from stacklm.files import read_json, read_jsonl, write_text
@@ -24,9 +26,9 @@ from stacklm.lab.schedule import Lab, Planned, Records
 from stacklm.lab.speed import seconds_per_step
 from stacklm.lab.text import arms_table
 from stacklm.lab.trial import JUDGED, Trial, certified
-from stacklm.pipeline.code import shortened
+from stacklm.pipeline.code import changed_units, shortened
 from stacklm.pipeline.lab import Files
-from stacklm.pipeline.project import Project, check_tools, environment, trainings_at_once
+from stacklm.pipeline.project import EXPERIMENTS, Project, check_tools, environment, trainings_at_once
 from stacklm.pipeline.stages import Instance, stage
 from stacklm.pipeline.trials import run_here
 from stacklm.plan.memory import training_memory
@@ -34,6 +36,8 @@ from stacklm.progress import progress
 from stacklm.train.metrics import METRICS
 from stacklm.units import quantity
 
+SOURCES = "sources"
+"""Folder in experiments/ with copies of users' files, each in one that is named by what it holds."""
 BAR = "{l_bar}{bar}| {n:.1f} of {total} trainings, {elapsed} gone"
 HEAD = "Written by `stacklm try`, which resumes it. The looks were declared before the first trial."
 
@@ -58,11 +62,11 @@ def open_gate(project: Project, name: str, made: Experiment, again: bool) -> tup
     `again`, and the earlier one is kept as NAME-old1 and so on. No gate judges on seeds with which its candidate has been
     seen. Raises `ParamsError` that names what changed.
     """
-    files, first = Files(project, name), 1
+    files, first, made = Files(project, name), 1, with_sources(project, made)
     if files.file.exists():
         before = load_experiment(files.file)
         first = before.seeds.judge[0]
-        changed = shortened([*differing_fields(plain(before), plain(_with_seeds(made, first)))]) or files.changed(files.present())
+        changed = _changed(files, before, with_seeds(made, first))
         if not (changed or again):
             return files, files.begin()
         kept = _kept(files, attempt(files))
@@ -73,13 +77,44 @@ def open_gate(project: Project, name: str, made: Experiment, again: bool) -> tup
             )
         files.move(kept)
     while True:
-        write_text(files.file, written(_with_seeds(made, first), HEAD))
+        write_text(files.file, written(with_seeds(made, first), HEAD))
         files = Files(project, name)  # nothing is remembered of the file before
         lab, records = files.begin(), files.records()
         judged = [one for one in lab.trials(records) if one.purpose == "judge" and one.arm.name != "baseline"]
         if not any(one.trial.identity in records for one in judged):
             return files, lab
         first += len(made.seeds.judge)
+
+
+def _changed(files: Files, before: Experiment, now: Experiment) -> str:
+    """What has changed since the gate began, in short; empty where nothing has."""
+    keys = [key for key in differing_fields(plain(before), plain(now)) if not key.endswith("architecture.path")]
+    began = (files.began() or {}).get("models", {})
+    for name, one in now.candidates.items():
+        keys += changed_units(began[name], own_code(one.model.architecture)) if one.model and name in began else []
+    return shortened(keys) or files.changed(files.present())
+
+
+def with_sources(project: Project, made: Experiment) -> Experiment:
+    """The experiment on copies of its candidates' files, and what these import from beside them, in `SOURCES`.
+
+    There the records keep what was tried, whatever becomes of the user's file, which may change while trials run.
+    """
+    return replace(
+        made, candidates={name: replace(one, model=_copied(project, one.model)) for name, one in made.candidates.items()}
+    )
+
+
+def _copied(project: Project, model: Model | None) -> Model | None:
+    if model is None or not isinstance(model.architecture, Python):
+        return model
+    file = model.architecture.file(project.root)
+    folder = project.root / EXPERIMENTS / SOURCES / f"{file.stem}-{digest(own_code(model.architecture, project.root))[:8]}"
+    for name, path in beside(file)[0].items():
+        if not (folder / name).exists():
+            write_text(folder / name, path.read_text(encoding="utf-8"))
+    place = (folder / file.name).relative_to(project.root).as_posix()
+    return replace(model, architecture=replace(model.architecture, path=place))
 
 
 def attempt(files: Files) -> int:
@@ -94,7 +129,8 @@ def _kept(files: Files, number: int) -> Files:
     return Files(files.project, f"{files.name}-old{number}")
 
 
-def _with_seeds(experiment: Experiment, first: int) -> Experiment:
+def with_seeds(experiment: Experiment, first: int) -> Experiment:
+    """As many judging seeds, from `first` on."""
     seeds = experiment.seeds
     return replace(experiment, seeds=replace(seeds, judge=tuple(range(first, first + len(seeds.judge)))))
 

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stacklm.config.model import Stacked
+from stacklm.config.model import Dense
 from stacklm.files import read_json, write_json
 from stacklm.lab.experiment import load_experiment
 from stacklm.pipeline.lab import Files
 from support.checkout import TINY_PARAMS, Checkout
+from support.custom_models import written
 from support.train_files import write_text
 
 TRY = ("try", "stacked", "--rates", "3", "--looks", "3,4")
@@ -26,7 +27,7 @@ TRY = ("try", "stacked", "--rates", "3", "--looks", "3,4")
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkout:
-    """One in which a stacked model is so much worse, with so much noise, as the file `true.json` says."""
+    """One in which a model that is not dense is so much worse, with so much noise, as the file `true.json` says."""
     write_text(tmp_path / "out" / "shards")
     (tmp_path / "params.yaml").write_text(TINY_PARAMS.replace("vocab_size: 300", "vocab_size: 257"))
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
@@ -44,7 +45,7 @@ def made_up(replace: Callable[[str, Any], None]) -> None:
         with (root / "trained.txt").open("a") as file:
             print(trial.identity, file=file)
         true, noise = read_json(root / "true.json")
-        seed, mine = trial.train.seed, isinstance(trial.model.architecture, Stacked)
+        seed, mine = trial.train.seed, not isinstance(trial.model.architecture, Dense)
         bits = 2 + 0.02 * random.Random(seed).gauss(0, 1) + abs(trial.model.optimizer.peak_lr - 1e-3)
         scores = {"bits_per_byte": bits * (1 + mine * (true + noise * random.Random(-seed).gauss(0, 1))), "documents": 3}
         return {"identity": trial.identity, "valid": scores, "test": scores, "seconds": 2.0, "flops": 10**9}
@@ -118,6 +119,26 @@ def test_other_tokens_begin_another_gate(project):
     project.cli(*TRY, code=5)
     write_text(project.root / "out" / "shards", train=np.resize(np.array([1, 2, 0], dtype="<u2"), 900))
     assert "before its tokens changed: --again begins again" in project.cli(*TRY, code=2)
+
+
+def test_a_file_is_kept_as_it_was_tried_and_only_a_change_of_its_code_begins_again(project):
+    file, command = project.root / "mine.py", ("try", "mine.py", "--rates", "3", "--looks", "3,4")
+    written(project.root)
+    project.cli(*command, code=5)
+    (first,) = (project.root / "experiments" / "sources").glob("mine-*/mine.py")
+    assert first.read_text() == file.read_text()
+    count = len(trained(project))
+    file.write_text(f"# my own\n{file.read_text()}")
+    project.cli(*command, code=5)
+    assert len(trained(project)) == count and "# my own" not in first.read_text()
+
+    file.write_text(file.read_text().replace("x.cumsum(1)", "x.cumsum(1) / 2"))
+    assert "try-mine was begun before mine.py Mine.mix changed: --again" in project.cli(*command, code=2)
+    project.cli(*command, "--again", code=5)
+    file.unlink()
+    for name, seeds in (("try-mine", "3 seeds"), ("try-mine-old1", "3 seeds")):
+        assert seeds in project.cli("lab", "show", name)
+    assert len([*(project.root / "experiments" / "sources").iterdir()]) == 2
 
 
 def test_short_trainings_and_a_name_of_its_own(project):

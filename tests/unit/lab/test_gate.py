@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 from ruamel.yaml import YAML
 
-from stacklm.config.model import Dense, Model, Stack, Stacked
-from stacklm.config.optimizer import Muon
+from stacklm.config.model import Dense, Model, Python, Stack, Stacked
+from stacklm.config.optimizer import AdamW, Muon
 from stacklm.config.params import Params, parse
 from stacklm.config.schema import ParamsError
 from stacklm.lab import candidate
@@ -20,8 +20,10 @@ from stacklm.lab.looks import Gate, bar, pace
 from stacklm.lab.schedule import Lab
 from stacklm.lab.statistics import Verdict, sequential_level
 from support.checkout import TINY_PARAMS
+from support.custom_models import FOLDER
 
 BASE = Named("dense", Model(Dense(96, 4, 5, 196, ffn="swiglu")))
+MUON = Muon()
 STACKED = Model(Stacked(32, 2, (Stack(4, 8, 64), Stack(4, 8, 64))))
 
 
@@ -53,7 +55,7 @@ def test_a_baseline_that_cannot_come_near_is_refused_with_the_numbers(params):
 
 def test_its_file_holds_the_whole_experiment_and_no_more_than_that(params, tmp_path):
     terms = Terms(margin=0.01, rates=3, looks=(3, 4), train=of_steps(40, params.train))
-    made = gate(Named("mine", replace(STACKED, optimizer=Muon())), BASE, params, terms, first_seed=5)
+    made = gate(Named("mine", replace(STACKED, optimizer=MUON)), BASE, params, terms, first_seed=5)
     file = tmp_path / "try-mine.yaml"
     file.write_text(written(made, "by stacklm try"))
     assert load_experiment(file) == made and file.read_text().startswith("# by stacklm try\nquestion: Does mine need fewer")
@@ -77,19 +79,39 @@ def test_looks_grow_from_three(looks):
 
 
 def test_the_model_is_one_of_the_settings_or_that_of_a_file(params, tmp_path):
-    assert candidate.candidate("stacked", params) == Named("stacked", params.models["stacked"])
+    assert candidate.candidate("stacked", params, MUON) == Named("stacked", params.models["stacked"])
     (tmp_path / "idea.yaml").write_text("architecture: {kind: dense, d_model: 8, n_heads: 1, n_layers: 1, d_ff: 8}\n")
-    found = candidate.candidate(str(tmp_path / "idea.yaml"), params)
-    assert found.name == "idea" and found.model.architecture == Dense(8, 1, 1, 8)
+    found = candidate.candidate(str(tmp_path / "idea.yaml"), params, MUON)
+    assert found == Named("idea", Model(Dense(8, 1, 1, 8), MUON))
+    (tmp_path / "idea.yaml").write_text((tmp_path / "idea.yaml").read_text() + "optimizer: {peak_lr: 3e-3}\n")
+    assert candidate.candidate(str(tmp_path / "idea.yaml"), params, MUON).model.optimizer == AdamW(peak_lr=3e-3)
     with pytest.raises(ParamsError, match=r"no model 'stackd' in params.yaml.*did you mean `stacked`"):
-        candidate.candidate("stackd", params)
+        candidate.candidate("stackd", params, MUON)
     (tmp_path / "1.yaml").write_text((tmp_path / "idea.yaml").read_text())
     with pytest.raises(ParamsError, match="'1' cannot be the name of a model"):
-        candidate.candidate(str(tmp_path / "1.yaml"), params)
+        candidate.candidate(str(tmp_path / "1.yaml"), params, MUON)
+
+
+def test_of_a_python_file_it_is_the_class_that_is_named_or_the_only_one_that_can_be_meant(params, tmp_path):
+    for name in ("gpt", "lstm", "linear_attention"):
+        file = str(FOLDER / f"{name}.py")
+        found = candidate.candidate(file, params, MUON)
+        kind = {"gpt": "GPT", "lstm": "LSTM", "linear_attention": "Gated"}[name]
+        assert found == Named(name, Model(Python(file, kind), MUON)) == candidate.candidate(f"{file}:{kind}", params, MUON)
+    two = tmp_path / "two.py"
+    two.write_text("from torch import nn\n" + "".join(f"class {name}(nn.Module):\n    pass\n" for name in "AB"))
+    with pytest.raises(ParamsError, match=r"two.py: has several models, A, B; name one, as two.py:B"):
+        candidate.candidate(str(two), params, MUON)
+    assert candidate.candidate(f"{two}:A", params, MUON).model.architecture.class_ == "A"
+    two.write_text("class A:\n    pass\n")
+    with pytest.raises(ParamsError, match=r"two.py: has no class that is a torch.nn.Module"):
+        candidate.candidate(str(two), params, MUON)
+    with pytest.raises(ParamsError, match=r"no file .*/absent.py"):
+        candidate.candidate(str(tmp_path / "absent.py"), params, MUON)
 
 
 def test_its_settings_and_those_of_the_training_can_be_changed(params):
-    dense = candidate.candidate("dense", params)
+    dense = candidate.candidate("dense", params, MUON)
     wanted = ["architecture.d_ff=24", "optimizer.peak_lr=2e-3", "train.max_steps=9"]
     found, train = candidate.changed(dense, wanted)
     assert found.model.architecture == replace(dense.model.architecture, d_ff=24) and train == {"max_steps": 9}
@@ -103,15 +125,17 @@ def test_its_settings_and_those_of_the_training_can_be_changed(params):
     ):
         with pytest.raises(ParamsError, match=why):
             candidate.changed(dense, [wrong])
+    gpt = candidate.candidate(str(FOLDER / "gpt.py"), params, MUON)
+    assert candidate.changed(gpt, ["settings.d_model=16"])[0].model.architecture.settings == {"d_model": 16}
 
 
 def test_the_baseline_is_the_first_dense_model_and_not_the_candidate(params):
-    assert candidate.baseline(None, Named("stacked", params.models["stacked"]), params).name == "dense"
-    assert candidate.baseline("stacked", Named("dense", params.models["dense"]), params).name == "stacked"
+    dense = candidate.baseline(None, params)
+    assert dense.name == "dense" and candidate.baseline("stacked", params).name == "stacked"
     with pytest.raises(ParamsError, match="dense is the baseline itself; name another one by --baseline"):
-        candidate.baseline(None, Named("dense", params.models["dense"]), params)
+        gate(dense, dense, params, Terms())
     with pytest.raises(ParamsError, match=r"--baseline dens: no such model.*did you mean `dense`"):
-        candidate.baseline("dens", Named("stacked", params.models["stacked"]), params)
+        candidate.baseline("dens", params)
 
 
 # The course of a gate, with made-up scores.

@@ -9,6 +9,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
+from stacklm.config.model import Model
 from stacklm.config.params import parse
 from stacklm.config.schema import ParamsError, plain, read
 from stacklm.lab.experiment import Experiment, arms, settings
@@ -16,6 +17,7 @@ from stacklm.lab.schedule import Lab
 from stacklm.lab.speed import Latency, decode_latency, seconds_per_step
 from stacklm.lab.text import arms_table
 from support.checkout import TINY_PARAMS
+from support.custom_models import MODELS
 from support.lab_records import timed
 
 EXPERIMENT = """
@@ -85,3 +87,9 @@ def test_the_table_shows_the_distance_to_the_baseline_of_the_same_size_on_every_
         assert "2 (+100.00%)" in line and f"{arm.cost.kv_bytes:,} (+100.00%)" in line
     assert "3.00 [2.70, 3.60] ms (+200%)" in lines[1] and "2.00 [1.80, 2.40] ms (+0%)" in lines[3]
     assert "%" not in lines[0] and "decoding" not in arms_table(lab)
+
+
+def test_a_model_of_the_users_is_timed_whether_it_has_a_cache_or_not(lab):
+    own = [replace(lab.arms[0], name=name, model=Model(MODELS[name])) for name in ("gpt", "lstm")]
+    latency = decode_latency(own, vocab_size=300, context=16, rounds=2)
+    assert all(latency.of(arm) for arm in own)
