@@ -6,6 +6,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.process import BaseProcess
@@ -83,28 +84,30 @@ def run_trials(
 
 def run_here(lab: Lab, files: Files, at_once: int, say: Say = say_shown) -> dict[str, str]:
     """`run_trials` in child processes of this one; Ctrl-C or an error ends them."""
+    stopping = threading.Event()
     with ThreadPoolExecutor(at_once) as pool:
 
         def start(planned: Planned, ended: Callable[[Outcome], None]) -> None:
-            future = pool.submit(_tried, planned.trial, files.shards, files.work)
+            future = pool.submit(_tried, planned.trial, files.shards, files.work, stopping)
             future.add_done_callback(lambda future: ended(lambda: future.exception() or future.result()))
 
         try:
             return run_trials(lab, files, start, at_once, say)
         except BaseException:
+            stopping.set()
             pool.shutdown(wait=False, cancel_futures=True)
             for child in running():
                 child.terminate()
             raise
 
 
-def _tried(trial: Trial, shards: Path, work: Path, tries: int = TRIES) -> dict[str, Any]:
+def _tried(trial: Trial, shards: Path, work: Path, stopping: threading.Event, tries: int = TRIES) -> dict[str, Any]:
     try:
         return run_apart(trial, shards, work)
     except RuntimeError:
-        if tries == 1:
+        if tries == 1 or stopping.is_set():
             raise
-        return _tried(trial, shards, work, tries - 1)
+        return _tried(trial, shards, work, stopping, tries - 1)
 
 
 def run_apart(trial: Trial, shards: Path, work: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -140,3 +141,27 @@ def test_trials_run_without_prefect_and_one_that_fails_is_tried_twice(tmp_path, 
     monkeypatch.undo()
     assert run_here(lab, files, at_once=2) == {}
     assert len(files.records()) == 3 and before.items() <= files.records().items()
+
+
+def test_an_interruption_ends_the_trials_under_way_and_tries_none_again(tmp_path, monkeypatch):
+    write_text(tmp_path / "out" / "shards")
+    (tmp_path / "params.yaml").write_text(TINY_PARAMS)
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "alone.yaml").write_text(ALONE)
+    files = Files(Project(tmp_path, tmp_path / ".stacklm"), "alone")
+    tries = []
+
+    def apart(trial, shards, work):
+        tries.append(trial.train.seed)
+        if trial.train.seed == 1:
+            return {"identity": trial.identity, "test": {"bits_per_byte": 2.0}, "seconds": 1.0}
+        time.sleep(0.3)
+        raise RuntimeError("terminated")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trials, "run_apart", apart)
+    with pytest.raises(KeyboardInterrupt):
+        run_here(files.begin(), files, at_once=2, say=interrupt)
+    assert sorted(tries) == [1, 2]
