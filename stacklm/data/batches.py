@@ -11,6 +11,9 @@ import torch
 from stacklm.data import DataError
 from stacklm.data.shards import TokenStream
 
+IGNORED = -100
+"""In place of a target that no loss is taken of, as in torch's `cross_entropy`."""
+
 
 class TrainBatches:
     """The stream as disjoint sequences of T = `context` targets, every sequence once an epoch, each epoch in an order of its own.
@@ -30,12 +33,23 @@ class TrainBatches:
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs and targets of this part of a step's batch, int64 [B / parts, T] each.
 
-        A batch may hold the end of one epoch and the start of the next.
+        A batch may hold the end of one epoch and the start of the next. What is no target is `IGNORED`.
         """
         indices = self.indices(step)
         starts = [indices[row] * self.context for row in self.rows]
         rows = torch.from_numpy(np.stack([_with_previous(self.stream, start, start + self.context) for start in starts]))
-        return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+        inputs, targets = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+        if self.stream.targets is not None:
+            kept = np.stack([self.stream.targets[start : start + self.context] for start in starts])
+            targets[~torch.from_numpy(kept)] = IGNORED
+        return inputs, targets
+
+    def targets(self, step: int) -> int:
+        """How many targets a step's whole batch has."""
+        if self.stream.targets is None:
+            return self.batch_size * self.context
+        starts = (i * self.context for i in self.indices(step))
+        return sum(int(self.stream.targets[start : start + self.context].sum()) for start in starts)
 
     def indices(self, step: int) -> list[int]:
         """The sequences of a step's whole batch, in its order."""
@@ -48,8 +62,8 @@ def evaluation_batches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Yield inputs, targets (int64) and mask (bool), each [B, T]: every token of the stream is a target exactly once, in order.
 
-    The last batch is filled up with the end token where the mask is false. A token is predicted from those before it in its
-    sequence and the one just before the sequence, whatever the batch size.
+    The mask is false where the last batch is filled up with the end token, and for tokens that are no targets of the loss. A
+    token is predicted from those before it in its sequence and the one just before the sequence, whatever the batch size.
     """
     size = batch_size * context
     for start in range(0, len(stream), size):
@@ -58,6 +72,8 @@ def evaluation_batches(
         padded = np.full(size + 1, stream.end_id, dtype=np.int64)
         padded[: count + 1] = tokens
         mask = np.arange(size) < count
+        if stream.targets is not None:
+            mask[:count] = stream.targets[start : start + count]
         rows = padded[:-1].copy(), padded[1:].copy(), mask
         inputs, targets, kept = (torch.from_numpy(row.reshape(batch_size, context)) for row in rows)
         yield inputs, targets, kept

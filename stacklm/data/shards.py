@@ -1,7 +1,8 @@
 """Token shards, read: every split is one long stream of token ids in a few large memory-mapped files.
 
 A document's tokens are followed by the end token; documents follow one another without padding. The folder holds
-`manifest.json` and files `{split}-{number}.bin` of little-endian ids.
+`manifest.json` and files `{split}-{number}.bin` of little-endian ids. Where not all tokens are targets of the loss, it also holds
+`targets.npz` with a bool for every token of each split, the loss mask.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from tqdm import tqdm
 
 from stacklm.config.schema import Count, Natural, ParamsError, Range, read
 from stacklm.data import DataError
-from stacklm.files import read_json
+from stacklm.files import read_json, sha256
 from stacklm.progress import progress
 
 VERSION = 1
+TARGETS = "targets.npz"
 DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 READ_TOKENS = 1 << 22
 AGAIN = "run the stage `shards` again"
@@ -30,11 +32,14 @@ AGAIN = "run the stage `shards` again"
 class TokenStream:
     """The tokens of one split. `stream[a:b]` are the ids a to b-1 as int64 [b-a], whichever files they lie in.
 
-    `bytes` and `words` measure the text; words are separated by ASCII white space.
+    `bytes` and `words` measure the text; words are separated by ASCII white space. `targets`, bool, one for each token, says which
+    are targets of the loss; None: all.
     """
 
-    def __init__(self, files: list[np.ndarray], end_id: int, documents: int, bytes: int, words: int) -> None:
-        self.end_id, self.documents, self.bytes, self.words = end_id, documents, bytes, words
+    def __init__(
+        self, files: list[np.ndarray], end_id: int, documents: int, bytes: int, words: int, targets: np.ndarray | None = None
+    ) -> None:
+        self.end_id, self.documents, self.bytes, self.words, self.targets = end_id, documents, bytes, words, targets
         self._files = files
         self._ends = list(accumulate(len(file) for file in files))
 
@@ -82,6 +87,8 @@ class _Manifest:
     tokenizer: str
     token_bytes: tuple[Natural, ...]
     splits: dict[str, _Split]
+    targets: str | None = None
+    """SHA-256 of the file of loss masks; null: there is none."""
 
     def __post_init__(self) -> None:
         if len(self.token_bytes) != self.vocab_size:
@@ -114,6 +121,7 @@ class Shards:
     token_bytes: np.ndarray
     dtype: np.dtype
     splits: dict[str, dict]
+    targets: str | None = None
 
     @classmethod
     def open(cls, folder: Path) -> Shards:
@@ -125,7 +133,7 @@ class Shards:
         manifest = _read_manifest(folder / "manifest.json")
         same = {name: manifest[name] for name in ("vocab_size", "end_id", "tokenizer", "splits")}
         sizes = np.array(manifest["token_bytes"], dtype=np.int64)
-        shards = cls(folder=folder, token_bytes=sizes, dtype=DTYPES[manifest["dtype"]], **same)
+        shards = cls(folder=folder, token_bytes=sizes, dtype=DTYPES[manifest["dtype"]], targets=manifest.get("targets"), **same)
         for split in shards.splits.values():
             for shard in split["shards"]:
                 shards._check_size(shard)
@@ -143,12 +151,21 @@ class Shards:
         with progress(total=split["tokens"], desc=f"check {name}", unit="token", unit_scale=True, delay=1) as bar:
             for shard, tokens in zip(split["shards"], files, strict=True):
                 self._check_content(shard, tokens, bar)
-        return TokenStream(files, self.end_id, split["documents"], split["bytes"], split["words"])
+        return TokenStream(files, self.end_id, split["documents"], split["bytes"], split["words"], self._loss_mask(name))
 
     def check_tokenizer(self, digest: str) -> None:
         """Raise `DataError` unless the tokens were made with the tokenizer of that digest."""
         if digest != self.tokenizer:
             raise DataError(f"{self.folder}: made with tokenizer {self.tokenizer}, not {digest}; {AGAIN}")
+
+    def _loss_mask(self, name: str) -> np.ndarray | None:
+        if self.targets is None:
+            return None
+        path = self.folder / TARGETS
+        if not path.is_file() or sha256(path) != self.targets:
+            raise DataError(f"{path}: missing or not what was written; {AGAIN}")
+        with np.load(path, allow_pickle=False) as masks:
+            return masks[name]
 
     def _check_size(self, shard: dict) -> None:
         path = self.folder / shard["file"]

@@ -1,4 +1,4 @@
-"""Scoring a synthetic task (`stacklm.lab.probes`): loss and accuracy where answers are due, and nowhere else."""
+"""Scoring a synthetic task (`stacklm.lab.probes`): loss and accuracy of its answers, the only targets that it has."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from stacklm.data.batches import evaluation_batches
@@ -25,21 +23,16 @@ LEAST_BITS = 1e-9
 
 
 @torch.no_grad()
-def score_answers(
-    model: LanguageModel, data: Shards, split: str, answers: NDArray[np.bool_], context: int, batch_size: int
-) -> dict[str, Any]:
-    """Of the tokens of a split where `answers` is true: bits for each, as `bits_per_byte` (an answer counts as one byte), the share
-    of those that the model finds most likely, and their number."""
-    nats, right, place = 0.0, 0, 0
+def score_answers(model: LanguageModel, data: Shards, split: str, context: int, batch_size: int) -> dict[str, Any]:
+    """Of the answers of a split: bits for each, as `bits_per_byte` (an answer counts as one byte), the share of those that the
+    model finds most likely, and their number."""
+    nats, right, total = 0.0, 0, 0
     model.eval()
     for inputs_BT, targets_BT, mask_BT in evaluation_batches(data.split(split), context, batch_size):
-        targets = targets_BT[mask_BT]
-        asked = torch.from_numpy(answers[place : place + len(targets)])
-        place += len(targets)
-        logits = model(inputs_BT)[mask_BT][asked].double()
-        nats += F.cross_entropy(logits, targets[asked], reduction="sum").item()
-        right += int((logits.argmax(-1) == targets[asked]).sum())
-    total = int(answers.sum())
+        targets, logits = targets_BT[mask_BT], model(inputs_BT)[mask_BT].double()
+        nats += F.cross_entropy(logits, targets, reduction="sum").item()
+        right += int((logits.argmax(-1) == targets).sum())
+        total += len(targets)
     return {"bits_per_byte": max(nats / math.log(2) / total, LEAST_BITS), "accuracy": right / total, "answers": total}
 
 

@@ -4,8 +4,8 @@ Each has `symbols`, how many there are beside end and mark; `chance`, the accura
 the context; and `draw`, which makes documents, and says whether every answer has a question before it.
 
 A document is a context, the mark, and questions with their answers (or answers alone). All documents of a task are equally
-long, and the context length of training is chosen so that each sequence is one document. Training is on all tokens;
-accuracy is that of the most likely token where an answer is due. Which places these are is beside the shards.
+long, and the context length of training is chosen so that each sequence is one document. Answers alone are targets of the loss;
+accuracy is the share of those that the model finds most likely.
 
 Symbols: D documents, L tokens of each. Random numbers are raw Philox bits, the same in every numpy.
 """
@@ -24,12 +24,11 @@ from numpy.typing import NDArray
 from stacklm.code import digest
 from stacklm.config.schema import Count, Natural, ParamsError, Range, plain
 from stacklm.data.documents import SPLITS
-from stacklm.data.shards import VERSION, file_name
-from stacklm.files import write_json, written_aside
+from stacklm.data.shards import TARGETS, VERSION, file_name
+from stacklm.files import sha256, write_json, written_aside
 
 END, MARK, FIRST = 0, 1, 2
 """Ids of the end token, of the mark before the answers, and of the first symbol of a task."""
-ANSWERS = "answers.npz"
 HELD_OUT = 500
 """Documents of the valid set, and of the test set."""
 
@@ -258,7 +257,7 @@ def context_length(probe: Probe) -> int:
 
 
 def write_probe(probe: Probe, folder: Path) -> None:
-    """Shards of the task, and `answers.npz` with a bool for every token of each split; nothing where they are there already.
+    """Shards of the task, whose answers are the targets of the loss; nothing where they are there already.
 
     No document is in two splits. Raises `ParamsError` for a task that has too few for that.
     """
@@ -281,21 +280,16 @@ def write_probe(probe: Probe, folder: Path) -> None:
         size = int((ids_DL >= FIRST).sum())
         splits[split] = {"tokens": ids_DL.size, "documents": len(ids_DL), "bytes": size, "words": size, "shards": [shard]}
         answers[split] = np.tile(answers_L, len(ids_DL))
-    with written_aside(folder / ANSWERS) as aside, aside.open("wb") as file:
+    with written_aside(folder / TARGETS) as aside, aside.open("wb") as file:
         np.savez_compressed(file, **answers)
     manifest = {
         "version": VERSION,
         "dtype": "uint16",
         "vocab_size": vocab_size(probe),
         "end_id": END,
-        "tokenizer": digest([plain(probe), {split: hashlib.sha256(found).hexdigest() for split, found in answers.items()}]),
+        "tokenizer": digest(plain(probe)),
         "token_bytes": [0] * FIRST + [1] * probe.symbols,
         "splits": {split: splits[split] for split in SPLITS},
+        "targets": sha256(folder / TARGETS),
     }
     write_json(folder / "manifest.json", manifest)  # last: it says that all the rest is whole
-
-
-def read_answers(folder: Path, split: str) -> NDArray[np.bool_]:
-    """For every token of the split whether it is an answer."""
-    with np.load(folder / ANSWERS, allow_pickle=False) as arrays:
-        return arrays[split]

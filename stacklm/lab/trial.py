@@ -26,7 +26,6 @@ from stacklm.data.batches import evaluation_batches
 from stacklm.data.shards import Shards
 from stacklm.files import read_json, sha256, write_json
 from stacklm.lab.answers import LEARNT, learning, score_answers
-from stacklm.lab.probes import ANSWERS, read_answers
 from stacklm.model.build import ModelConfig
 from stacklm.model.count import count
 from stacklm.model.layers import LanguageModel
@@ -115,7 +114,7 @@ def run_trial(trial: Trial, shards: Path, work: Path, batch_size: int = 16) -> d
     seconds = time.monotonic() - started
     model, config = load_model(trained)
     tokens = trial.train.last_step * trial.train.tokens_per_step
-    scored = _answers if (shards / ANSWERS).exists() else _documents
+    scored = _answers if data.targets else _documents
     record = {
         "identity": trial.identity,
         **trial.facts,
@@ -167,9 +166,8 @@ def _documents(model: LanguageModel, data: Shards, folder: Path, context: int, b
 
 def _answers(model: LanguageModel, data: Shards, folder: Path, context: int, batch_size: int) -> dict[str, Any]:
     """Of a synthetic task, with the step of the first checkpoint that has learnt it, by its accuracy on the valid set."""
-    answers = {split: read_answers(data.folder, split) for split in JUDGED}
-    found = {split: score_answers(model, data, split, answers[split], context, batch_size) for split in JUDGED}
-    steps = learning(model, folder / "run", data, "valid", answers["valid"], context, batch_size)
+    found = {split: score_answers(model, data, split, context, batch_size) for split in JUDGED}
+    steps = learning(model, folder / "run", data, "valid", context, batch_size)
     return {**found, "learnt_at": next((step for step, accuracy in steps if accuracy >= LEARNT), None)}
 
 

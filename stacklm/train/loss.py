@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stacklm.data.batches import IGNORED
 from stacklm.model.layers import Head, LanguageModel, Linear
 
 ROWS = 256
@@ -38,7 +39,7 @@ class Objective(nn.Module):
         self.model, self.arithmetic = model, arithmetic
 
     def forward(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Minus the log-probability of all targets together, in nats: a scalar, float32 or wider."""
+        """Minus the log-probability of all targets but `IGNORED` ones together, in nats: a scalar, float32 or wider."""
         with self.arithmetic():
             features_RC, targets_R = self.model.features(inputs_BT).flatten(0, 1), targets_BT.flatten()
             if type(self.model.head) in LINEAR:
@@ -92,9 +93,11 @@ class _SummedLoss(torch.autograd.Function):
 
 def _add_gradients(x_RC: Tensor, targets_R: Tensor, out_RC: Tensor, head: list[Tensor], grad_VC: Tensor, *grad_V: Tensor) -> Tensor:
     """Write a chunk's gradient of the features and add those of the head; return the sum of its losses."""
+    ignored_R = targets_R == IGNORED
+    targets_R = targets_R.masked_fill(ignored_R, 0)
     losses_R, exponentials_RV, sums_R = _losses(_logits(x_RC, head), targets_R)
-    grad_RV = exponentials_RV.div_(sums_R[:, None])
-    grad_RV[torch.arange(len(x_RC), device=x_RC.device), targets_R] -= 1
+    grad_RV = exponentials_RV.div_(sums_R.masked_fill(ignored_R, torch.inf)[:, None])
+    grad_RV[torch.arange(len(x_RC), device=x_RC.device), targets_R] -= (~ignored_R).to(grad_RV.dtype)
     for grad in grad_V:
         grad += grad_RV.sum(0)
     grad_RV = grad_RV.to(x_RC.dtype)
@@ -103,7 +106,7 @@ def _add_gradients(x_RC: Tensor, targets_R: Tensor, out_RC: Tensor, head: list[T
         grad_VC.addmm_(grad_RV.T, x_RC)
     else:
         grad_VC += grad_RV.T @ x_RC
-    return losses_R.sum()
+    return losses_R.masked_fill(ignored_R, 0).sum()
 
 
 def _losses(logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -101,7 +101,7 @@ class Update(NamedTuple):
 
 
 def train_step(run: Run, step: int, watch: bool = False, lr_share: float | None = None) -> Update:
-    """One optimizer step, the one that leads to `step`, on the mean loss of its batch over all tokens, in nats per token.
+    """One optimizer step, the one that leads to `step`, on the mean loss of its batch over all targets, in nats per token.
 
     The batch goes through the model `micro_batch_size` rows at a time, and gradients add up. Processes of a team take their share
     of the rows each, and average gradients at the last backward pass. The loss is that before the update. The learning rate is
@@ -111,6 +111,7 @@ def train_step(run: Run, step: int, watch: bool = False, lr_share: float | None 
     set_lr(run.optimizer, lr_factor(step, config) if lr_share is None else lr_share)
     inputs_BT, targets_BT = (tensor.to(run.device, non_blocking=True) for tensor in run.batches.batch(step - 1))
     micro_batches = list(zip(inputs_BT.split(config.micro_batch_size), targets_BT.split(config.micro_batch_size), strict=True))
+    targets_of_each = run.batches.targets(step - 1) / run.team.size
     loss = torch.zeros((), device=run.device)
     if watch:
         run.health.before_backward()
@@ -118,7 +119,7 @@ def train_step(run: Run, step: int, watch: bool = False, lr_share: float | None 
     objective.zero_grad()
     for i, (inputs, targets) in enumerate(micro_batches, start=1):
         with nullcontext() if i == len(micro_batches) else objective.no_sync():
-            share = objective(inputs, targets) / targets_BT.numel()
+            share = objective(inputs, targets) / targets_of_each
             share.backward()
         loss += share.detach()
     loss = run.team.mean(loss)

@@ -8,16 +8,31 @@ import pytest
 import torch
 
 from stacklm.data import DataError
-from stacklm.data.batches import TrainBatches, evaluation_batches
+from stacklm.data.batches import IGNORED, TrainBatches, evaluation_batches
 from stacklm.data.shards import TokenStream
 
 END = 0
 
 
-def stream_of(count, parts=1):
+def stream_of(count, parts=1, targets=None):
     """Tokens 1, 2, ... so that a token tells its place; the end token, 0, occurs nowhere."""
     files = np.array_split(np.arange(1, count + 1, dtype=np.uint16), parts)
-    return TokenStream(files, end_id=END, documents=1, bytes=count, words=1)
+    return TokenStream(files, end_id=END, documents=1, bytes=count, words=1, targets=targets)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_tokens_that_are_no_targets_are_read_but_not_asked_for(parts):
+    """Those that three divides are targets, here."""
+    tokens = np.arange(1, 104)
+    stream = stream_of(103, targets=tokens % 3 == 0)
+    shares = [TrainBatches(stream, context=10, batch_size=4, seed=1, part=part, parts=parts) for part in range(parts)]
+    for step in range(10):
+        found = [share.batch(step) for share in shares]
+        inputs, targets = (torch.cat(rows) for rows in zip(*found, strict=True))
+        assert torch.equal(targets, torch.where((inputs + 1) % 3 == 0, inputs + 1, IGNORED))
+        assert all(share.targets(step) == (targets != IGNORED).sum() for share in shares)
+    scored = [targets[mask] for _, targets, mask in evaluation_batches(stream, context=10, batch_size=4)]
+    assert torch.cat(scored).tolist() == tokens[tokens % 3 == 0].tolist()
 
 
 def test_targets_are_the_inputs_one_later_and_the_first_input_is_the_end_token():

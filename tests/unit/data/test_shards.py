@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from stacklm.data import DataError
-from stacklm.data.shards import Shards, TokenStream
-from stacklm.files import read_json, write_json
+from stacklm.data.shards import TARGETS, Shards, TokenStream
+from stacklm.files import read_json, sha256, write_json
 from support import ROOT
 
 VOCAB = 300
@@ -55,6 +55,23 @@ def test_a_stream_is_its_files_in_a_row(tmp_path, dtype):
         assert window.dtype == np.int64
         assert window.tolist() == ids[a:b].tolist()
     assert stream[:].tolist() == ids.tolist()
+
+
+def test_a_folder_may_say_which_tokens_are_targets_of_the_loss(tmp_path):
+    write_folder(tmp_path / "shards")
+    assert Shards.open(tmp_path / "shards").split("train").targets is None
+    masks = {"train": np.arange(81) % 2 == 0, "valid": np.ones(7, bool)}
+    path = tmp_path / "shards" / TARGETS
+    np.savez(path, **masks)
+    change(tmp_path / "shards", targets=sha256(path))
+    for split, mask in masks.items():
+        assert np.array_equal(Shards.open(tmp_path / "shards").split(split).targets, mask)
+    np.savez(path, train=masks["train"], valid=~masks["valid"])
+    with pytest.raises(DataError, match=r"targets\.npz: .*not what was written"):
+        Shards.open(tmp_path / "shards").split("train")
+    path.unlink()
+    with pytest.raises(DataError, match=r"targets\.npz: missing"):
+        Shards.open(tmp_path / "shards").split("train")
 
 
 def test_a_stream_is_not_read_backwards(tmp_path):

@@ -16,7 +16,7 @@ from stacklm.data.shards import Shards
 from stacklm.files import sha256
 from stacklm.lab.answers import LEARNT, score_answers
 from stacklm.lab.experiment import arms, load_experiment, settings
-from stacklm.lab.probes import KHop, Probe, Recall, context_length, drawn, read_answers, vocab_size, write_probe
+from stacklm.lab.probes import KHop, Probe, Recall, context_length, drawn, vocab_size, write_probe
 from stacklm.lab.schedule import Lab
 from stacklm.lab.text import result_text
 from stacklm.lab.trial import Trial, run_trial
@@ -42,7 +42,7 @@ def test_scores_are_those_of_the_answers_alone(tmp_path, batch_size):
     data, context = Shards.open(tmp_path), context_length(SMALL)
     assert len(data.split("test")) == 500 * context
     model = build(MODEL.architecture, vocab_size(SMALL), context).eval()
-    found = score_answers(model, data, "test", read_answers(tmp_path, "test"), context, batch_size)
+    found = score_answers(model, data, "test", context, batch_size)
     ids_DL, answers_L = drawn(SMALL, "test", 500)
     inputs = torch.from_numpy(ids_DL).roll(1, dims=1)  # each document after the end of the one before
     with torch.no_grad():

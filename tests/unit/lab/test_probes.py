@@ -24,7 +24,6 @@ from stacklm.lab.probes import (
     Word,
     context_length,
     drawn,
-    read_answers,
     vocab_size,
     write_probe,
 )
@@ -104,7 +103,7 @@ def test_a_training_sequence_is_one_document_and_splits_and_seeds_differ(probe, 
     inputs_BT, targets_BT = TrainBatches(data.split("train"), context, 8, seed=1).batch(0)
     assert (inputs_BT[:, 0] == END).all() and (targets_BT[:, -1] == END).all() and (targets_BT[:, :-1] != END).all()
     for split in ("train", "valid", "test"):
-        ids, answers = data.split(split)[:], read_answers(data.folder, split)
+        ids, answers = data.split(split)[:], data.split(split).targets
         assert len(ids) == len(answers) and (ids[answers] >= FIRST).all()
     before = sha256(tmp_path / "one")
     write_probe(small, tmp_path / "one")

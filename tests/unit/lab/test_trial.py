@@ -106,4 +106,4 @@ def test_the_identity_of_a_trial_holds_no_code_that_plans_or_judges():
     ours = {
         file for file in import_closure("stacklm.lab.trial") if file.startswith(("stacklm/lab", "stacklm/plan", "stacklm/report"))
     }
-    assert ours == {f"stacklm/lab/{name}.py" for name in ("__init__", "answers", "probes", "trial")}
+    assert ours == {f"stacklm/lab/{name}.py" for name in ("__init__", "answers", "trial")}

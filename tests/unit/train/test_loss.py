@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stacklm.config.model import Architecture, Dense, Stack, Stacked
+from stacklm.data.batches import IGNORED
 from stacklm.model.build import build
 from stacklm.train import loss as module
 from stacklm.train.loss import Objective, token_losses
@@ -82,6 +83,23 @@ def test_loss_and_gradients_are_those_of_the_plain_form(architecture, dtype) -> 
     wanted = dict(gradients(reference))
     for name, grad in gradients(model):
         assert (grad - wanted[name]).norm() <= error * wanted[name].norm(), name
+
+
+@every_model
+def test_an_ignored_target_has_no_loss_and_gives_no_gradient(architecture) -> None:
+    """As in torch's cross-entropy; some chunks have none that counts."""
+    error = rounding(torch.float64, BATCH * CONTEXT * VOCAB)
+    model, reference = made(architecture, torch.float64), made(architecture, torch.float64)
+    inputs_BT, targets_BT = batch()
+    targets_BT = targets_BT.clone()
+    targets_BT[:, ::2] = targets_BT[2:4] = IGNORED
+    found, wanted = Objective(model)(inputs_BT, targets_BT), plain(reference, inputs_BT, targets_BT)
+    torch.testing.assert_close(found, wanted, rtol=error, atol=0)
+    found.backward()
+    wanted.backward()
+    grads = dict(gradients(reference))
+    for name, grad in gradients(model):
+        assert (grad - grads[name]).norm() <= error * grads[name].norm(), name
 
 
 @every_model

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stacklm.config.model import Model
 from stacklm.config.optimizer import Adafactor, AdamW, Muon, Optimizer, Rest
-from stacklm.data.batches import TrainBatches
 from stacklm.data.shards import Shards, TokenStream
 from stacklm.files import read_jsonl
 from stacklm.train import NonFiniteError
@@ -54,6 +54,24 @@ def test_accumulated_gradients_are_those_of_the_mean_over_all_tokens(tmp_path: P
     object.__setattr__(run.config, "micro_batch_size", micro_batch_size)
     inputs_BT, targets_BT = run.batches.batch(0)
     mean = run.objective(inputs_BT, targets_BT) / targets_BT.numel()
+    mean.backward()
+    wanted = gradients(run)
+    update = train_step(run, 1)
+    assert_same(update.loss, mean.detach(), TOKENS)
+    assert_same(gradients(run), wanted, TOKENS * VOCAB)
+
+
+@pytest.mark.parametrize("micro_batch_size", [4, 3])
+def test_the_mean_is_over_targets_alone(tmp_path: Path, micro_batch_size: int) -> None:
+    """Of which parts of a batch have different numbers."""
+    stream = Shards.open(write_cycle(tmp_path / "shards")).split("train")
+    stream.targets = np.random.default_rng(1).random(len(stream)) < 0.2
+    run = make_run(tmp_path, stream=stream, max_grad_norm=None)
+    object.__setattr__(run.config, "micro_batch_size", micro_batch_size)
+    inputs_BT, targets_BT = run.batches.batch(0)
+    asked_BT = targets_BT != IGNORED
+    assert len({int(row.sum()) for row in asked_BT}) > 1
+    mean = torch.nn.functional.cross_entropy(run.model(inputs_BT)[asked_BT], targets_BT[asked_BT])
     mean.backward()
     wanted = gradients(run)
     update = train_step(run, 1)
