@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stacklm.config.schema import ParamsError
-from stacklm.data.batches import TrainBatches
+from stacklm.data.batches import IGNORED, TrainBatches
 from stacklm.data.shards import Shards
 from stacklm.files import sha256
 from stacklm.lab.probes import (
@@ -101,7 +101,7 @@ def test_a_training_sequence_is_one_document_and_splits_and_seeds_differ(probe, 
     write_probe(small, tmp_path / "one")
     data, context = Shards.open(tmp_path / "one"), context_length(small)
     inputs_BT, targets_BT = TrainBatches(data.split("train"), context, 8, seed=1).batch(0)
-    assert (inputs_BT[:, 0] == END).all() and (targets_BT[:, -1] == END).all() and (targets_BT[:, :-1] != END).all()
+    assert (inputs_BT[:, 0] == END).all() and (inputs_BT[:, 1:] != END).all() and (targets_BT[:, -1] == IGNORED).all()
     for split in ("train", "valid", "test"):
         ids, answers = data.split(split)[:], data.split(split).targets
         assert len(ids) == len(answers) and (ids[answers] >= FIRST).all()

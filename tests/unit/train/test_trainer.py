@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stacklm.config.model import Model
 from stacklm.config.optimizer import Adafactor, AdamW, Muon, Optimizer, Rest
+from stacklm.data.batches import IGNORED, TrainBatches
 from stacklm.data.shards import Shards, TokenStream
 from stacklm.files import read_jsonl
 from stacklm.train import NonFiniteError
