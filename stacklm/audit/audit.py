@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -137,7 +138,7 @@ def audit_target(target: str, vocab_size: int, context: int, settings: Iterable[
     if target.startswith("hf:"):
         path = target.removeprefix("hf:")
         return audit_pretrained(path, context), Path(path).name
-    if ".py" not in target:
+    if Path(target).is_dir() or not re.search(r"\.py(:\w+)?$", target):
         return audit_folder(Path(target)), Path(target).resolve().name
     architecture = named(target, dict(read_value(one) for one in settings))
     return certify(ModelConfig(architecture, vocab_size, context), in_float32(context)), Path(architecture.path).stem

@@ -210,6 +210,8 @@ def named(target: str, settings: Mapping[str, Any]) -> Python:
     """
     path, _, name = target.partition(":")
     architecture = Python(path, name, settings=dict(settings))
+    if not architecture.file().is_file():  # it may lie below the project's root, where the command is run
+        architecture = replace(architecture, path=str(Path(path).resolve()))
     if name:
         return architecture
     module = _module(architecture, _files(architecture))

@@ -208,6 +208,11 @@ def _longest_backticks(text: str) -> int:
 
 
 def _shape(params: Mapping[str, Any]) -> str:
+    if params["architecture.kind"] == "python":
+        where = f"{params['architecture.class']} of {params['architecture.path']}"
+        return f"model of its own, {_inline(where)}"
+    if params["architecture.kind"] == "huggingface":
+        return f"model of transformers, {_inline(params['architecture.config'])}"
     if params["architecture.kind"] == "dense":
         return f"dense decoder, layers one after the other: {params['architecture.n_layers']}"
     stacks = []

@@ -28,6 +28,18 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("architecture", "shape"),
+    [
+        ({"kind": "python", "path": "a_`b`.py", "class": "Mine"}, "A model of its own, `` Mine of a_`b`.py ``"),
+        ({"kind": "huggingface", "config": "LlamaConfig"}, "A model of transformers, ` LlamaConfig `"),
+    ],
+)
+def test_models_from_elsewhere_are_named(architecture, shape):
+    params = FACTS["params"] | {f"architecture.{key}": value for key, value in architecture.items()}
+    assert shape in run_note({**FACTS, "params": params}, None)
+
+
 @pytest.mark.parametrize("text", HOSTILE)
 def test_what_is_quoted_stays_as_it_is(text):
     split = {"bits_per_byte": 1.0, "loss": 1.0, "word_perplexity": 1.0}
