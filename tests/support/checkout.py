@@ -46,6 +46,23 @@ evaluate:
   sample: {prompt: "def ", max_new_tokens: 8}
 """
 
+TINY_SETTINGS = [
+    "data.source.max_bytes=400_000",
+    "data.valid_fraction=0.2",
+    "data.test_fraction=0.2",
+    "tokenizer.vocab_size=300",
+    "train.max_steps=12",
+    "train.context_length=16",
+    "train.global_batch_size=4",
+    "train.micro_batch_size=4",
+    "train.warmup_steps=2",
+    "train.eval_every=6",
+    "train.eval_tokens=256",
+    "train.checkpoint_every=6",
+    "evaluate.sample.max_new_tokens=8",
+]
+"""The same for a project with models of its own."""
+
 
 class Checkout:
     """A copy of this project with tiny settings, under git, in which commands run as in a user's shell."""

@@ -1,0 +1,72 @@
+"""The tutorials are executed: what trains nothing on every change, all of it with the slow tests."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from support import ROOT
+from support.checkout import TINY_SETTINGS, Checkout
+from support.prose import blocks
+
+TUTORIALS = sorted((ROOT / "docs/tutorials").glob("*.md"))
+QUICK = ("stacklm init", "stacklm params", "stacklm plan", "stacklm lab plan", "stacklm doctor", "stacklm audit")
+VERDICTS = (3, 4, 5)
+"""Exit codes of `stacklm try` besides 0: what 12 steps find is not known beforehand."""
+
+
+def lines(text: str) -> list[str]:
+    return [line for block in blocks(text, "bash") for line in block.splitlines()]
+
+
+@pytest.fixture(params=TUTORIALS, ids=lambda path: path.stem)
+def tutorial(request: pytest.FixtureRequest) -> str:
+    return request.param.read_text()
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkout:
+    """Where a tutorial begins: a folder with a folder of text in it."""
+    user = {f"GIT_{who}_{what}": "t@example.com" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    for name, value in user.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "texts" / "more").mkdir(parents=True)
+    for page in (ROOT / "docs").glob("*.md"):
+        (tmp_path / "texts" / "more" / f"{page.stem}.txt").write_bytes(page.read_bytes())
+    return Checkout(tmp_path, **user)
+
+
+def moved(place: Checkout, line: str, text: str) -> Checkout:
+    """In the folder that `cd` leads to, a new project: with tiny settings, and with the file that the tutorial shows."""
+    lab = Checkout(place.root / line.removeprefix("cd "), **place.extra)
+    lab.cli("params", *(word for one in TINY_SETTINGS for word in ("--set", one)))
+    for model in blocks(text, "python"):
+        (lab.root / "my_model.py").write_text(model)
+    return lab
+
+
+def test_what_trains_nothing_can_be_run(tutorial: str, place: Checkout):
+    for line in lines(tutorial):
+        if line.startswith("cd "):
+            place = moved(place, line, tutorial)
+        elif line.startswith(QUICK):
+            assert place.cli(*shlex.split(line)[1:]).strip(), line
+
+
+@pytest.mark.slow
+def test_every_line_can_be_run(tutorial: str, place: Checkout):
+    for line in lines(tutorial):
+        if line.startswith("cd "):
+            place = moved(place, line, tutorial)
+        elif line.startswith("stacklm try"):
+            said = place.run("bash", "-c", f"{line}; echo exit code $?")
+            assert any(f"exit code {code}" in said for code in (0, *VERDICTS)), said
+        else:
+            place.run("bash", "-c", line)
+    assert place.run("git", "status", "--porcelain", "--untracked-files=no") == "" or "run-flow" in lines(tutorial)[-1]
+
+
+def test_a_tutorial_is_there_for_text_and_for_an_architecture():
+    assert [path.stem for path in TUTORIALS] == ["own-architecture", "own-text"]
