@@ -1,9 +1,13 @@
-"""MkDocs hooks: pages from outside docs/, one page of API reference per package, and links to other files of the repository."""
+"""MkDocs hooks: pages from outside docs/, one page of API reference per package, the reports of all experiments that have
+records, and links to other files of the repository."""
 
 from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
+from functools import cache
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -23,10 +27,14 @@ LINK = re.compile(r"\]\((?!\w+:|#)([^)\s#]+)")
 
 
 def on_config(config: MkDocsConfig) -> None:
-    """List the API reference in the navigation."""
+    """List the experiments and the API reference in the navigation."""
     assert config.nav is not None
-    entry = next(item for item in config.nav if "API reference" in item)
-    entry["API reference"] = [{f"stacklm.{name}": f"reference/{name}.md"} for name in _packages()]
+    generated = {
+        "Experiments": [{"Verdicts": "experiments.md"}, *({_title(page): page} for page in _reports())],
+        "API reference": [{f"stacklm.{name}": f"reference/{name}.md"} for name in _packages()],
+    }
+    for entry in config.nav:
+        entry.update((name, generated[name]) for name in entry if name in generated)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
@@ -36,6 +44,13 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
     for name, modules in _packages().items():
         text = "\n\n".join([f"# stacklm.{name}", *(f"::: {module}" for module in modules)])
         files.append(File.generated(config, f"reference/{name}.md", content=text + "\n"))
+    text = f"# Experiments\n\n```\n{_stacklm('lab', 'show')}\n```\n"
+    files.append(File.generated(config, "experiments.md", content=text))
+    for page, folder in _reports().items():
+        for path in folder.iterdir():
+            if path.suffix in (".md", ".svg"):
+                place = page if path.suffix == ".md" else f"{os.path.dirname(page)}/{path.name}"
+                files.append(File.generated(config, place, abs_src_path=str(path)))
     for page in list(files.documentation_pages()):
         for target in LINK.findall(page.content_string):
             path = (ROOT / _folder(page.src_uri) / target).resolve()
@@ -60,9 +75,36 @@ def _packages() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for path in sorted((ROOT / "stacklm").rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
-        if len(parts) > 2 and parts[-1] != "__main__":
+        if len(parts) > 2 and parts[-1] != "__main__" and (path.parent / "__init__.py").exists():
             found.setdefault(parts[1], []).append(".".join(part for part in parts if part != "__init__"))
     return found
+
+
+@cache
+def _reports() -> dict[str, Path]:
+    """The folder of each report, made from the records, by its page: one for an experiment on text, one for a synthetic task
+    that has arms in common with it."""
+    names = sorted(path.parent.name for path in (ROOT / "experiments").glob("*/records"))
+    folders = {name: ROOT / "experiments" / name for name in names}
+    for name in names:
+        _stacklm("lab", "show", name)
+    text = [name for name in names if (folders[name] / "report").exists()]
+    for probe in set(names) - {*text}:
+        for name in text:
+            _stacklm("lab", "correlate", name, probe, check=False)  # refused where they have too few arms in common
+    found = [folder for name in text for folder in (folders[name] / "report", *sorted(folders[name].glob("correlation-*")))]
+    return {f"experiments/{folder.parent.name}/{folder.name}/index.md": folder for folder in found}
+
+
+def _title(page: str) -> str:
+    """The experiment's name, and that of the task whose ranks are compared."""
+    _, name, report, _ = page.split("/")
+    return name if report == "report" else f"{name} and {report.removeprefix('correlation-')}"
+
+
+def _stacklm(*arguments: str, check: bool = True) -> str:
+    command = [sys.executable, "-m", "stacklm", *arguments]
+    return subprocess.run(command, cwd=ROOT, check=check, stdout=subprocess.PIPE, text=True).stdout
 
 
 def _folder(page: str) -> Path:
