@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from fnmatch import fnmatchcase
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -96,7 +97,7 @@ def pretrained(path: str, context: int) -> tuple[Custom, HuggingFace, Callable[.
 
 def _library() -> Any:
     try:
-        import transformers
+        transformers = import_module("transformers")  # so called, type checkers do not read all of it
     except ImportError:
         raise ParamsError("kind: huggingface needs transformers: `pip install 'stacklm[huggingface]'`") from None
     transformers.logging.set_verbosity_error()

@@ -45,7 +45,7 @@ class Objective(nn.Module):
             if type(self.model.head) in LINEAR:
                 return _SummedLoss.apply(features_RC, targets_R, *_linear(self.model.head))
             logits_RV = self.model.head(features_RC)
-            return F.cross_entropy(logits_RV.to(_wide(logits_RV.dtype)), targets_R, reduction="sum")
+            return F.cross_entropy(logits_RV.to(_wide(logits_RV.dtype)), targets_R, reduction="sum", ignore_index=IGNORED)
 
     def no_sync(self) -> AbstractContextManager:
         """Around passes whose gradients are added up and not shared yet: one process never shares any (see `distributed`)."""

@@ -30,6 +30,12 @@ def test_every_example_is_short_and_tested():
     assert all(len(path.read_text().splitlines()) <= 60 for path in EXAMPLES.values())
 
 
+def test_a_model_of_ones_own_is_counted_and_audited(capsys, monkeypatch):
+    printed = run("my_model", capsys, monkeypatch)
+    assert "4,096 parameters in head" in printed
+    assert "MyModel: all 16 checks passed" in printed
+
+
 def test_a_model_learns_a_string(capsys, monkeypatch):
     printed = run("train_on_a_string", capsys, monkeypatch)
     losses = [float(loss) for loss in re.findall(r"([\d.]+) nats per byte", printed)]

@@ -9,15 +9,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from stacklm.audit.audit import certify
 from stacklm.config.evaluate import Sample
 from stacklm.config.model import Model, Python
+from stacklm.config.schema import ParamsError
 from stacklm.data.shards import Shards
 from stacklm.evaluate.evaluate import evaluate_split
 from stacklm.evaluate.generate import generate
 from stacklm.files import read_json
+from stacklm.model.build import ModelConfig, build
 from stacklm.model.cache import Decoder
 from stacklm.model.store import StoreError, load_model
+from support import ROOT
 from support.custom_models import FOLDER, MODELS, every_model, written
+from support.prose import blocks
 from support.train_files import OPTIMIZER, TRAIN, VOCAB, Lab
 
 STEP = "stacklm.train.trainer:train_step"
@@ -47,6 +52,22 @@ def test_a_killed_training_resumes_to_the_bit_and_the_model_is_judged_and_writes
     texts = [list(generate(decoder, [3, 1, 4], Sample(max_new_tokens=TRAIN.context_length, seed=seed))) for seed in (1, 1)]
     assert texts[0] == texts[1]
     assert all(0 <= token < VOCAB for text in texts for token in text)
+
+
+def test_the_example_of_the_page_is_twenty_lines_and_trains_and_its_error_is_the_one_shown(lab: Lab, tmp_path: Path) -> None:
+    page = (ROOT / "docs/your-model.md").read_text(encoding="utf-8")
+    (example,), (shown,) = blocks(page, "python"), blocks(page, "text")
+    assert len(example.splitlines()) <= 20
+    (tmp_path / "my_model.py").write_text(example)
+    model = Model(Python(str(tmp_path / "my_model.py"), "MyModel", settings={"width": 16}), OPTIMIZER)
+    assert certify(ModelConfig(model.architecture, VOCAB, TRAIN.context_length), TRAIN).faults == []
+    assert lab.run("page", model) == 0
+    assert lab.rows("page")[-1]["valid_loss"] < 0.8 * lab.rows("page")[0]["valid_loss"]
+    (tmp_path / "my_model.py").write_text(example.replace("nn.Linear(2 * width, width)", "nn.Linear(width, width)"))
+    broken = build(Python(str(tmp_path / "my_model.py"), "MyModel"), VOCAB, 64)
+    with pytest.raises(ParamsError) as error:
+        broken(torch.zeros(8, 64, dtype=torch.long))
+    assert f"stacklm: {error.value}\n" == shown
 
 
 def test_blocks_computed_twice_train_to_the_same_model_up_to_rounding(lab: Lab) -> None:

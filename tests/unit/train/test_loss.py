@@ -85,6 +85,21 @@ def test_loss_and_gradients_are_those_of_the_plain_form(architecture, dtype) -> 
         assert (grad - wanted[name]).norm() <= error * wanted[name].norm(), name
 
 
+def test_a_head_that_is_no_product_has_the_same_loss_and_gradients() -> None:
+    one, other = made(MODELS["stacked, bias"]), made(MODELS["stacked, bias"])
+    other.head = nn.Sequential(nn.Identity(), other.head)
+    inputs_BT, targets_BT = (ids_BT.clone() for ids_BT in batch())
+    targets_BT[:, ::2] = IGNORED
+    losses = [Objective(model)(inputs_BT, targets_BT) for model in (one, other)]
+    for loss in losses:
+        loss.backward()
+    torch.testing.assert_close(*losses)
+    for ours, theirs in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+    inputs_BT, targets_BT = batch()
+    torch.testing.assert_close(*(token_losses(model, inputs_BT, targets_BT) for model in (one, other)))
+
+
 @every_model
 def test_an_ignored_target_has_no_loss_and_gives_no_gradient(architecture) -> None:
     """As in torch's cross-entropy; some chunks have none that counts."""
