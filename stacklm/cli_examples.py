@@ -37,6 +37,7 @@ EXAMPLES = {
     "lab run": ["stacklm lab run short-convolution"],
     "lab status": ["stacklm lab status default"],
     "lab show": ["stacklm lab show", "stacklm lab show default"],
+    "lab accept": ['stacklm lab accept default --reason "renamed a local variable"'],
     "lab correlate": ["stacklm lab correlate text khop"],
 }
 """By command. Each is accepted by the parser; a test sees to it."""

@@ -89,6 +89,19 @@ def correlate(
     print(f"{probe} and {text}: {sentence(found)}\n\nread the report: {folder / 'index.html'}")
 
 
+@app.command()
+def accept(
+    name: Name,
+    reason: Annotated[str, typer.Option(help="Why the change alters no result. It is kept in origin.json.")],
+) -> None:
+    """Let an experiment go on after a change of code: a trial of every arm is trained again and must give the same weights."""
+    from stacklm.pipeline.verify import accept
+
+    for line in accept(_opened(name)[0], reason):
+        print(line, flush=True)
+    print(f"accepted; `stacklm run-flow lab {name}` goes on with the present code")
+
+
 def verify(
     name: Name,
     trial: Annotated[

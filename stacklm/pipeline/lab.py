@@ -34,6 +34,8 @@ from stacklm.pipeline.project import EXPERIMENTS, Project, experiments
 from stacklm.pipeline.stages import Instance, stage
 
 LATENCY = "latency.json"
+ACCEPTED = "accepted"
+"""In origin.json: later code, by its digest, that gave the same weights to the bit, with a reason and the trials that showed it."""
 
 
 @dataclass(frozen=True)
@@ -115,15 +117,17 @@ class Files:
                 f"{self.name}: {trials} trials were made before {why} changed, and trials of both must not be compared: "
                 f"undo the change, or remove {EXPERIMENTS}/{self.name}/ to begin again"
             )
-        speeds = (self.began() or {}).get("speeds")
+        before = self.began() or {}
         if self.experiment.budget == "seconds":
-            now["speeds"] = speeds or self._speeds()
+            now["speeds"] = before.get("speeds") or self._speeds()
+        if ACCEPTED in before:
+            now[ACCEPTED] = before[ACCEPTED]
         write_json(self.origin, now)
         return replace(self).lab()  # its settings are read again
 
     def changed(self, now: Mapping[str, Any]) -> str:
         """What of `present` is not as it was when the experiment began; empty where nothing is, or where it has not begun."""
-        before = {key: value for key, value in (self.began() or {}).items() if key != "speeds"}
+        before = {key: value for key, value in (self.began() or {}).items() if key not in ("speeds", ACCEPTED)}
         if not before or before == now:
             return ""
         units = changed_units(before["code"], now["code"]) + changed_units(_joined(before), _joined(now))
@@ -189,7 +193,10 @@ class Files:
         return read_json(self.origin) if self.origin.exists() else None
 
     def present(self) -> dict[str, Any]:
-        """The tokens, the code and the settings that there are now. Raises `ParamsError` where there are no tokens."""
+        """The tokens, the code and the settings that there are now. Raises `ParamsError` where there are no tokens.
+
+        Code that was accepted as giving the same weights stands for the one that the experiment began with.
+        """
         manifest = self.shards / "manifest.json"
         if self.experiment.probe:
             probes.write_probe(self.experiment.probe, self.shards)
@@ -199,11 +206,14 @@ class Files:
         models = {"baseline": experiment.baseline} | {name: one.model for name, one in experiment.candidates.items()}
         codes = {name: own_code((model or experiment.baseline).architecture, self.project.root) for name, model in models.items()}
         models = {"models": found} if (found := {name: code for name, code in codes.items() if code}) else {}
+        origin, code = self.began() or {}, LAB.code(self.project.root)
+        if digest(code) in [note["code"] for note in origin.get(ACCEPTED, [])]:
+            code = origin["code"]
         return {
             "data": sha256(manifest),
             "vocab_size": params.tokenizer.vocab_size,
             "train": plain(settings(experiment, params)),
-            "code": LAB.code(self.project.root),
+            "code": code,
             **models,
         }
 

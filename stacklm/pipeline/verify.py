@@ -7,18 +7,20 @@ seed would have led: scores must then agree within `TOLERANCE` standard deviatio
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from stacklm.code import digest
 from stacklm.config.schema import ParamsError, listed
 from stacklm.console import table
-from stacklm.files import remove
+from stacklm.files import remove, write_json
 from stacklm.lab.schedule import Planned, Records
 from stacklm.lab.text import measured_sigma
 from stacklm.lab.trial import machine
 from stacklm.pipeline.code import changed_units, shortened
-from stacklm.pipeline.lab import Files
+from stacklm.pipeline.lab import ACCEPTED, Files
 from stacklm.pipeline.trials import run_apart
 
 TOLERANCE = 3
@@ -89,6 +91,36 @@ def verify(files: Files, prefix: str | None) -> Verification:
     others = [f"{name} is {now.get(name)}, then {then.get(name)}" for name in {**then, **now} if then.get(name) != now.get(name)]
     others += [f"the code differs in {shortened(changed)}"] if changed else []
     return Verification(planned.name, record, again, tuple(others), measured_sigma(lab, records)[0])
+
+
+def accept(files: Files, reason: str) -> Iterator[str]:
+    """Let the experiment go on with the present code, once a trial of every arm has given the same weights with it.
+
+    Yields what was found of each. Raises `ParamsError` where its code has not changed, where more than its code has, and where
+    weights differ.
+    """
+    lab, records, before, now = files.lab(), files.records(), files.began(), files.present()
+    if before is None or not files.changed(now):
+        raise ParamsError(f"{files.name}: its code has not changed; there is nothing to accept")
+    if others := files.changed({**now, "code": before["code"]}):
+        raise ParamsError(f"{files.name}: {others} changed, and not its code alone; trials of both must not be compared")
+    first = {
+        one.arm.key: one.trial.identity for one in reversed(lab.trials(records)) if "weights" in records.get(one.trial.identity, {})
+    }
+    for trial in first.values():
+        found = verify(files, trial)
+        if found.record["weights"] != found.again["weights"]:
+            raise ParamsError(f"not accepted: other weights than recorded\n{found.text()}")
+        yield f"{found.name}: the same weights"
+    changed = changed_units(before["code"], now["code"])
+    note = {
+        "date": time.strftime("%Y-%m-%d"),
+        "reason": reason,
+        "changed": len(changed),
+        "code": digest(now["code"]),
+        "trials": [*first.values()],
+    }
+    write_json(files.origin, {**before, ACCEPTED: [*before.get(ACCEPTED, []), note]})
 
 
 def cheapest(name: str, done: list[Planned], records: Records) -> Planned:

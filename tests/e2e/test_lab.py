@@ -8,12 +8,14 @@ import re
 import shutil
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
-from stacklm.config.schema import ParamsError
+from stacklm.code import digest
+from stacklm.config.schema import ParamsError, plain
 from stacklm.pipeline.lab import Files
 from stacklm.pipeline.trials import run_apart
 from support import wait_for
@@ -169,6 +171,35 @@ def test_a_trial_is_verified_by_training_it_again(project):
     assert "the record is NOT reproduced" in project.cli("verify", "one", trial.identity, code=1)
     assert not any((files.work / "verify").iterdir())
     assert "no trial with a record begins with 'zz'" in project.cli("verify", "one", "zz", code=2)
+
+
+def test_an_experiment_goes_on_with_other_code_that_gives_the_same_weights(project):
+    files = Files(project.project, "one")
+    trials = {planned.arm.key: planned.trial for planned in files.begin().pending({})}
+    records = [run_apart(trial, files.shards, files.work) for trial in trials.values()]
+    for record in records:
+        files.save(record)
+    assert "its code has not changed" in project.cli("lab", "accept", "one", "--reason", "none", code=2)
+    origin = json.loads(files.origin.read_text())
+    before = {**origin, "code": {**origin["code"], "stacklm/train/trainer.py train_step": "0" * 16}}
+    files.origin.write_text(json.dumps(before))
+    others = [replace(trial, code=digest(before["code"])) for trial in trials.values()]
+    as_before = [{**record, **plain(other), "identity": other.identity} for record, other in zip(records, others, strict=True)]
+    for record in as_before:  # as they would have been made with that code
+        files.save(record)
+    with pytest.raises(ParamsError, match="train_step changed"):
+        files.begin()
+    printed = project.cli("lab", "accept", "one", "--reason", "a comment")
+    assert printed.count("the same weights") == len(trials)
+    assert files.begin().code == digest(before["code"])  # so the trials there count, and new ones join them
+    (note,) = json.loads(files.origin.read_text())["accepted"]
+    assert note["reason"] == "a comment" and note["changed"] == 1 and len(note["trials"]) == len(trials)
+    assert "its code has not changed" in project.cli("lab", "accept", "one", "--reason", "again", code=2)
+
+    files.origin.write_text(json.dumps(before))
+    files.save({**as_before[0], "weights": "0" * 64})
+    assert "not accepted" in project.cli("lab", "accept", "one", "--reason", "no", code=2)
+    assert "accepted" not in json.loads(files.origin.read_text())
 
 
 def test_an_experiment_that_cannot_run_is_refused_before_a_server_starts(project):
