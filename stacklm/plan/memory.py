@@ -8,6 +8,7 @@ one operation is not seen, nor what the allocator keeps back: a line fitted to m
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -311,6 +312,9 @@ class _Sequences(TrainBatches):
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         return torch.zeros(self.shape, dtype=torch.long), torch.zeros(self.shape, dtype=torch.long)
+
+    def targets(self, step: int) -> int:
+        return math.prod(self.shape)
 
 
 @contextmanager
