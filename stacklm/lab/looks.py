@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from stacklm.console import table
@@ -31,6 +31,11 @@ class Pace:
     def __call__(self, arms: list[Arm]) -> float:
         """Seconds for a trial of each of these."""
         return sum(self.trial[arm.key] for arm in arms) / self.at_once
+
+    def corrected(self, arms: list[Arm], seconds: float) -> Pace:
+        """After trials of these have taken so long in all."""
+        factor = seconds / self(arms) if arms else 1.0
+        return replace(self, trial={key: factor * expected for key, expected in self.trial.items()})
 
 
 def pace(lab: Lab, speeds: Mapping[str, float], scored: int, at_once: int) -> Pace:

@@ -125,7 +125,7 @@ def _result(lab: Lab, records: Records, result: Result) -> str:
     seconds = flops / speed if speed else None
     columns = ("arm", "learning rate", "test bits per byte", "difference", "interval", "verdict")
     lines = [
-        f"size {result.size:g}: {len(result.seeds)} seeds, margin {lab.experiment.margin:.2%}, intervals of {1 - 2 * ALPHA:.0%}",
+        f"size {result.size:g}: {len(result.seeds)} seeds, margin {lab.experiment.margin:.2%}, intervals of {coverage(result)}",
         table(columns, rows),
         *(sentence(name, verdict, seconds) for name, verdict in result.verdicts.items()),
         f"baseline over seeds: sd {result.sigma:.2%}; the smallest difference that these seeds see: {result.detectable:.2%}",
@@ -152,6 +152,12 @@ def short_text(findings: Findings) -> str:
         found = [sentence(name, verdict) for name, verdict in result.verdicts.items()]
         found = found or [f"baseline against itself: sd over seeds {result.sigma:.2%}"]
     return "\n".join([experiment.question, *(f"  {line}" for line in found)])
+
+
+def coverage(result: Result) -> str:
+    """Of the intervals: more than 95% where there are several candidates or looks."""
+    levels = sorted({verdict.level for verdict in result.verdicts.values()} or {ALPHA})
+    return " to ".join(f"{100 * (1 - 2 * level):.3g}%" for level in {levels[-1]: 0, levels[0]: 0})
 
 
 def sentence(name: str, verdict: Verdict, seconds: float | None = None) -> str:

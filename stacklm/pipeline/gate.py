@@ -7,6 +7,7 @@ import io
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from stacklm.code import beside, digest
 from stacklm.config.model import Model, Python, own_code
 from stacklm.config.schema import ParamsError, differing_fields, plain
 from stacklm.data.shards import Shards
-from stacklm.files import read_json, read_jsonl, write_text
+from stacklm.files import read_json, read_jsonl, remove, write_text
 from stacklm.lab.experiment import Experiment, load_experiment
 from stacklm.lab.gate import written
 from stacklm.lab.looks import Gate, Pace, pace
@@ -58,7 +59,7 @@ def bring_tokens(project: Project) -> None:
 def open_gate(project: Project, name: str, made: Experiment, again: bool) -> tuple[Files, Lab]:
     """The gate of that name, `made` with any judging seeds: resumed where it is the one there, else written and begun.
 
-    Where another one of that name is there, or was made with other tokens, settings or code, it begins again only with
+    Where one of that name has records and was made otherwise, or with other tokens or code, it begins again only with
     `again`, and the earlier one is kept as NAME-old1 and so on. No gate judges on seeds with which its candidate has been
     seen. Raises `ParamsError` that names what changed.
     """
@@ -70,12 +71,15 @@ def open_gate(project: Project, name: str, made: Experiment, again: bool) -> tup
         if not (changed or again):
             return files, files.begin()
         kept = _kept(files, attempt(files))
-        if not again:
+        if files.recorded and not again:
             raise ParamsError(
                 f"{name} was begun before {changed} changed: --again begins again and keeps the earlier one as {kept.name}; "
                 "--name NAME gives this one a name of its own"
             )
-        files.move(kept)
+        if files.recorded:
+            files.move(kept)
+        else:
+            remove(files.origin.parent)
     while True:
         write_text(files.file, written(with_seeds(made, first), HEAD))
         files = Files(project, name)  # nothing is remembered of the file before
@@ -172,19 +176,23 @@ def run_looks(files: Files, lab: Lab, found: Pace, go_on: Callable[[Gate], bool]
         gate = Gate(lab, files.records(), found)
         if gate.next_look is None or (gate.look and not go_on(gate)):
             return gate
-        _train(files, replace(lab, pause=gate.next_look), found, f"look {gate.look + 1} of {len(gate.looks)}")
+        found = _train(files, replace(lab, pause=gate.next_look), found, f"look {gate.look + 1} of {len(gate.looks)}")
 
 
-def _train(files: Files, lab: Lab, found: Pace, title: str) -> None:
+def _train(files: Files, lab: Lab, found: Pace, title: str) -> Pace:
+    """Train for one look; the pace that this had."""
+    began, trained = time.monotonic(), []
     with progress(desc=title, bar_format=BAR, delay=1) as bar, _Course(lab, files, bar) as course:
 
         def say(planned: Planned, records: Records, left: int) -> None:
+            trained.append(planned.arm)
             course.tell(records)
             bar.write(Gate(lab, records, found).line(planned, left), file=sys.stdout)
 
         broken = run_here(lab, files, found.at_once, say)
     if broken:
         raise RuntimeError("\n".join([f"{len(broken)} trials failed; the same command tries them again", *broken.values()]))
+    return found.corrected(trained, time.monotonic() - began)
 
 
 class _Course:

@@ -112,9 +112,8 @@ class Files:
         """
         now = self.present()
         if why := self.changed(now):
-            trials = len(list((self.origin.parent / "records").glob("*.json")))
             raise ParamsError(
-                f"{self.name}: {trials} trials were made before {why} changed, and trials of both must not be compared: "
+                f"{self.name}: {self.recorded} trials were made before {why} changed, and trials of both must not be compared: "
                 f"undo the change, or remove {EXPERIMENTS}/{self.name}/ to begin again"
             )
         before = self.began() or {}
@@ -183,6 +182,11 @@ class Files:
     def save(self, record: dict[str, Any]) -> None:
         """Keep the record of one trial."""
         write_json(self.record(record["identity"]), record)
+
+    @property
+    def recorded(self) -> int:
+        """How many records are in its folder."""
+        return len([*self.record("").parent.glob("*.json")])
 
     def record(self, identity: str) -> Path:
         """The file of one trial's record."""

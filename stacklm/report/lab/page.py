@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from stacklm.lab.findings import Findings
-from stacklm.lab.text import sentence
+from stacklm.lab.text import coverage, sentence
 from stacklm.report.lab import plots, tables
 from stacklm.report.page import Card, Report, Section, write_report
 from stacklm.report.tables import Table
@@ -92,11 +92,18 @@ def _notes(findings: Findings) -> list[str]:
     return [
         f"Refuted by: {experiment.refuted_by}.",
         f"Held equal: {experiment.budget.replace('_', ' ')}. Margin: {experiment.margin:.2%} of test bits per byte.",
+        *([f"{_looks(findings)} Intervals: {coverage(findings.final)}.".strip()] if findings.final else []),
         *([f"Sizes not judged yet: {', '.join(missing)}."] if missing else []),
         *([f"{pending} trials are still to run; figures may change."] if pending else []),
         *(f"Size {size:g}: seeds {seeds} are left out, with which an arm failed." for size, seeds in left_out.items()),
         *(f"{arm.warning}." for arm in findings.lab.arms if arm.warning),
     ]
+
+
+def _looks(findings: Findings) -> str:
+    """Where there are several."""
+    looks = findings.lab.experiment.seeds.looks
+    return f"Looks were declared at {', '.join(map(str, looks))} seeds; the error rate is over all of them." if looks else ""
 
 
 def _decoding(findings: Findings) -> str:

@@ -17,11 +17,13 @@ import pytest
 from stacklm.config.model import Dense
 from stacklm.files import read_json, write_json
 from stacklm.lab.experiment import load_experiment
+from stacklm.pipeline import gate
 from stacklm.pipeline.lab import Files
 from support.checkout import TINY_PARAMS, Checkout
 from support.custom_models import written
 from support.train_files import write_text
 
+audited = gate.audited
 TRY = ("try", "stacked", "--rates", "3", "--looks", "3,4")
 
 
@@ -139,6 +141,23 @@ def test_a_file_is_kept_as_it_was_tried_and_only_a_change_of_its_code_begins_aga
     for name, seeds in (("try-mine", "3 seeds"), ("try-mine-old1", "3 seeds")):
         assert seeds in project.cli("lab", "show", name)
     assert len([*(project.root / "experiments" / "sources").iterdir()]) == 2
+
+
+def test_a_model_that_sees_the_future_is_refused_before_any_training_and_can_be_mended(project, monkeypatch):
+    monkeypatch.setattr(gate, "audited", audited)
+    written(project.root, ("x.cumsum(1)", "x.flip(1).cumsum(1)"))
+    command = ("try", "mine.py", "--rates", "3", "--looks", "3,4")
+    assert "not certified as causal" in project.cli(*command, code=2) and not trained(project)
+    written(project.root)
+    assert "mine passed all" in project.cli(*command, code=5)  # nothing had been found that could be lost
+
+
+def test_at_equal_time_steps_follow_from_the_speeds(project, monkeypatch):
+    monkeypatch.setattr("stacklm.pipeline.lab.seconds_per_step", lambda *_: {"baseline 1": 1.0, "stacked 1": 1.5})
+    found = last_line(project.cli(*TRY, "--budget", "seconds", "--json", code=5))
+    origin = read_json(Files(project.project, "try-stacked").origin)
+    assert found["held_equal"] == "seconds" and {*origin["speeds"]} == {"baseline 1", "stacked 1"}
+    assert last_line(project.cli(*TRY, "--budget", "seconds", "--seeds", "4", "--json", code=5))["seeds"] == 4
 
 
 def test_short_trainings_and_a_name_of_its_own(project):

@@ -15,10 +15,13 @@ from stacklm.config.schema import ParamsError
 from stacklm.lab import candidate
 from stacklm.lab.candidate import Named
 from stacklm.lab.experiment import Experiment, arms, load_experiment, settings
+from stacklm.lab.findings import Findings
 from stacklm.lab.gate import EXIT_CODES, Terms, gate, of_steps, written
 from stacklm.lab.looks import Gate, bar, pace
 from stacklm.lab.schedule import Lab
 from stacklm.lab.statistics import Verdict, sequential_level
+from stacklm.lab.text import result_text
+from stacklm.report.lab.page import report
 from support.checkout import TINY_PARAMS
 from support.custom_models import FOLDER
 
@@ -155,7 +158,7 @@ def course(lab: Lab, true: float, noise: float = 0.002, failing: tuple[int, ...]
         bits *= 1 + mine * (true + noise * random.Random(-seed).gauss(0, 1))
         scores = {"bits_per_byte": bits}
         failed = mine and seed in failing
-        records[one.trial.identity] = {"failed": "diverged"} if failed else {"valid": scores, "test": scores, "seconds": 2.0}
+        records[one.trial.identity] = {"failed": "diverged"} if failed else {"valid": scores, "test": scores}
     return Gate(lab, records, pace(lab, dict.fromkeys(["baseline 1", "mine 1"], 0.5), 640, 2))
 
 
@@ -217,3 +220,18 @@ def test_the_interval_is_drawn_as_it_narrows(lab):
     verdict = Verdict("no verdict", 0.01, -0.02, 0.04, 0.1, 3, 0.01, 0.005)
     assert bar(verdict, 0.04) == "[          (---------|----o--------------)]"
     assert bar(replace(verdict, low=-0.2, high=-0.01, mean=-0.05), 0.04).startswith("[o") and ">" in bar(verdict, 0.03)
+
+
+def test_the_pace_is_corrected_by_what_trials_took(lab):
+    expected = pace(lab, {"baseline 1": 0.5, "mine 1": 1.0}, 640, 2)
+    arms = [*lab.arms, *lab.arms]
+    found = expected.corrected(arms, 3 * expected(arms))
+    assert found(lab.arms) == pytest.approx(3 * expected(lab.arms)) and expected.corrected([], 5.0) == expected
+
+
+def test_the_report_and_the_text_say_of_what_the_intervals_are(lab, tmp_path):
+    found = course(lab, -0.04)
+    assert "intervals of 98.4%" in result_text(lab, found.records)
+    records = {key: {**record, "seconds": 2.0, "flops": 10**9} for key, record in found.records.items()}
+    notes = report(Findings("try-mine", lab, records), tmp_path).notes
+    assert "Looks were declared at 3, 5, 8, 12 seeds; the error rate is over all of them. Intervals: 98.4%." in notes
