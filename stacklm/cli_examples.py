@@ -28,7 +28,12 @@ EXAMPLES = {
     "params": ["stacklm params", "stacklm params --set train.max_steps=200", "stacklm params --schema"],
     "plan": ["stacklm plan --memory 8GB", "stacklm plan --preset seed-2x64 --set train.micro_batch_size=2 --memory 8GB"],
     "claims": ["stacklm claims"],
-    "audit": ["stacklm audit", "stacklm audit --model dense", "stacklm audit my_model.py"],
+    "audit": [
+        "stacklm audit --model dense",
+        "stacklm audit out/models/dense-1",
+        "stacklm audit my_model.py:MyModel --set n_layers=2 --context-length 64",
+        "stacklm audit hf:openai-community/gpt2",
+    ],
     "variants": ["stacklm variants", "stacklm variants --preset seed-2x64 --axis flops"],
     "generate": ['stacklm generate "def "', 'stacklm generate "import " --model dense-2 --temperature 0 --max-new-tokens 40'],
     "stage": ["stacklm stage shards", "stacklm stage pretrain dense 1"],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
@@ -59,6 +61,14 @@ def test_the_dense_model_is_that_of_this_project_and_of_its_experiment():
     same = ("budget", "margin", "baseline", "seeds", "rates", "train")
     assert {key: experiment[key] for key in same} == {key: default[key] for key in same}
     assert experiment["candidates"]["mine"]["model"] == ours["mine"]
+
+
+def test_the_settings_of_its_model_are_the_defaults_of_the_class():
+    module: dict[str, Any] = {}
+    exec(NEW["my_model.py"], module)
+    arguments = inspect.signature(module["MyModel"]).parameters
+    defaults = {name: one.default for name, one in arguments.items() if one.default is not inspect.Parameter.empty}
+    assert YAML(typ="safe").load(NEW["params.yaml"])["models"]["mine"]["architecture"]["settings"] == defaults
 
 
 def test_other_files_are_those_of_this_project():
