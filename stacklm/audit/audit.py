@@ -191,7 +191,10 @@ def certify(
     def entries() -> Entries:
         if trained is None:
             model, weights = fresh(config.vocab_size, config.context_length), "briefly trained weights"
-            data.train_briefly(model, config.vocab_size, config.context_length, machinery)
+            if isinstance(model, Custom):
+                yield data.steps, (model, config.vocab_size, config.context_length, machinery), weights
+            else:
+                data.train_briefly(model, config.vocab_size, config.context_length, machinery)
         else:
             model, weights = trained.to(device), "trained weights"
         shape = config.architecture, config.vocab_size, config.context_length

@@ -62,6 +62,8 @@ def from_transformers(architecture: HuggingFace, vocab_size: int, context: int) 
     sizes = {"vocab_size": vocab_size, "max_position_embeddings": context}
     try:
         model = transformers.AutoModelForCausalLM.from_config(kind(**{**architecture.settings, **NO_TOKENS, **sizes}))
+    except NotImplementedError:  # where a tensor without data is asked for what it has not
+        raise
     except Exception as error:
         raise ParamsError(f"settings: no {architecture.config} can be made of them: {type(error).__name__}: {error}") from error
     return Custom(CausalLM(model, architecture.roles), type(model).__name__, vocab_size, context, nullcontext)

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stacklm.config.model import Model
+from stacklm.config.model import Architecture, Dense, Model, Stacked
+from stacklm.config.schema import ParamsError
 from stacklm.config.train import Train
 from stacklm.data.batches import TrainBatches
 from stacklm.model.build import build
@@ -78,7 +79,7 @@ def training_memory(model: Model, vocab_size: int, train: Train) -> Memory:
     """The peak of training on a CPU."""
     micro_batches = min(2, train.global_batch_size // train.micro_batch_size)  # a third leaves and finds what the second did
     train = replace(train, global_batch_size=micro_batches * train.micro_batch_size, compile=False)
-    with tracing(vocab_size) as timeline:
+    with _explained(model.architecture), tracing(vocab_size) as timeline:
         run = fresh_run(model, vocab_size, train)
         timeline.follow(run.model)
         for _ in range(2):  # the first allocates the optimizer's state
@@ -92,12 +93,25 @@ def training_memory(model: Model, vocab_size: int, train: Train) -> Memory:
 @lru_cache
 def evaluation_memory(model: Model, vocab_size: int, context: int, batch_size: int) -> Memory:
     """The peak of scoring `batch_size` sequences at once on a CPU."""
-    with tracing(vocab_size) as timeline, torch.no_grad():
+    with _explained(model.architecture), tracing(vocab_size) as timeline, torch.no_grad():
         network = build(model.architecture, vocab_size, context).eval()
         _read_weights(network)
         timeline.follow(network)
         token_losses(network, *_Sequences(batch_size, context).batch(0))
     return timeline.memory()
+
+
+@contextmanager
+def _explained(architecture: Architecture) -> Iterator[None]:
+    """Say of a model that is not of this package why what works with data may fail here."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(architecture, (Stacked, Dense)):
+            raise
+        raise ParamsError(
+            f"the memory of this model cannot be planned, since that runs it on tensors without data: {error}"
+        ) from error
 
 
 def _read_weights(network: nn.Module) -> None:

@@ -27,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from stacklm.config.schema import ParamsError
 from stacklm.config.train import Train
 from stacklm.data import DataError
+from stacklm.model.custom import Custom
 from stacklm.model.dense import Block
 from stacklm.model.layers import LanguageModel
 from stacklm.model.stacked import ParallelStack
@@ -142,6 +143,10 @@ def parallelize(model: LanguageModel, arithmetic: Arithmetic, config: Train, tea
     """
     if team.size == 1:
         return Objective(model, arithmetic)
+    if config.strategy == "fsdp" and isinstance(model, Custom):
+        raise ParamsError(
+            "strategy: fsdp gathers one stack or block after the other, and those of this model are not known; choose ddp"
+        )
     return {"ddp": Replicated, "fsdp": Sharded}[config.strategy](model, arithmetic)
 
 

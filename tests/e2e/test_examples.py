@@ -33,7 +33,7 @@ def test_every_example_is_short_and_tested():
 def test_a_model_of_ones_own_is_counted_and_audited(capsys, monkeypatch):
     printed = run("my_model", capsys, monkeypatch)
     assert "4,096 parameters in head" in printed
-    assert "MyModel: all 16 checks passed" in printed
+    assert "MyModel: all 17 checks passed" in printed
 
 
 def test_a_model_learns_a_string(capsys, monkeypatch):

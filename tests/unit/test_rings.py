@@ -14,7 +14,20 @@ from support import ROOT
 
 RINGS = ["base", "config", "data", "model", "train", "audit", "evaluate", "plan", "lab", "report", "pipeline", "flows", "cli"]
 """From the innermost. `base` are the modules at the top of the package that know nothing of it."""
-HEAVY = {"prefect", "mlflow", "dvc", "datasets", "tokenizers", "tiktoken", "pyarrow", "matplotlib", "typer", "filelock", "rich"}
+HEAVY = {
+    "prefect",
+    "mlflow",
+    "dvc",
+    "datasets",
+    "tokenizers",
+    "tiktoken",
+    "pyarrow",
+    "matplotlib",
+    "typer",
+    "filelock",
+    "rich",
+    "transformers",
+}
 
 
 def ring_of(module: str) -> str:

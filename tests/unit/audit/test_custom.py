@@ -50,6 +50,10 @@ FAULTS = {
         f"pairs {WEIGHTS}: off by 1: positions see 1 tokens ahead, as with a wrongly padded convolution or too wide a mask; "
         f"{ENTRY} `look` (Look)",
     ),
+    "gradients between batches": (
+        [("        return x.cumsum(1)", KEEPS.replace(".detach()", ""))],
+        f"steps {WEIGHTS}: state between batches: gradients of one batch lead back into the batch before",
+    ),
     "state between batches": ([("        return x.cumsum(1)", KEEPS)], f"repeats {WEIGHTS}: state between calls: "),
     "rows mix": ([("x.cumsum(1)", "x.cumsum(1) + x.mean(0)")], f"rows {WEIGHTS}: batch rows mix: "),
     "drawn and not kept": (

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from stacklm.config.model import Dense, FactoredAttention, Model, Stack, Stacked
 from stacklm.config.optimizer import Adafactor, AdamW, Muon
+from stacklm.config.schema import ParamsError
 from stacklm.config.train import Train
 from stacklm.plan import memory
 from stacklm.plan.memory import COMPONENTS, Memory, evaluation_memory, fresh_run, training_memory
@@ -23,6 +25,8 @@ from stacklm.plan.text import milestones_of
 from stacklm.train.loss import token_losses
 from stacklm.train.trainer import is_milestone, train_step
 from support import ROOT
+from support.custom_models import MODELS as CUSTOM
+from support.custom_models import needs_transformers, written
 
 VOCAB, CONTEXT = 101, 32
 SHARED = FactoredAttention(qk_head_dim=8, rope=True, qk_norm=True, kv_sharing="stack")
@@ -111,6 +115,21 @@ def test_evaluation_is_planned_to_the_byte(name):
         del read, weights
         token_losses(network, *(torch.zeros(4, CONTEXT, dtype=torch.long) for _ in range(2)))
     assert evaluation_memory(model, VOCAB, CONTEXT, 4).tensors == real.peak
+
+
+@pytest.mark.parametrize("name", ["gpt", "linear-attention", pytest.param("llama", marks=needs_transformers)])
+def test_models_from_elsewhere_are_planned_too(name):
+    """But for the workspace of torch's recurrent layers, which has no size on the meta device."""
+    (model, train) = settings_of("dense", "adamw")
+    model = replace(model, architecture=CUSTOM[name])
+    assert training_memory(model, VOCAB, train).tensors == pytest.approx(real_peak(model, train), rel=0.1)
+
+
+def test_a_model_that_asks_for_numbers_is_told_why_it_cannot_be_planned(tmp_path):
+    asks = written(tmp_path, ("self.head =", "self.rates = torch.linspace(0, 1, 4).tolist()\n        self.head ="))
+    model, train = replace(settings_of("dense", "adamw")[0], architecture=asks), settings_of("dense", "adamw")[1]
+    with pytest.raises(ParamsError, match=r"cannot be planned, since that runs it on tensors without data: mine\.py, line 10"):
+        training_memory(model, VOCAB, train)
 
 
 def test_a_plan_needs_no_compiler_and_leaves_it_usable():
