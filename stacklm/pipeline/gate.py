@@ -80,14 +80,18 @@ def open_gate(project: Project, name: str, made: Experiment, again: bool) -> tup
             files.move(kept)
         else:
             remove(files.origin.parent)
-    while True:
-        write_text(files.file, written(with_seeds(made, first), HEAD))
-        files = Files(project, name)  # nothing is remembered of the file before
-        lab, records = files.begin(), files.records()
-        judged = [one for one in lab.trials(records) if one.purpose == "judge" and one.arm.name != "baseline"]
-        if not any(one.trial.identity in records for one in judged):
-            return files, lab
+    seen = {seed for one in made.candidates.values() if one.model for seed in _seen(files.records(), one.model)}
+    while seen.intersection(with_seeds(made, first).seeds.judge):
         first += len(made.seeds.judge)
+    write_text(files.file, written(with_seeds(made, first), HEAD))
+    files = Files(project, name)  # nothing is remembered of the file before
+    return files, files.begin()
+
+
+def _seen(records: Records, model: Model) -> set[int]:
+    """The seeds with which such a model has been trained, in any experiment, at any rate and for however long."""
+    wanted = plain(model.architecture)
+    return {one["train"]["seed"] for one in records.values() if one.get("model", {}).get("architecture") == wanted}
 
 
 def _changed(files: Files, before: Experiment, now: Experiment) -> str:

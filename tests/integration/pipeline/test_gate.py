@@ -50,7 +50,7 @@ def made_up(replace: Callable[[str, Any], None]) -> None:
         seed, mine = trial.train.seed, not isinstance(trial.model.architecture, Dense)
         bits = 2 + 0.02 * random.Random(seed).gauss(0, 1) + abs(trial.model.optimizer.peak_lr - 1e-3)
         scores = {"bits_per_byte": bits * (1 + mine * (true + noise * random.Random(-seed).gauss(0, 1))), "documents": 3}
-        return {"identity": trial.identity, "valid": scores, "test": scores, "seconds": 2.0, "flops": 10**9}
+        return {"identity": trial.identity, **trial.facts, "valid": scores, "test": scores, "seconds": 2.0, "flops": 10**9}
 
     replace("stacklm.pipeline.trials.run_apart", apart)
     replace("stacklm.pipeline.gate.audited", lambda files, lab: "audit: not of made-up tokens")
@@ -115,6 +115,8 @@ def test_again_without_a_change_judges_on_fresh_seeds(project):
     assert "before seeds.judge, seeds.looks changed" in project.cli(*more, code=2)
     project.cli(*more, "--again", code=5)
     assert load_experiment(Files(project.project, "try-stacked").file).seeds.judge == tuple(range(11, 17))
+    project.cli("try", "stacked", "--looks", "3", "--name", "other", code=5)  # nor at other rates, under another name
+    assert load_experiment(Files(project.project, "try-other").file).seeds.judge == (16, 17, 18)
 
 
 def test_other_tokens_begin_another_gate(project):
