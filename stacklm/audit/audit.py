@@ -21,7 +21,7 @@ from stacklm.config.train import Train
 from stacklm.data.shards import Shards
 from stacklm.files import read_json, write_json
 from stacklm.model.build import ModelConfig, build
-from stacklm.model.custom import Custom, named
+from stacklm.model.custom import Custom, model_named
 from stacklm.model.huggingface import pretrained
 from stacklm.model.layers import LanguageModel
 from stacklm.model.store import CONFIG, load_model
@@ -140,7 +140,7 @@ def audit_target(target: str, vocab_size: int, context: int, settings: Iterable[
         return audit_pretrained(path, context), Path(path).name
     if Path(target).is_dir() or not re.search(r"\.py(:\w+)?$", target):
         return audit_folder(Path(target)), Path(target).resolve().name
-    architecture = named(target, dict(read_value(one) for one in settings))
+    architecture = model_named(target, dict(read_value(one) for one in settings))
     return certify(ModelConfig(architecture, vocab_size, context), in_float32(context)), Path(architecture.path).stem
 
 

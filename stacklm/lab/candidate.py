@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -12,11 +11,11 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from stacklm.config.model import Dense, Model, Python
+from stacklm.config.model import Dense, Model
 from stacklm.config.optimizer import Optimizer
 from stacklm.config.params import NAME_PATTERN, Params, assign, load_plain
 from stacklm.config.schema import ParamsError, listed, nearest, plain, read
-from stacklm.model.custom import models_in
+from stacklm.model.custom import model_named
 
 SECTIONS = ("architecture", "optimizer", "settings", "train")
 
@@ -60,36 +59,11 @@ def candidate(target: str, params: Params, optimizer: Optimizer) -> Named:
         model = read(Model, tree, file.name)
         return Named(file.stem, model if "optimizer" in tree else replace(model, optimizer=optimizer))
     if file.suffix == ".py":
-        architecture = Python(str(file.absolute()), name)
-        return Named(file.stem, Model(replace(architecture, class_=name or only_model(architecture)), optimizer))
+        return Named(file.stem, Model(model_named(str(file.absolute()) + (f":{name}" if name else ""), {}), optimizer))
     if target not in params.models:
         known = f"the models are {listed(params.models)}{nearest(target, params.models)}"
         raise ParamsError(f"no model {target!r} in params.yaml, and neither a .py nor a .yaml file; {known}")
     return Named(target, params.models[target])
-
-
-def only_model(architecture: Python) -> str:
-    """The class of a file that takes `vocab_size` and `context_length`. Raises `ParamsError` unless there is just one."""
-    found = models_in(architecture)
-    ours = [name for name in found if {"vocab_size", "context_length"} <= _arguments(architecture.file(), name)]
-    found, file = ours or found, Path(architecture.path).name
-    if not found:
-        raise ParamsError(f"{file}: has no class that is a torch.nn.Module")
-    if len(found) > 1:
-        raise ParamsError(f"{file}: has several models, {listed(found)}; name one, as {file}:{found[-1]}")
-    return found[0]
-
-
-def _arguments(file: Path, name: str) -> set[str]:
-    """Of the `__init__` that a class of the file has itself."""
-    classes = [node for node in ast.parse(file.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
-    methods = [one for node in classes if node.name == name for one in node.body if isinstance(one, ast.FunctionDef)]
-    return {
-        argument.arg
-        for method in methods
-        if method.name == "__init__"
-        for argument in [*method.args.args, *method.args.posonlyargs, *method.args.kwonlyargs]
-    }
 
 
 def changed(named: Named, assignments: Iterable[str]) -> tuple[Named, dict[str, Any]]:

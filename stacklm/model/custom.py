@@ -203,23 +203,25 @@ def models_in(architecture: Python) -> list[str]:
     return [one.__name__ for one in own if issubclass(one, nn.Module)]
 
 
-def named(target: str, settings: Mapping[str, Any]) -> Python:
-    """The model that `my_model.py` or `my_model.py:MyModel` names; without a class it is the only one that can be a model.
+def model_named(target: str, settings: Mapping[str, Any]) -> Python:
+    """The model that `my_model.py` or `my_model.py:MyModel` names; without a class it is the only one, of those that take
+    `vocab_size` and `context_length` if there are any.
 
     Raises `ParamsError` where there is none or more than one.
     """
-    path, _, name = target.partition(":")
-    architecture = Python(path, name, settings=dict(settings))
+    path, _, name = target.partition(".py:")
+    architecture = Python(f"{path}.py" if name else target, name, settings=dict(settings))
     if not architecture.file().is_file():  # it may lie below the project's root, where the command is run
-        architecture = replace(architecture, path=str(Path(path).resolve()))
+        architecture = replace(architecture, path=str(Path(architecture.path).resolve()))
     if name:
         return architecture
-    module = _module(architecture, _files(architecture))
-    fit = [one for one in models_in(architecture) if {*SIZES} <= {*inspect.signature(getattr(module, one)).parameters}]
-    if len(fit) != 1:
-        found = f"{len(fit)} models, {listed(fit)}" if fit else f"no model that takes {listed(SIZES)}"
-        raise ParamsError(f"{path} has {found}; name the one that is meant, such as {path}:MyModel")
-    return replace(architecture, class_=fit[0])
+    module, found, file = _module(architecture, _files(architecture)), models_in(architecture), Path(architecture.path).name
+    found = [one for one in found if {*SIZES} <= {*inspect.signature(getattr(module, one)).parameters}] or found
+    if not found:
+        raise ParamsError(f"{file}: has no class that is a torch.nn.Module")
+    if len(found) > 1:
+        raise ParamsError(f"{file}: has several models, {listed(found)}; name one, as {file}:{found[-1]}")
+    return replace(architecture, class_=found[0])
 
 
 def _files(architecture: Python) -> dict[Path, str]:

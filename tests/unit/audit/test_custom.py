@@ -92,7 +92,7 @@ def test_files_are_named_on_the_command_line_with_or_without_their_class(tmp_pat
     assert found.subject["architecture"]["settings"] == {"d_model": 16, "n_layers": 1}
     with pytest.raises(ParamsError, match=r"has no Gatd; its models are .*Gated"):
         audit_target(f"{FOLDER}/linear_attention.py:Gatd", VOCAB, CONTEXT, [])
-    with pytest.raises(ParamsError, match="has no model that takes vocab_size, context_length; name the one"):
+    with pytest.raises(ParamsError, match=r"layers\.py: has several models, Scale, GatedUnit; name one, as layers\.py:GatedUnit"):
         audit_target(f"{FOLDER}/layers.py", VOCAB, CONTEXT, [])
 
 
