@@ -156,9 +156,9 @@ def course(lab: Lab, true: float, noise: float = 0.002, failing: tuple[int, ...]
         seed, mine = one.trial.train.seed, one.arm.name != "baseline"
         bits = 2 + 0.02 * random.Random(seed).gauss(0, 1) + abs(one.trial.model.optimizer.peak_lr - 1e-3)
         bits *= 1 + mine * (true + noise * random.Random(-seed).gauss(0, 1))
-        scores = {"bits_per_byte": bits}
+        whole = {"valid": {"bits_per_byte": bits}, "test": {"bits_per_byte": bits}, "seconds": 2.0, "flops": 10**9}
         failed = mine and seed in failing
-        records[one.trial.identity] = {"failed": "diverged"} if failed else {"valid": scores, "test": scores}
+        records[one.trial.identity] = {"failed": "diverged"} if failed else whole
     return Gate(lab, records, pace(lab, dict.fromkeys(["baseline 1", "mine 1"], 0.5), 640, 2))
 
 
@@ -232,6 +232,5 @@ def test_the_pace_is_corrected_by_what_trials_took(lab):
 def test_the_report_and_the_text_say_of_what_the_intervals_are(lab, tmp_path):
     found = course(lab, -0.04)
     assert "intervals of 98.4%" in result_text(lab, found.records)
-    records = {key: {**record, "seconds": 2.0, "flops": 10**9} for key, record in found.records.items()}
-    notes = report(Findings("try-mine", lab, records), tmp_path).notes
+    notes = report(Findings("try-mine", lab, found.records), tmp_path).notes
     assert "Looks were declared at 3, 5, 8, 12 seeds; the error rate is over all of them. Intervals: 98.4%." in notes
