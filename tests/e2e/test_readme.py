@@ -24,6 +24,8 @@ INSTEAD = {
     "python3 -m venv .venv": [sys.executable, "-m", "venv", "--without-pip", "made"],
     "pip install -c constraints.txt -e .": [sys.executable, "-m", "pip", "install", "--help"],
     "stacklm leak": [*STACKLM, "leak", "--help"],
+    "stacklm try stacked": [*STACKLM, "try", "--help"],  # tests/e2e/test_cli_try.py runs it
+    "stacklm try my_model.py": [*STACKLM, "try", "--help"],
     "stacklm verify default": [*STACKLM, "verify", "--help"],
     "stacklm ui": [*STACKLM, "ui", "--help"],
     "stacklm run-flow lab short-convolution": [*STACKLM, "lab", "status", "short-convolution"],
