@@ -17,7 +17,7 @@ import importlib.metadata
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -108,8 +108,14 @@ def beside(file: Path) -> tuple[dict[str, Path], set[str]]:
 def package_versions(names: Iterable[str]) -> dict[str, str]:
     """The versions of the installed packages of these names, of those that results may depend on."""
     names = sorted({*names} - {PACKAGE, "torch", "numpy"} - sys.stdlib_module_names)
-    owners = importlib.metadata.packages_distributions() if names else {}
+    owners = _owners() if names else {}
     return {f"version of {one}": importlib.metadata.version(one) for name in names for one in owners.get(name, [])}
+
+
+@cache
+def _owners() -> Mapping[str, list[str]]:
+    """The installed distributions by the packages that they have; looking takes a tenth of a second."""
+    return importlib.metadata.packages_distributions()
 
 
 def _units_of(path: Path) -> dict[str, str]:

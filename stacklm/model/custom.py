@@ -55,7 +55,7 @@ class Custom(LanguageModel):
         self._nothing = nn.Identity()
         two_steps = callable(getattr(net, "features", None)) and isinstance(getattr(net, "head", None), nn.Module)
         self.in_two_steps = two_steps
-        self._run: Callable[[Tensor], Any] = self._two_steps if two_steps else net
+        self._run: Callable[[Tensor], Any] = self._first_step
         width = getattr(net.head, "out_features", vocab_size) if two_steps else vocab_size
         if width != vocab_size:
             raise ParamsError(f"{name}: its head gives {width} numbers for each token, and the vocabulary has {vocab_size}")
@@ -64,9 +64,9 @@ class Custom(LanguageModel):
     def head(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]  # an attribute would be a second name of it
         return self.net.head if self.in_two_steps else self._nothing
 
-    def _two_steps(self, ids_BT: Tensor) -> Any:
+    def _first_step(self, ids_BT: Tensor) -> Any:
         net: Any = self.net
-        return net.features(ids_BT)
+        return net.features(ids_BT) if self.in_two_steps else net(ids_BT)
 
     def features(self, ids_BT: Tensor) -> Tensor:
         """What the head reads, [B, T, W]. Raises `ParamsError` where the user's code fails or gives something else."""
@@ -114,7 +114,7 @@ class Custom(LanguageModel):
                 if "forward" not in vars(block):
                     block.forward = partial(checkpointed, block.forward)
         if compiled:
-            self._run = torch.compile(self._run, dynamic=False)
+            self._run = torch.compile(self._first_step, dynamic=False)
 
     def blocks(self) -> list[nn.Module]:
         """The modules of the list that has the most parameters, such as layers in series; none where there is no list."""

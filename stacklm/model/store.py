@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from stacklm.config.model import Architecture, own_code
+from stacklm.config.model import Architecture, Python, own_code
 from stacklm.config.schema import ParamsError, listed, plain, read
 from stacklm.files import read_json, sha256, write_json, written_aside
 from stacklm.model.build import ModelConfig, build
@@ -68,7 +68,7 @@ def load_model(folder: Path, tokenizer: str | None = None) -> tuple[LanguageMode
     `tokenizer` is the digest of the one to be used with it: ids of another one of the same size would be in range and mean
     other text. The caller's random state is left alone. Raises `StoreError` where a file is missing or damaged, where the
     weights are not those that were saved or not those that the settings ask for, and where the model was trained with
-    another tokenizer.
+    another tokenizer or, being one from a file of the project, with other code. No code is run that lies in the folder.
     """
     config, about = _read_config(folder)
     if tokenizer is not None and about["tokenizer"] != tokenizer:
@@ -88,20 +88,20 @@ def load_model(folder: Path, tokenizer: str | None = None) -> tuple[LanguageMode
     with torch.random.fork_rng(devices=[]):
         model = build(config.architecture, config.vocab_size, config.context_length)
     _check_match(model, tensors, folder)
-    if spoilt := [name for name, tensor in tensors.items() if not _whole(tensor, model)]:
+    names = (name.removeprefix(model.prefix) for name, _ in model.named_parameters())
+    if spoilt := [name for name in names if not (tensors[name].is_floating_point() and tensors[name].isfinite().all())]:
         raise StoreError(f"{weights}: {listed(spoilt[:5])} has numbers that are not finite or of another type; {AGAIN}")
     for name, tensor in contents(model).items():
         tensor.data = tensors[name]
     return model, config
 
 
-def _whole(tensor: Tensor, model: nn.Module) -> bool:
-    """Whether all numbers are finite and of a floating type; buffers of a model of the user's may hold others."""
-    return isinstance(model, Custom) or (tensor.is_floating_point() and bool(tensor.isfinite().all()))
-
-
 def _check_code(architecture: Architecture, trained: dict[str, str], folder: Path) -> None:
-    """Raise `StoreError` where the code of a model of the user's is not that with which it was trained."""
+    """Raise `StoreError` where the code of a model from a file is not that with which it was trained, or comes with its weights."""
+    if isinstance(architecture, Python) and architecture.file().resolve().is_relative_to(folder.resolve()):
+        raise StoreError(
+            f"{folder / CONFIG}: its code, {architecture.path}, lies in the model's own folder, from which none is run"
+        )
     now = own_code(architecture)
     if changed := [name for name in {**trained, **now} if trained.get(name) != now.get(name)]:
         raise StoreError(

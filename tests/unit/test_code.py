@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stacklm.code import MODULE, ROOT, import_closure, units
+from stacklm.code import MODULE, ROOT, file_units, import_closure, units
 
 SOURCE = '''\
 """A module."""
@@ -164,3 +164,25 @@ def test_templates_count_where_their_module_is_imported(tmp_path: Path) -> None:
 def test_hashes_do_not_depend_on_the_version_of_python(tmp_path: Path) -> None:
     """Such as by what `ast.dump` prints: DVC would find every stage stale after an update of Python."""
     assert identity(tmp_path, SOURCE)["step"] == "2a1c835169fc993b", sys.version
+
+
+def test_a_file_counts_with_what_it_imports_from_its_folder_and_the_versions_of_packages(tmp_path):
+    files = {
+        "mine.py": "import json\nimport torch\nimport tqdm\nimport parts\nfrom pkg.deep.er import f\n",
+        "parts.py": "import mine\nSIZE = 1\n",
+        "pkg/__init__.py": "",
+        "pkg/deep/__init__.py": "from .. import above\n",
+        "pkg/deep/er.py": "def f():\n    from .beside import g\n    return g()\n",
+        "pkg/deep/beside.py": "def g():\n    return 1\n",
+        "pkg/above.py": "HIGH = 2\n",
+        "pkg/unused.py": "LOW = 0\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = file_units(tmp_path / "mine.py")
+    assert {unit.partition(" ")[0] for unit in found} == {*files, "version"} - {"pkg/unused.py"}
+    assert [unit for unit in found if unit.startswith("version")] == ["version of tqdm"]
+    (tmp_path / "pkg/deep/beside.py").write_text("def g():  # one\n    return 2\n")
+    now = file_units(tmp_path / "mine.py")
+    assert [unit for unit in now if now[unit] != found[unit]] == ["pkg/deep/beside.py g"]

@@ -16,7 +16,7 @@ from stacklm.config.schema import ParamsError
 from stacklm.data.shards import Shards
 from stacklm.evaluate.evaluate import evaluate_split
 from stacklm.evaluate.generate import generate
-from stacklm.files import read_json
+from stacklm.files import read_json, write_json
 from stacklm.model.build import ModelConfig, build
 from stacklm.model.cache import Decoder
 from stacklm.model.store import StoreError, load_model
@@ -90,6 +90,12 @@ def test_the_files_hold_parameters_by_the_users_names_and_the_code_that_was_trai
     assert torch.equal(model.net.output.weight, load_model(folder)[0].net.output.weight)
     (folder / "linear_attention.py").write_text("raise SystemExit('executed')")  # what lies beside the weights is never run
     load_model(folder)
+    config = read_json(folder / "config.json")
+    beside = {**config["architecture"], "path": str(folder / "linear_attention.py")}
+    write_json(folder / "config.json", config | {"architecture": beside})
+    with pytest.raises(StoreError, match=r"lies in the model's own folder, from which none is run"):
+        load_model(folder)
+    write_json(folder / "config.json", config)
     text = (tmp_path / "layers.py").read_text()
     (tmp_path / "layers.py").write_text(text.replace("1e-6", "1e-5"))
     with pytest.raises(StoreError, match=r"layers\.py Scale\.forward changed since this model was trained; bring back"):
