@@ -18,8 +18,8 @@ class Block(nn.Module):
         self.query_key_value = nn.Linear(d_model, 3 * d_model, bias=False)
         self.output = nn.Linear(d_model, d_model, bias=False)
         self.ffn_norm = nn.LayerNorm(d_model)
-        self.ffn = nn.Sequential(nn.Linear(d_model, d_ff), nn.GELU(), nn.Linear(d_ff, d_model))
-        for last in (self.output, self.ffn[2]):  # both branches begin by adding nothing: small embeddings are not drowned
+        self.up, self.down = nn.Linear(d_model, d_ff), nn.Linear(d_ff, d_model)
+        for last in (self.output, self.down):  # both branches begin by adding nothing: small embeddings are not drowned
             nn.init.zeros_(last.weight)
 
     def forward(self, x):
@@ -27,7 +27,7 @@ class Block(nn.Module):
         q, k, v = (part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for part in parts)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.output(y.transpose(1, 2).flatten(2))
-        return x + self.ffn(self.ffn_norm(x))
+        return x + self.down(F.gelu(self.up(self.ffn_norm(x))))
 
 
 class MyModel(nn.Module):
