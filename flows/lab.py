@@ -16,13 +16,12 @@ from flows.cache import VerifiedByRecord
 from flows.pretrain import run_stages, with_upstream
 from flows.watch import claim_run, stoppable
 from stacklm.config.schema import ParamsError
-from stacklm.config.train import Train
 from stacklm.lab.schedule import Planned
 from stacklm.lab.text import result_text
 from stacklm.lab.trial import Trial
 from stacklm.pipeline.lab import Files
 from stacklm.pipeline.locks import hold_project
-from stacklm.pipeline.project import Project, trainings_at_once
+from stacklm.pipeline.project import Project
 from stacklm.pipeline.tracking.sync import sync_all
 from stacklm.pipeline.trials import TRIES, Outcome, run_apart, run_trials, running
 
@@ -48,7 +47,7 @@ def lab(experiment: str, workers: int | None = None, dask: str | None = None) ->
             found = files.begin()
         except ParamsError as error:
             return Failed(message=str(error))
-        runner, at_once = task_runner(found.settings, workers, dask)
+        runner, at_once = task_runner(workers, files.at_once(found), dask)
         with stoppable(runner, children=running):
             broken = run_trials(found, files, tasks(files, runner), at_once)
         result = result_text(found, files.records())
@@ -62,12 +61,12 @@ def lab(experiment: str, workers: int | None = None, dask: str | None = None) ->
         return Completed(message=f"{experiment}: all trials are done")
 
 
-def task_runner(settings: Train, workers: int | None, dask: str | None) -> tuple[TaskRunner, int]:
-    """What runs trials, and how many at once: threads of this process, as many as `trainings_at_once`; or Dask.
+def task_runner(workers: int | None, here: int, dask: str | None) -> tuple[TaskRunner, int]:
+    """What runs trials, and how many at once: threads of this process, by default as many as may run `here`; or Dask.
 
     `dask` is the address of a scheduler, of whose workers each thread takes one trial, or `local` for worker processes here.
     """
-    at_once = workers or trainings_at_once(settings)
+    at_once = workers or here
     if dask is None:
         return ThreadPoolTaskRunner(max_workers=at_once), at_once
     from dask import config

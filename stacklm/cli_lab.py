@@ -26,10 +26,10 @@ def plan(
     """Say what an experiment takes and what its seeds can see, before it runs."""
     from stacklm.lab.text import differences_table, plan_text
 
-    files, lab, workers = _opened(name)
+    files, lab = _opened(name)
     if latency:
         files.measure_latency()
-    print(f"{plan_text(lab, files.records(), workers, files.latency())}\n\n{differences_table(lab)}")
+    print(f"{plan_text(lab, files.records(), files.at_once(lab), files.latency())}\n\n{differences_table(lab)}")
 
 
 @app.command()
@@ -40,10 +40,10 @@ def run(name: Name) -> None:
     from stacklm.pipeline.watchdog import exit_with_entry_point
 
     exit_with_entry_point()
-    files, _, workers = _opened(name)
+    files, _ = _opened(name)
     with hold_project(files.project, f"lab run {name}", wait=True):
         lab = files.begin()
-        broken = run_here(lab, files, workers)
+        broken = run_here(lab, files, files.at_once(lab))
     _show(files, lab)
     if broken:
         raise RuntimeError("\n".join([f"{len(broken)} trials failed; the same command tries them again", *broken.values()]))
@@ -54,8 +54,8 @@ def status(name: Name) -> None:
     """Say which trials are done and which come next, and how long they take."""
     from stacklm.lab.text import status_text
 
-    files, lab, workers = _opened(name)
-    print(status_text(lab, files.records(), workers))
+    files, lab = _opened(name)
+    print(status_text(lab, files.records(), files.at_once(lab)))
 
 
 @app.command()
@@ -64,7 +64,7 @@ def show(name: Annotated[str | None, NAME] = None) -> None:
     if name is None:
         _show_all()
     else:
-        files, lab, _ = _opened(name)
+        files, lab = _opened(name)
         _show(files, lab)
 
 
@@ -113,7 +113,7 @@ def verify(
     from stacklm.pipeline.gate import bring_tokens
     from stacklm.pipeline.verify import verify
 
-    files, _, _ = _opened(name)
+    files, _ = _opened(name)
     if files.experiment.probe is None:
         bring_tokens(files.project)
     found = verify(files, trial)
@@ -140,10 +140,10 @@ def _show(files: Files, lab: Lab) -> None:
         print(f"\nread the report: {page}")
 
 
-def _opened(name: str) -> tuple[Files, Lab, int]:
+def _opened(name: str) -> tuple[Files, Lab]:
     from stacklm.pipeline.lab import Files
-    from stacklm.pipeline.project import Project, trainings_at_once
+    from stacklm.pipeline.project import Project
 
     files = Files(Project.find(), name)
     lab = files.lab()
-    return files, lab, trainings_at_once(lab.settings)
+    return files, lab

@@ -29,7 +29,7 @@ from stacklm.lab.text import arms_table
 from stacklm.lab.trial import JUDGED, Trial, certified
 from stacklm.pipeline.code import changed_units, shortened
 from stacklm.pipeline.lab import Files
-from stacklm.pipeline.project import EXPERIMENTS, Project, check_tools, environment, trainings_at_once
+from stacklm.pipeline.project import EXPERIMENTS, Project, check_tools, environment
 from stacklm.pipeline.stages import Instance, stage
 from stacklm.pipeline.trials import run_here
 from stacklm.plan.memory import training_memory
@@ -157,7 +157,7 @@ def planned(files: Files, lab: Lab) -> tuple[Pace, str]:
     """What the gate takes, by the speed measured here and now, and what its looks can see, as text."""
     splits = Shards.open(files.shards).splits
     scored = sum(splits[split]["tokens"] for split in JUDGED)
-    found = pace(lab, seconds_per_step(lab.arms, files.vocab_size), scored, trainings_at_once(lab.settings))
+    found = pace(lab, seconds_per_step(lab.arms, files.vocab_size), scored, files.at_once(lab))
     memory = [f"{arm.name} {quantity(training_memory(arm.model, files.vocab_size, arm.train).total, 'B')}" for arm in lab.arms]
     lines = [
         lab.experiment.question,

@@ -30,8 +30,9 @@ from stacklm.lab.schedule import Lab
 from stacklm.lab.speed import Latency, decode_latency, seconds_per_step
 from stacklm.lab.text import short_text
 from stacklm.pipeline.code import LAB, changed_units, shortened
-from stacklm.pipeline.project import EXPERIMENTS, Project, experiments
+from stacklm.pipeline.project import EXPERIMENTS, Project, experiments, free_gpu_memory, processors, trainings_at_once
 from stacklm.pipeline.stages import Instance, stage
+from stacklm.plan.memory import training_memory
 
 LATENCY = "latency.json"
 ACCEPTED = "accepted"
@@ -132,6 +133,18 @@ class Files:
         units = changed_units(before["code"], now["code"]) + changed_units(_joined(before), _joined(now))
         keys = [f"train.{key}" for key in differing_fields(before.get("train", {}), now["train"])]
         return shortened(units or keys) or "its tokens"
+
+    def at_once(self, lab: Lab) -> int:
+        """How many trials to run at once: as many as have a processor for each thread, and on a GPU its free memory for them.
+
+        Memory is that of the largest arm as planned for a CPU, where a process takes about what a CUDA context does.
+        """
+        train = lab.settings
+        free = free_gpu_memory() if train.device in ("cuda", "auto") else None
+        if free is None:
+            return trainings_at_once(train)
+        largest = max(training_memory(arm.model, self.vocab_size, arm.train).total for arm in lab.arms)
+        return max(1, min(processors() // (train.threads * train.nproc), free // largest))
 
     def _speeds(self) -> dict[str, float]:
         return seconds_per_step(arms(self.experiment, self.params), self.vocab_size)

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,15 @@ def trainings_at_once(train: Train) -> int:
     if train.device in ("cuda", "mps") or (train.device == "auto" and accelerated):
         return 1
     return max(1, processors() // (train.threads * train.nproc))
+
+
+def free_gpu_memory() -> int | None:
+    """Bytes that are free on the first NVIDIA GPU; None where there is none."""
+    query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    if not shutil.which(query[0]):
+        return None
+    lines = subprocess.run(query, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout.split()
+    return int(lines[0]) * 2**20 if lines and lines[0].isdigit() else None
 
 
 def processors(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:

@@ -1,14 +1,20 @@
-"""How many processors are ours: those that the process is bound to, within the container's share of time."""
+"""How many trainings run at once: by the processors that are ours, and by the free memory of a GPU."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from stacklm.pipeline.project import processors
+from stacklm.pipeline.lab import Files
+from stacklm.pipeline.project import Project, free_gpu_memory, processors
+from stacklm.plan.memory import training_memory
+from support.lab_records import make_lab
 
 COUNT = "from pathlib import Path; from stacklm.pipeline.project import processors; print(processors(Path('absent')))"
 
@@ -29,3 +35,44 @@ def test_a_container_allows_no_more_than_its_share(tmp_path, monkeypatch, quota,
     if quota:
         (tmp_path / "cpu.max").write_text(f"{quota}\n")
     assert processors(tmp_path / "cpu.max") == expected
+
+
+@pytest.fixture
+def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """A program in the place of NVIDIA's that says how much memory is free, as text."""
+    if os.name == "nt":
+        pytest.skip("a shell script")
+
+    def install(printed: str) -> None:
+        program = tmp_path / "bin" / "nvidia-smi"
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/sh\nprintf '{printed}'\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+
+    return install
+
+
+@pytest.mark.parametrize(("printed", "expected"), [("8192\\n", 2**33), ("100\\n8192\\n", 100 * 2**20), ("No devices\\n", None)])
+def test_free_memory_is_that_of_the_first_gpu(gpu, printed: str, expected: int | None):
+    gpu(printed)
+    assert free_gpu_memory() == expected
+
+
+def test_without_a_gpu_there_is_no_memory_of_one(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert free_gpu_memory() is None
+
+
+def test_as_many_trials_at_once_as_a_gpu_holds_of_the_largest_arm(tmp_path, monkeypatch, gpu):
+    monkeypatch.setattr("stacklm.pipeline.lab.processors", lambda: 4)
+    lab = make_lab(tmp_path, sizes="[1]")
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "one.yaml").rename(tmp_path / "experiments" / "one.yaml")
+    files = Files(Project(tmp_path, tmp_path / ".stacklm"), "one")
+    largest = max(training_memory(arm.model, files.vocab_size, arm.train).total for arm in lab.arms)
+    on = {device: replace(lab, settings=replace(lab.settings, device=device, threads=1)) for device in ("cuda", "cpu")}
+    for times, expected in ((0.5, 1), (1.5, 1), (2.5, 2), (9, 4)):
+        gpu(f"{round(times * largest / 2**20)}\\n")
+        assert files.at_once(on["cuda"]) == expected, times
+    assert files.at_once(on["cpu"]) == processors()
