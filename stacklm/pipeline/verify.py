@@ -58,6 +58,10 @@ class Verification:
     def passed(self) -> bool:
         return all(row[-1] for row in self.rows)
 
+    @property
+    def same_weights(self) -> bool:
+        return "weights" in self.record and self.record["weights"] == self.again.get("weights")
+
     def text(self) -> str:
         """What had to agree and why, what was compared, and the outcome."""
         rule = (
@@ -67,6 +71,7 @@ class Verification:
         )
         rows = [(label, then, now, "yes" if agrees else "NO") for label, then, now, agrees in self.rows]
         outcome = "the record is reproduced" if self.passed else "the record is NOT reproduced"
+        outcome += "; the weights are equal to the bit" if self.same_weights else ""
         return f"{self.name}\nmust agree {rule}\n\n{table(('', 'record', 'again', 'agrees'), rows)}\n\n{outcome}"
 
 
@@ -109,7 +114,7 @@ def accept(files: Files, reason: str) -> Iterator[str]:
     }
     for trial in first.values():
         found = verify(files, trial)
-        if found.record["weights"] != found.again["weights"]:
+        if not found.same_weights:
             raise ParamsError(f"not accepted: other weights than recorded\n{found.text()}")
         yield f"{found.name}: the same weights"
     changed = changed_units(before["code"], now["code"])

@@ -43,6 +43,11 @@ def test_on_another_machine_scores_agree_within_three_standard_deviations(factor
     assert "within 0.60% (3 standard deviations over seeds), since now kernels is AVX2, then AVX512" in found.text()
 
 
+def test_weights_that_are_equal_although_they_need_not_be_are_told():
+    equal, other = verification({}, *OTHER), verification({"weights": "cd" * 32}, *OTHER)
+    assert "the weights are equal to the bit" in equal.text() and "equal to the bit" not in other.text()
+
+
 def test_a_trial_that_diverged_must_diverge_again():
     failed = Verification("one", {"failed": "diverged"}, {"failed": "diverged: NaN"}, (), 0.002)
     assert failed.passed
