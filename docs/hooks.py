@@ -104,7 +104,8 @@ def _title(page: str) -> str:
 
 def _stacklm(*arguments: str, check: bool = True) -> str:
     command = [sys.executable, "-m", "stacklm", *arguments]
-    return subprocess.run(command, cwd=ROOT, check=check, stdout=subprocess.PIPE, text=True).stdout
+    stderr = None if check else subprocess.DEVNULL
+    return subprocess.run(command, cwd=ROOT, check=check, stdout=subprocess.PIPE, stderr=stderr, text=True).stdout
 
 
 def _folder(page: str) -> Path:
