@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+
+from stacklm.config.schema import ParamsError
+from stacklm.pipeline.lab import Files as Experiment
+from stacklm.pipeline.project import Project, experiments
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -44,8 +47,8 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
     for name, modules in _packages().items():
         text = "\n\n".join([f"# stacklm.{name}", *(f"::: {module}" for module in modules)])
         files.append(File.generated(config, f"reference/{name}.md", content=text + "\n"))
-    text = f"# Experiments\n\n```\n{_stacklm('lab', 'show')}\n```\n"
-    files.append(File.generated(config, "experiments.md", content=text))
+    verdicts = "\n\n".join(f"{one.name}: {one.verdicts()}" for one in _experiments())
+    files.append(File.generated(config, "experiments.md", content=f"# Experiments\n\n```\n{verdicts}\n```\n"))
     for page, folder in _reports().items():
         for path in folder.iterdir():
             if path.suffix in (".md", ".svg"):
@@ -84,28 +87,26 @@ def _packages() -> dict[str, list[str]]:
 def _reports() -> dict[str, Path]:
     """The folder of each report, made from the records, by its page: one for an experiment on text, one for a synthetic task
     that has arms in common with it."""
-    names = sorted(path.parent.name for path in (ROOT / "experiments").glob("*/records"))
-    folders = {name: ROOT / "experiments" / name for name in names}
-    for name in names:
-        _stacklm("lab", "show", name)
-    text = [name for name in names if (folders[name] / "report").exists()]
-    for probe in set(names) - {*text}:
-        for name in text:
-            _stacklm("lab", "correlate", name, probe, check=False)  # refused where they have too few arms in common
-    found = [folder for name in text for folder in (folders[name] / "report", *sorted(folders[name].glob("correlation-*")))]
+    text, tasks = ([one for one in _experiments() if bool(one.experiment.probe) == task] for task in (False, True))
+    for one in text:
+        one.write_report()
+        for task in tasks:
+            with suppress(ParamsError):  # too few arms in common
+                one.write_correlation(task)
+    found = [folder for one in text for folder in (one.report, *sorted(one.report.parent.glob("correlation-*")))]
     return {f"experiments/{folder.parent.name}/{folder.name}/index.md": folder for folder in found}
+
+
+def _experiments() -> list[Experiment]:
+    """Those that have records."""
+    project = Project.find(ROOT)
+    return [one for name in experiments(project) if (one := Experiment(project, name)).recorded]
 
 
 def _title(page: str) -> str:
     """The experiment's name, and that of the task whose ranks are compared."""
     _, name, report, _ = page.split("/")
     return name if report == "report" else f"{name} and {report.removeprefix('correlation-')}"
-
-
-def _stacklm(*arguments: str, check: bool = True) -> str:
-    command = [sys.executable, "-m", "stacklm", *arguments]
-    stderr = None if check else subprocess.DEVNULL
-    return subprocess.run(command, cwd=ROOT, check=check, stdout=subprocess.PIPE, stderr=stderr, text=True).stdout
 
 
 def _folder(page: str) -> Path:

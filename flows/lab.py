@@ -23,7 +23,7 @@ from stacklm.pipeline.lab import Files
 from stacklm.pipeline.locks import hold_project
 from stacklm.pipeline.project import Project
 from stacklm.pipeline.tracking.sync import sync_all
-from stacklm.pipeline.trials import TRIES, Outcome, run_apart, run_trials, running
+from stacklm.pipeline.trials import TRIES, Outcome, failures, run_apart, run_trials, running
 
 
 @task(task_run_name="{name}", retries=TRIES - 1)
@@ -57,7 +57,7 @@ def lab(experiment: str, workers: int | None = None, dask: str | None = None) ->
         sync_all(project)
         create_markdown_artifact(f"```\n{result}\n```", key=f"lab-{experiment}".lower().replace("_", "-"), description=experiment)
         if broken:
-            return Failed(message="\n".join([f"{len(broken)} trials failed; the same command tries them again", *broken.values()]))
+            return Failed(message=failures(broken))
         return Completed(message=f"{experiment}: all trials are done")
 
 

@@ -36,7 +36,7 @@ def plan(
 def run(name: Name) -> None:
     """Run what is left of an experiment without Prefect, on the tokens that are there. The stages in experiments/dvc.yaml do so."""
     from stacklm.pipeline.locks import hold_project
-    from stacklm.pipeline.trials import run_here
+    from stacklm.pipeline.trials import failures, run_here
     from stacklm.pipeline.watchdog import exit_with_entry_point
 
     exit_with_entry_point()
@@ -46,7 +46,7 @@ def run(name: Name) -> None:
         broken = run_here(lab, files, files.at_once(lab))
     _show(files, lab)
     if broken:
-        raise RuntimeError("\n".join([f"{len(broken)} trials failed; the same command tries them again", *broken.values()]))
+        raise RuntimeError(failures(broken))
 
 
 @app.command()
@@ -79,14 +79,8 @@ def correlate(
     ],
 ) -> None:
     """Say how well a synthetic task predicts bits per byte over the arms of two experiments, and write a report of it."""
-    from stacklm.lab.correlation import correlate
-    from stacklm.report.lab.correlation import sentence, write
-
-    files, other = _opened(text)[0], _opened(probe)[0]
-    found = correlate(files.findings(), other.findings())
-    folder = files.report.parent / f"correlation-{probe}"
-    write(found, text, probe, folder)
-    print(f"{probe} and {text}: {sentence(found)}\n\nread the report: {folder / 'index.html'}")
+    found, page = _opened(text)[0].write_correlation(_opened(probe)[0])
+    print(f"{probe} and {text}: {found}\n\nread the report: {page}")
 
 
 @app.command()
@@ -97,7 +91,7 @@ def accept(
     """Let an experiment go on after a change of code: a trial of every arm is trained again and must give the same weights."""
     from stacklm.pipeline.verify import accept
 
-    for line in accept(_opened(name)[0], reason):
+    for line in accept(_with_tokens(name), reason):
         print(line, flush=True)
     print(f"accepted; `stacklm run-flow lab {name}` goes on with the present code")
 
@@ -110,13 +104,9 @@ def verify(
     ] = None,
 ) -> None:
     """Train one trial of an experiment again and compare it with its record. The exit code is 1 where it is not reproduced."""
-    from stacklm.pipeline.gate import bring_tokens
     from stacklm.pipeline.verify import verify
 
-    files, _ = _opened(name)
-    if files.experiment.probe is None:
-        bring_tokens(files.project)
-    found = verify(files, trial)
+    found = verify(_with_tokens(name), trial)
     print(found.text())
     raise typer.Exit(0 if found.passed else 1)
 
@@ -138,6 +128,16 @@ def _show(files: Files, lab: Lab) -> None:
     print(result_text(lab, files.records()))
     if (page := files.write_report()).exists():
         print(f"\nread the report: {page}")
+
+
+def _with_tokens(name: str) -> Files:
+    """An experiment whose tokens are there; they are made where they are not."""
+    from stacklm.pipeline.lab import bring_tokens
+
+    files, _ = _opened(name)
+    if files.experiment.probe is None:
+        bring_tokens(files.project)
+    return files
 
 
 def _opened(name: str) -> tuple[Files, Lab]:

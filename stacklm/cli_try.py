@@ -73,7 +73,8 @@ def try_(
     from stacklm.config.params import load
     from stacklm.lab import candidate
     from stacklm.lab.gate import EXIT_CODES, Terms, gate, of_steps
-    from stacklm.pipeline.gate import audited, bring_tokens, open_gate, planned, result, run_looks
+    from stacklm.pipeline.gate import audited, open_gate, planned, result, run_looks
+    from stacklm.pipeline.lab import bring_tokens
     from stacklm.pipeline.locks import hold_project
     from stacklm.pipeline.project import Project
 

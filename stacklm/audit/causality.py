@@ -129,14 +129,14 @@ def cached(probe: Probe) -> str:
 
 
 def rebuilt(model: Custom, again: Callable[[], LanguageModel]) -> str:
-    """a model made anew with the same parameters and buffers gives the same logits: nothing else is held"""
+    """a model built again with the same parameters and buffers gives the same logits: nothing else is held"""
     with torch.random.fork_rng():
         torch.manual_seed(1)  # what is drawn is drawn otherwise
         twin = again()
     own, theirs = contents(model), contents(twin)
     for name, tensor in theirs.items():
         if name not in own or own[name].shape != tensor.shape:
-            raise Fault(f"holds more than its parameters: made anew it has another {name}")
+            raise Fault(f"holds more than its parameters: built again it has another {name}")
         tensor.data = own[name].detach().clone()
     device = next(model.parameters()).device
     ids_BT = torch.arange(2 * min(model.context, LONGEST), device=device).view(2, -1) % model.vocab_size
@@ -144,7 +144,7 @@ def rebuilt(model: Custom, again: Callable[[], LanguageModel]) -> str:
         differs_T = (model.eval()(ids_BT) != twin.eval()(ids_BT)).any(dim=-1).any(dim=0)
     if differs_T.any():
         raise Fault(
-            "holds more than its parameters and buffers: made anew with these, it has other logits at positions "
+            "holds more than its parameters and buffers: built again with these, it has other logits at positions "
             f"{_places(differs_T)}"
         )
     return f"2 sequences of {ids_BT.shape[1]} tokens"

@@ -226,11 +226,23 @@ def floor(fresh: Callable[[int, int], LanguageModel], machinery: Machinery) -> s
 
 def learn(model: LanguageModel, stream: TokenStream, context: int, steps: int, machinery: Machinery) -> list[float]:
     """Some steps of training in place; the mean loss of each, in nats per token, before its update."""
+    return list(learning(model, stream, context, steps, machinery))
+
+
+def learning(
+    model: LanguageModel,
+    stream: TokenStream,
+    context: int,
+    steps: int,
+    machinery: Machinery,
+    batch_size: int = BATCH,
+    config: AdamW = OPTIMIZER,
+) -> Iterator[float]:
+    """The same, one step each time that a loss is asked for."""
     device = next(model.parameters()).device
-    optimizer = build_optimizer(model.train(), OPTIMIZER)
+    optimizer = build_optimizer(model.train(), config)
     objective = machinery.objective(model)
-    batches = machinery.train_batches(stream, context, BATCH, 0)
-    found = []
+    batches = machinery.train_batches(stream, context, batch_size, 0)
     for step in range(steps):
         inputs_BT, targets_BT = (tensor.to(device) for tensor in batches.batch(step))
         loss = objective(inputs_BT, targets_BT) / targets_BT.numel()
@@ -242,8 +254,7 @@ def learn(model: LanguageModel, stream: TokenStream, context: int, steps: int, m
                 raise
             raise Fault("state between batches: gradients of one batch lead back into the batch before") from None
         optimizer.step()
-        found.append(loss.item())
-    return found
+        yield loss.item()
 
 
 def steps(model: LanguageModel, vocab_size: int, context: int, machinery: Machinery) -> str:

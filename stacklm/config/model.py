@@ -21,6 +21,8 @@ WIDEST = 2**22
 """Features that a stack may give, and that the queries of its heads may have together."""
 Heads = Annotated[int, Range(1, 2**12)]
 ConvSize = Annotated[int, Range(1, 16)]
+Role = Literal["embedding", "matrix", "vector", "head"]
+"""Of a parameter, which decides how an optimizer treats it."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +211,7 @@ class HuggingFace:
     kind: Literal["huggingface"] = "huggingface"
     settings: dict[str, Any] = field(default_factory=dict, hash=False)
     """Its arguments, besides the sizes of vocabulary and context."""
-    roles: dict[str, Literal["embedding", "matrix", "vector", "head"]] = field(default_factory=dict, hash=False)
+    roles: dict[str, Role] = field(default_factory=dict, hash=False)
     """Roles of parameters by patterns of names, such as `"*.A_log": vector`, where that of their module is wrong."""
 
     def depth(self, context: int) -> None:

@@ -8,12 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
 from stacklm.config.model import Dense, Model
 from stacklm.config.optimizer import Optimizer
-from stacklm.config.params import NAME_PATTERN, Params, assign, load_plain
+from stacklm.config.params import NAME_PATTERN, Params, assign, load_plain, read_value
 from stacklm.config.schema import ParamsError, listed, nearest, plain, read
 from stacklm.model.custom import model_named
 
@@ -71,16 +68,12 @@ def changed(named: Named, assignments: Iterable[str]) -> tuple[Named, dict[str, 
 
     Raises `ParamsError` for a key that there is not, and for a value that cannot be.
     """
-    tree, yaml = {**plain(named.model), "train": {}}, YAML(typ="safe", pure=True)
+    tree = {**plain(named.model), "train": {}}
     for assignment in assignments:
-        key, equals, value = assignment.partition("=")
-        first, *rest = key.split(".")
-        if not (equals and all(rest) and rest and first in SECTIONS):
+        first, *rest = assignment.partition("=")[0].split(".")
+        if not ("=" in assignment and all(rest) and rest and first in SECTIONS):
             raise ParamsError(f"--set {assignment}: write KEY=VALUE with a key that begins with {listed(SECTIONS)} and a dot")
-        try:
-            found = yaml.load(value)
-        except YAMLError:
-            raise ParamsError(f"--set {assignment}: {value!r} is not valid YAML") from None
-        assign(tree, ["architecture"] * (first == "settings") + [first, *rest], found, f"--set {assignment}")
+        _, value = read_value(assignment)
+        assign(tree, ["architecture"] * (first == "settings") + [first, *rest], value, f"--set {assignment}")
     train = tree.pop("train")
     return Named(named.name, read(Model, tree, named.name)), train

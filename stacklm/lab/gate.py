@@ -44,7 +44,7 @@ class Terms:
 
 
 def of_steps(steps: int, train: Train) -> dict[str, Any]:
-    """Settings of a training of so many steps, with no longer a warm-up than a tenth of it."""
+    """Settings of a training of that many steps, with no longer a warm-up than a tenth of it."""
     return {"max_steps": steps, "hard_stop": None, "warmup_steps": min(train.warmup_steps, steps // 10)}
 
 

@@ -1,6 +1,6 @@
 """What leaks pretend to gain: one small model trained with and without them on random tokens, of which nothing can be learned.
 
-Every token of the text is drawn anew from `TEXT` equally likely ones. A model that is told nothing cannot expect a loss below
+Every token of the text is drawn on its own from `TEXT` equally likely ones. A model that is told nothing cannot expect a loss below
 ln `TEXT`, so whatever is reported below that is the leak. The faults are planted here alone, from outside: no setting has them.
 
 Dimension letters: B batch, T time, C width.
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from stacklm.audit.audit import Finding, certify
-from stacklm.audit.data import Machinery
+from stacklm.audit.data import Machinery, learning
 from stacklm.config.model import Architecture, Dense
 from stacklm.config.optimizer import AdamW
 from stacklm.config.train import Train
@@ -33,7 +33,6 @@ from stacklm.model.build import ModelConfig, build
 from stacklm.model.dense import Block
 from stacklm.model.layers import LanguageModel
 from stacklm.train.loss import token_losses
-from stacklm.train.optimizer import build_optimizer
 from stacklm.train.validate import Batch
 
 TEXT = 16
@@ -139,7 +138,7 @@ CASES = (
     ),
     Case(
         "overlapping windows",
-        f"Every window is trained on once but every token {CONTEXT} times, so the text is learned by heart, and windows kept for "
+        f"Every window is trained on once but every token {CONTEXT} times, so the text is memorised, and windows kept for "
         "validation are of the same tokens.",
         "sequences",
         machinery=Machinery(train_batches=Windows),
@@ -156,7 +155,7 @@ CASES = (
 
 @dataclass(frozen=True)
 class Point:
-    """Losses in nats per token after so many steps: as they are reported, training's as a mean since the last point, and honest."""
+    """Losses in nats per token after `step` steps: as they are reported, training's as a mean since the last point, and honest."""
 
     step: int
     train: float
@@ -217,21 +216,14 @@ def _trained(case: Case, model: LanguageModel, steps: int) -> Iterator[Point]:
     sequences = steps * BATCH
     text = random_text(-(-sequences * KEPT // (KEPT - 1)) + CONTEXT if case.windows else sequences * CONTEXT, key=1)
     held_out = random_text(HELD_OUT * CONTEXT, key=2)
-    batches = case.machinery.train_batches(text, CONTEXT, BATCH, 0)
-    objective, optimizer = case.machinery.objective(model), build_optimizer(model, OPTIMIZER)
     reported = kept_windows(text, held_out, CONTEXT, BATCH) if case.windows else None
     valid = list(reported or case.machinery.evaluation_batches(held_out, CONTEXT, BATCH))
     losses: list[float] = []
-    for step in range(steps):
-        inputs_BT, targets_BT = batches.batch(step)
-        loss = objective(inputs_BT, targets_BT) / targets_BT.numel()
-        model.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-        if (step + 1) % EVERY == 0:
+    for loss in learning(model, text, CONTEXT, steps, case.machinery, BATCH, OPTIMIZER):
+        losses.append(loss)
+        if len(losses) % EVERY == 0:
             score = case.machinery.score(model, valid, np.ones(TEXT + 1, dtype=np.int64))
-            yield Point(step + 1, float(np.mean(losses[-EVERY:])), score.loss, honest_loss(model, held_out, CONTEXT))
+            yield Point(len(losses), float(np.mean(losses[-EVERY:])), score.loss, honest_loss(model, held_out, CONTEXT))
 
 
 @torch.no_grad()

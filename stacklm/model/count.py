@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from stacklm.config.model import Architecture, Dense, Stacked
+from stacklm.config.model import Architecture, Dense, Role, Stacked
 from stacklm.model.build import build
 from stacklm.model.custom import Custom
-from stacklm.model.measured import ROLES, Role
+from stacklm.model.measured import ROLES
 
 
 @dataclass(frozen=True)

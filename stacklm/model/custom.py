@@ -15,19 +15,19 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from stacklm.code import beside, digest
-from stacklm.config.model import Python, own_code
+from stacklm.config.model import Python, Role, own_code
 from stacklm.config.schema import ParamsError, listed, nearest
 from stacklm.model.kernels import checkpointed
 from stacklm.model.layers import LanguageModel
-from stacklm.model.measured import Role, flops, roles_by_type
+from stacklm.model.measured import flops, roles_by_type
 
-ROLES = ("embedding", "matrix", "vector", "head")
+ROLES = get_args(Role)
 SIZES = ("vocab_size", "context_length")
 _loaded: dict[tuple[Path, str], ModuleType] = {}
 _names: set[str] = set()

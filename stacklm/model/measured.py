@@ -7,16 +7,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from stacklm.config.model import Role
 from stacklm.model.layers import DenseSkip, Embedding, Head, Linear, PackedLayerNorm, PackedLinear, RMSNorm, ShortConv
-
-Role = Literal["embedding", "matrix", "vector", "head"]
 
 ROLES: dict[type[nn.Module], dict[str, Role]] = {
     Embedding: {"weight": "embedding"},

@@ -25,7 +25,7 @@ from stacklm.config.data import HuggingFaceSource
 from stacklm.config.params import load
 from stacklm.config.schema import ParamsError
 from stacklm.pipeline.dvc import differing_stages
-from stacklm.pipeline.project import Project, check_tools
+from stacklm.pipeline.project import Project, check_tools, nvidia_smi
 from stacklm.pipeline.tracking.store import artifact_root, is_server, shown_uri, tracking_uri
 from stacklm.units import quantity
 
@@ -116,7 +116,7 @@ def torch() -> Finding:
     if torch.backends.mps.is_available():
         return Finding("torch", "ok", f"{version} on the GPU of this Mac")
     cpu = f"{version} on the CPU, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
-    if gpu := _gpu():
+    if gpu := nvidia_smi("name"):
         build = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "has no CUDA"
         return Finding("torch", "note", f"{cpu}; it {build} and cannot use {gpu}", "install PyTorch for its driver: pytorch.org")
     return Finding("torch", "ok", cpu)
@@ -277,14 +277,6 @@ def _version(package: str) -> str | None:
 
 def _git(*words: str) -> str:
     return subprocess.run(["git", *words], capture_output=True, text=True).stdout.strip()
-
-
-def _gpu() -> str:
-    """The name of the first GPU that its driver knows; empty where there is none."""
-    if shutil.which("nvidia-smi") is None:
-        return ""
-    done = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True)
-    return done.stdout.strip().partition("\n")[0] if done.returncode == 0 else ""
 
 
 def _pip() -> str:

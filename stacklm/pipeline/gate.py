@@ -1,10 +1,9 @@
-"""`stacklm try`: the experiment that it writes, what is kept of earlier ones, and going on from look to look."""
+"""`stacklm try`: the experiment that it writes, what is kept of earlier ones, and the run from one look to the next."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import subprocess
 import sys
 import threading
 import time
@@ -29,9 +28,8 @@ from stacklm.lab.text import arms_table
 from stacklm.lab.trial import JUDGED, Trial, certified
 from stacklm.pipeline.code import changed_units, shortened
 from stacklm.pipeline.lab import Files
-from stacklm.pipeline.project import EXPERIMENTS, Project, check_tools, environment
-from stacklm.pipeline.stages import Instance, stage
-from stacklm.pipeline.trials import run_here
+from stacklm.pipeline.project import EXPERIMENTS, Project
+from stacklm.pipeline.trials import failures, run_here
 from stacklm.plan.memory import training_memory
 from stacklm.progress import progress
 from stacklm.train.metrics import METRICS
@@ -41,19 +39,6 @@ SOURCES = "sources"
 """Folder in experiments/ with copies of users' files, each in one that is named by what it holds."""
 BAR = "{l_bar}{bar}| {n:.1f} of {total} trainings, {elapsed} gone"
 HEAD = "Written by `stacklm try`, which resumes it. The looks were declared before the first trial."
-
-
-def bring_tokens(project: Project) -> None:
-    """Have DVC make the tokens where there are none yet. Raises `ParamsError` and `RuntimeError`."""
-    shards = Instance(stage("shards")).made(project.root)["shards"]
-    if (shards / "manifest.json").is_file():
-        return
-    check_tools(project)
-    print("there are no tokens yet: dvc repro shards", flush=True)
-    command = [sys.executable, "-m", "dvc", "repro", "shards"]
-    code = subprocess.run(command, cwd=project.root, env=environment(), stdout=sys.stderr).returncode
-    if code:
-        raise RuntimeError(f"`dvc repro shards` ended with code {code}; its messages are above")
 
 
 def open_gate(project: Project, name: str, made: Experiment, again: bool) -> tuple[Files, Lab]:
@@ -195,7 +180,7 @@ def _train(files: Files, lab: Lab, found: Pace, title: str) -> Pace:
 
         broken = run_here(lab, files, found.at_once, say)
     if broken:
-        raise RuntimeError("\n".join([f"{len(broken)} trials failed; the same command tries them again", *broken.values()]))
+        raise RuntimeError(failures(broken))
     return found.corrected(trained, time.monotonic() - began)
 
 

@@ -11,6 +11,8 @@ Work in progress and weights are in `.stacklm/lab`, where equal trials of all ex
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,13 +26,14 @@ from stacklm.config.schema import ParamsError, differing_fields, listed, nearest
 from stacklm.config.train import Train
 from stacklm.files import read_json, sha256, write_json
 from stacklm.lab import probes
+from stacklm.lab.correlation import correlate
 from stacklm.lab.experiment import Experiment, arms, load_experiment, settings
 from stacklm.lab.findings import Findings
 from stacklm.lab.schedule import Lab
 from stacklm.lab.speed import Latency, decode_latency, seconds_per_step
 from stacklm.lab.text import short_text
 from stacklm.pipeline.code import LAB, changed_units, shortened
-from stacklm.pipeline.project import EXPERIMENTS, Project, experiments, free_gpu_memory, processors, trainings_at_once
+from stacklm.pipeline.project import EXPERIMENTS, Project, check_tools, environment, experiments, trainings_at_once
 from stacklm.pipeline.stages import Instance, stage
 from stacklm.plan.memory import training_memory
 
@@ -139,12 +142,11 @@ class Files:
 
         Memory is that of the largest arm as planned for a CPU, where a process takes about what a CUDA context does.
         """
-        train = lab.settings
-        free = free_gpu_memory() if train.device in ("cuda", "auto") else None
-        if free is None:
-            return trainings_at_once(train)
-        largest = max(training_memory(arm.model, self.vocab_size, arm.train).total for arm in lab.arms)
-        return max(1, min(processors() // (train.threads * train.nproc), free // largest))
+
+        def largest() -> int:
+            return max(training_memory(arm.model, self.vocab_size, arm.train).total for arm in lab.arms)
+
+        return trainings_at_once(lab.settings, largest)
 
     def _speeds(self) -> dict[str, float]:
         return seconds_per_step(arms(self.experiment, self.params), self.vocab_size)
@@ -192,6 +194,18 @@ class Files:
             write(self.findings(), self.report)
         return self.report / "index.html"
 
+    def write_correlation(self, task: Files) -> tuple[str, Path]:
+        """Write how well a synthetic task ranks the arms that this experiment on text has as well: a sentence, and the page.
+
+        Raises `ParamsError` as `correlate` does.
+        """
+        from stacklm.report.lab.correlation import sentence, write
+
+        found = correlate(self.findings(), task.findings())
+        folder = self.report.parent / f"correlation-{task.name}"
+        write(found, self.name, task.name, folder)
+        return sentence(found), folder / "index.html"
+
     def save(self, record: dict[str, Any]) -> None:
         """Keep the record of one trial."""
         write_json(self.record(record["identity"]), record)
@@ -233,6 +247,19 @@ class Files:
             "code": code,
             **models,
         }
+
+
+def bring_tokens(project: Project) -> None:
+    """Have DVC make the tokens where there are none yet. Raises `ParamsError` and `RuntimeError`."""
+    shards = Instance(stage("shards")).made(project.root)["shards"]
+    if (shards / "manifest.json").is_file():
+        return
+    check_tools(project)
+    print("there are no tokens yet: dvc repro shards", flush=True)
+    command = [sys.executable, "-m", "dvc", "repro", "shards"]
+    code = subprocess.run(command, cwd=project.root, env=environment(), stdout=sys.stderr).returncode
+    if code:
+        raise RuntimeError(f"`dvc repro shards` ended with code {code}; its messages are above")
 
 
 def _joined(origin: Mapping[str, Any]) -> dict[str, str]:

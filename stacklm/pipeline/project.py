@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,21 +81,32 @@ def environment() -> dict[str, str]:
     }
 
 
-def trainings_at_once(train: Train) -> int:
-    """How many trainings to run at once: as many as have a processor for each of their threads, but one on an accelerator."""
+def trainings_at_once(train: Train, memory: Callable[[], int] | None = None) -> int:
+    """How many trainings to run at once: as many as have a processor for each of their threads, but one on an accelerator.
+
+    With `memory`, which says what the largest of them takes, in bytes, a GPU of NVIDIA's has as many as its free memory holds.
+    """
+    here = max(1, processors() // (train.threads * train.nproc))
     accelerated = bool(shutil.which("nvidia-smi")) or platform.system() == "Darwin"
-    if train.device in ("cuda", "mps") or (train.device == "auto" and accelerated):
-        return 1
-    return max(1, processors() // (train.threads * train.nproc))
+    if train.device == "cpu" or (train.device == "auto" and not accelerated):
+        return here
+    free = free_gpu_memory() if memory and train.device != "mps" else None
+    return max(1, min(here, free // memory())) if memory and free is not None else 1
 
 
 def free_gpu_memory() -> int | None:
     """Bytes that are free on the first NVIDIA GPU; None where there is none."""
-    query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
-    if not shutil.which(query[0]):
-        return None
-    lines = subprocess.run(query, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout.split()
-    return int(lines[0]) * 2**20 if lines and lines[0].isdigit() else None
+    free = nvidia_smi("memory.free", "nounits")
+    return int(free) * 2**20 if free.isdigit() else None
+
+
+def nvidia_smi(query: str, *options: str) -> str:
+    """What the driver says of the first NVIDIA GPU; empty where there is none."""
+    if shutil.which("nvidia-smi") is None:
+        return ""
+    command = ["nvidia-smi", f"--query-gpu={query}", f"--format={','.join(('csv', 'noheader', *options))}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.strip().partition("\n")[0] if done.returncode == 0 else ""
 
 
 def processors(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:

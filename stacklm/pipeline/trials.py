@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -80,6 +80,11 @@ def run_trials(
         if (identity := planned.trial.identity) in records and not files.record(identity).exists():
             files.save(records[identity])
     return broken
+
+
+def failures(broken: Mapping[str, str]) -> str:
+    """What is said of trials that failed for good, by why each of them did."""
+    return "\n".join([f"{len(broken)} trials failed; the same command tries them again", *broken.values()])
 
 
 def run_here(lab: Lab, files: Files, at_once: int, say: Say = say_shown) -> dict[str, str]:

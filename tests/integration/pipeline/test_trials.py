@@ -117,12 +117,17 @@ ALONE = """\
 """
 
 
-def test_trials_run_without_prefect_and_one_that_fails_is_tried_twice(tmp_path, monkeypatch):
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    """An experiment of a baseline alone, with tokens to train on."""
     write_text(tmp_path / "out" / "shards")
     (tmp_path / "params.yaml").write_text(TINY_PARAMS)
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "alone.yaml").write_text(ALONE)
-    files = Files(Project(tmp_path, tmp_path / ".stacklm"), "alone")
+    return Files(Project(tmp_path, tmp_path / ".stacklm"), "alone")
+
+
+def test_trials_run_without_prefect_and_one_that_fails_is_tried_twice(files, monkeypatch):
     lab = files.begin()
     unlucky = lab.pending({})[1].trial
     tries = []
@@ -143,12 +148,7 @@ def test_trials_run_without_prefect_and_one_that_fails_is_tried_twice(tmp_path, 
     assert len(files.records()) == 3 and before.items() <= files.records().items()
 
 
-def test_an_interruption_ends_the_trials_under_way_and_tries_none_again(tmp_path, monkeypatch):
-    write_text(tmp_path / "out" / "shards")
-    (tmp_path / "params.yaml").write_text(TINY_PARAMS)
-    (tmp_path / "experiments").mkdir()
-    (tmp_path / "experiments" / "alone.yaml").write_text(ALONE)
-    files = Files(Project(tmp_path, tmp_path / ".stacklm"), "alone")
+def test_an_interruption_ends_the_trials_under_way_and_tries_none_again(files, monkeypatch):
     tries = []
 
     def apart(trial, shards, work):
