@@ -15,11 +15,11 @@ from stacklm.cli_examples import add_examples
 from stacklm.cli_lab import app as lab_app
 from stacklm.cli_lab import verify
 from stacklm.cli_start import doctor, init, leak
+from stacklm.cli_text import generate
 from stacklm.cli_try import EPILOG, try_
 from stacklm.cli_types import (
     Addresses,
     Axis,
-    Cache,
     Flow,
     FlowExperiment,
     FlowModels,
@@ -28,7 +28,6 @@ from stacklm.cli_types import (
     StackedModel,
     StageModel,
     StageName,
-    TrainedModel,
 )
 
 if TYPE_CHECKING:
@@ -49,6 +48,7 @@ app.command()(doctor)
 app.command()(init)
 app.command("try", epilog=EPILOG)(try_)
 app.command()(leak)
+app.command()(generate)
 
 
 @app.command("run-flow")
@@ -239,46 +239,6 @@ def variants(
     from stacklm.report.variants import variants_table
 
     print(variants_table(*_stacked(model, preset), axis.value))
-
-
-@app.command()
-def generate(
-    prompt: Annotated[str | None, typer.Argument(help="The text to continue; without it, standard input is read.")] = None,
-    model: TrainedModel = None,
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option(help="Tokens at most. All options default to `evaluate.sample` of params.yaml."),
-    ] = None,
-    temperature: Annotated[float | None, typer.Option(help="0: always the most likely token.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Sample from the k most likely tokens; 0: from all.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Sample from the most likely tokens whose probabilities add up to p.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the sampling.")] = None,
-    cache: Annotated[Cache, typer.Option(help="Keep keys and values, or the inputs of stacks alone.")] = Cache.kv,
-) -> None:
-    """Continue a prompt with a trained model, up to the end of the document or `--max-new-tokens`."""
-    from dataclasses import replace
-
-    from stacklm.config.params import load
-    from stacklm.config.schema import listed, nearest, plain, read
-    from stacklm.evaluate.generate import continue_text
-    from stacklm.pipeline.stages import instances
-
-    project = _project()
-    params = load(project.params_file)
-    given = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    sample = plain(params.evaluate.sample) | {name: value for name, value in given.items() if value is not None}
-    config = replace(params.evaluate, sample=read(type(params.evaluate.sample), sample, "generate"))
-    trained = [item for item in instances(params) if item.stage.resumable]
-    item = next((one for one in trained if model in (one.run, one.model)), trained[0] if model is None else None)
-    if item is None:
-        _fail(f"no model {model!r}; the trained ones are {listed(one.run for one in trained)}{nearest(model, params.models)}")
-    paths = _paths(project, "pretrain", item.model, item.seed) | _paths(project, "tokenizer")
-    if not paths["trained"].exists():
-        _fail(f"{item.run} is not trained yet: `dvc repro {item.address}` or `stacklm run-flow pretrain` does it")
-    text = sys.stdin.buffer.read() if prompt is None else os.fsencode(prompt)  # an argument may hold any bytes
-    for piece in continue_text(config, paths["trained"], paths["tokenizer"], text, cache.value):
-        print(piece, end="", flush=True)
-    print()
 
 
 @app.command()

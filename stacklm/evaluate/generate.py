@@ -34,13 +34,21 @@ def stream(decoder: Decoder, words: Tokenizer, prompt: bytes | str, settings: Sa
 def continue_text(config: Evaluate, trained: Path, tokenizer: Path, prompt: bytes | str, cache: str) -> Iterator[str]:
     """`stream` for the model in the folder `trained`, with `config.sample`; `cache` is one of `CACHES`.
 
+    Raises as `open_decoder` does.
+    """
+    decoder, words = open_decoder(config, trained, tokenizer, cache)
+    return stream(decoder, words, prompt, config.sample)
+
+
+def open_decoder(config: Evaluate, trained: Path, tokenizer: Path, cache: str = "kv") -> tuple[Decoder, Tokenizer]:
+    """The model of the folder `trained`, ready to generate on `config.device`, and its tokenizer; `cache` is one of `CACHES`.
+
     Raises `StoreError` where model and tokenizer do not belong together, `ValueError` where that cache is not exact.
     """
     device = setup_device(config.device, config.threads)
     words = Tokenizer.load(tokenizer)
     model, settings = load_model(trained, words.digest)
-    decoder = Decoder(model.to(device).eval(), settings.context_length, CACHES[cache])
-    return stream(decoder, words, prompt, config.sample)
+    return Decoder(model.to(device).eval(), settings.context_length, CACHES[cache]), words
 
 
 def generate(decoder: Decoder, ids: Sequence[int], settings: Sample) -> Iterator[int]:
@@ -50,6 +58,11 @@ def generate(decoder: Decoder, ids: Sequence[int], settings: Sample) -> Iterator
     half a context of ids before it. Equal settings and weights give equal ids: the draws have a seed of their own and
     are made on the CPU.
     """
+    return (token for token, _ in draw(decoder, ids, settings))
+
+
+def draw(decoder: Decoder, ids: Sequence[int], settings: Sample) -> Iterator[tuple[int, torch.Tensor]]:
+    """The ids of `generate`, each with the logits, [V], that it was drawn from."""
     device = decoder.device
     context = decoder.cache.context
     generator = torch.Generator().manual_seed(settings.seed)
@@ -61,9 +74,9 @@ def generate(decoder: Decoder, ids: Sequence[int], settings: Sample) -> Iterator
             window = window[-max(context // 2, 1) :]
         unread = window[decoder.cache.tokens :]
         features_BTW = decoder.features(torch.tensor([unread], device=device))
-        logits_V = decoder.head(features_BTW[0, -1]).float().cpu()
+        logits_V = decoder.head(features_BTW[0, -1]).detach().float().cpu()
         window.append(choose(logits_V, settings, generator))
-        yield window[-1]
+        yield window[-1], logits_V
 
 
 def choose(logits_V: torch.Tensor, settings: Sample, generator: torch.Generator) -> int:

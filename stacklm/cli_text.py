@@ -1,0 +1,68 @@
+"""`stacklm generate`: text from a trained model."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stacklm.cli_types import Cache, TrainedModel
+
+if TYPE_CHECKING:
+    from stacklm.config.params import Params
+
+
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="The text to continue; without it, standard input is read.")] = None,
+    model: TrainedModel = None,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens at most. All options default to `evaluate.sample` of params.yaml."),
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="0: always the most likely token.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample from the k most likely tokens; 0: from all.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample from the most likely tokens whose probabilities add up to p.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the sampling.")] = None,
+    cache: Annotated[Cache, typer.Option(help="Keep keys and values, or the inputs of stacks alone.")] = Cache.kv,
+) -> None:
+    """Continue a prompt with a trained model, up to the end of the document or `--max-new-tokens`."""
+    from dataclasses import replace
+
+    from stacklm.config.schema import plain, read
+    from stacklm.evaluate.generate import continue_text
+
+    params, _, trained, tokenizer = find_trained(model)
+    given = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    sample = plain(params.evaluate.sample) | {name: value for name, value in given.items() if value is not None}
+    config = replace(params.evaluate, sample=read(type(params.evaluate.sample), sample, "generate"))
+    text = sys.stdin.buffer.read() if prompt is None else os.fsencode(prompt)  # an argument may hold any bytes
+    for piece in continue_text(config, trained, tokenizer, text, cache.value):
+        print(piece, end="", flush=True)
+    print()
+
+
+def find_trained(model: str | None) -> tuple[Params, str, Path, Path]:
+    """Settings, name, folder and tokenizer of a trained model, such as `dense-2`; of `dense` the first, of none the first of all.
+
+    Raises `ParamsError`, which says what to do, where there is none.
+    """
+    from stacklm.config.params import load
+    from stacklm.config.schema import ParamsError, listed, nearest
+    from stacklm.pipeline.project import Project
+    from stacklm.pipeline.stages import Instance, instances, stage
+
+    project = Project.find()
+    params = load(project.params_file)
+    all_of_them = [item for item in instances(params) if item.stage.resumable]
+    item = next((one for one in all_of_them if model in (one.run, one.model, None)), None)
+    if item is None:
+        names = listed(one.run for one in all_of_them)
+        raise ParamsError(f"no model {model!r}; the trained ones are {names}{nearest(model, params.models)}")
+    trained = item.paths(item.stage.writes, project.root)["trained"]
+    if not trained.exists():
+        raise ParamsError(f"{item.run} is not trained yet: `dvc repro {item.address}` or `stacklm run-flow pretrain` does it")
+    tokenizer = Instance(stage("tokenizer"))
+    return params, item.run, trained, tokenizer.paths(tokenizer.stage.writes, project.root)["tokenizer"]
