@@ -50,7 +50,7 @@ def lab(experiment: str, workers: int | None = None, dask: str | None = None) ->
         runner, at_once = task_runner(workers, files.at_once(found), dask)
         with stoppable(runner, children=running):
             broken = run_trials(found, files, tasks(files, runner), at_once)
-        result = result_text(found, files.records())
+        result = result_text(files.findings())
         print(f"\n{result}")
         if (page := files.write_report()).exists():
             print(f"\nread the report: {page}")

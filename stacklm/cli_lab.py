@@ -44,7 +44,7 @@ def run(name: Name) -> None:
     with hold_project(files.project, f"lab run {name}", wait=True):
         lab = files.begin()
         broken = run_here(lab, files, files.at_once(lab))
-    _show(files, lab)
+    _show(files)
     if broken:
         raise RuntimeError(failures(broken))
 
@@ -64,8 +64,7 @@ def show(name: Annotated[str | None, NAME] = None) -> None:
     if name is None:
         _show_all()
     else:
-        files, lab = _opened(name)
-        _show(files, lab)
+        _show(_opened(name)[0])
 
 
 @app.command()
@@ -122,10 +121,10 @@ def _show_all() -> None:
         print("\n`stacklm lab show NAME` says more and writes a report")
 
 
-def _show(files: Files, lab: Lab) -> None:
+def _show(files: Files) -> None:
     from stacklm.lab.text import result_text
 
-    print(result_text(lab, files.records()))
+    print(result_text(files.findings()))
     if (page := files.write_report()).exists():
         print(f"\nread the report: {page}")
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from stacklm.config.model import Stacked
 from stacklm.lab.experiment import Arm
-from stacklm.lab.scaling import FEWEST, Scaling, fit_scaling
+from stacklm.lab.scaling import FEWEST, DepthFit, Scaling, fit_depth, fit_scaling
 from stacklm.lab.schedule import Lab, Records, Result, Tuning
 from stacklm.lab.speed import Latency
 from stacklm.lab.statistics import bootstrap_interval
@@ -81,3 +82,20 @@ class Findings:
             for name in names
         }
         return fit_scaling(sizes, scores)
+
+    @cached_property
+    def depth_fit(self) -> DepthFit | None:
+        """Loss over stacks and parallel layers at the largest size judged, from arms whose stacks all have equally many layers."""
+        if self.final is None or self.lab.experiment.probe:
+            return None
+        shapes = {name: self._shape(name, self.final.size) for name in ["baseline", *self.candidates]}
+        stacked = {name: shape for name, shape in shapes.items() if shape}
+        return fit_depth([*stacked.values()], [self.final.scores[name] for name in stacked])
+
+    def _shape(self, name: str, size: float) -> tuple[int, int] | None:
+        arm = self.arm(name, size)
+        if not isinstance(arm.model.architecture, Stacked):
+            return None
+        stacks = arm.model.architecture.stacks_for(arm.train.context_length)
+        layers = {stack.layers for stack in stacks}
+        return (len(stacks), layers.pop()) if len(layers) == 1 else None

@@ -1,8 +1,9 @@
-"""Loss as a power law of the size, `floor + scale * size ** -exponent`, and what a candidate gains at a larger one.
+"""Loss as a power law of the size, `floor + scale * size ** -exponent`, and what a candidate gains at a larger one; and loss over
+depth and parallel layers at one budget.
 
-Fitted by variable projection: least squares over the exponent, for which floor and scale are a linear problem. Intervals
-are t intervals with the standard error of a bootstrap over seeds, which are drawn for all arms and sizes at once: arms
-stay paired. A percentile interval would be too narrow for a few seeds.
+Power laws are fitted by variable projection: least squares over the exponent, for which floor and scale are a linear
+problem. Their intervals are t intervals with the standard error of a bootstrap over seeds, which are drawn for all arms and
+sizes at once: arms stay paired. A percentile interval would be too narrow for a few seeds.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from scipy.optimize import least_squares
 
-from stacklm.lab.statistics import ALPHA
+from stacklm.lab.statistics import ALPHA, interval
 
 FEWEST = 5
 """Sizes. Three numbers are fitted, and fewer than two to spare say nothing of the fit."""
 BEYOND = 4
 """How much larger than the largest size the gain is foretold."""
+FEWEST_SHAPES = 5
+"""Stacked models of different (S, N)."""
 FLATTEST, STEEPEST = 1e-2, 4.0
 DRAWS = 200
 
@@ -105,3 +108,41 @@ def fit_scaling(
         return {name: Estimate(value, value - half[name], value + half[name]) for name, value in values.items()}
 
     return Scaling(laws, estimates(exponents, 0), estimates(gains, 1), largest)
+
+
+@dataclass(frozen=True)
+class DepthFit:
+    """`floor + serial / S + parallel / (S N)` for models of S stacks of N layers, all of one budget.
+
+    If losses fall with depth alone, `parallel` is zero; if layers average like an ensemble, wherever they are, `serial` is.
+    """
+
+    floor: Estimate
+    serial: Estimate
+    parallel: Estimate
+    shapes: tuple[tuple[int, int], ...]
+    losses: NDArray[np.float64]
+    """Means over seeds, by shape."""
+    residual: float
+    """Root mean square of what the fit leaves of the means, over their mean."""
+
+    def at(self, stacks: ArrayLike, layers: ArrayLike) -> NDArray[np.float64]:
+        S, N = np.asarray(stacks, float), np.asarray(layers, float)
+        return self.floor.value + self.serial.value / S + self.parallel.value / (S * N)
+
+
+def fit_depth(shapes: Sequence[tuple[int, int]], scores: ArrayLike, level: float = ALPHA) -> DepthFit | None:
+    """By least squares over shapes (S, N), from scores [shapes, seeds]; None where these do not tell the three terms apart.
+
+    The fit is linear in the losses, so every seed has one of its own, and intervals are t intervals over these. They hold the
+    noise of seeds, and not that the form itself may be wrong: see `residual`.
+    """
+    S, N = np.array(shapes, float).reshape(-1, 2).T
+    design = np.stack([np.ones_like(S), 1 / S, 1 / (S * N)], axis=1)
+    if len({*shapes}) < FEWEST_SHAPES or np.linalg.matrix_rank(design) < design.shape[1]:
+        return None
+    losses = np.asarray(scores, float)
+    each, means = np.linalg.lstsq(design, losses, rcond=None)[0], losses.mean(axis=1)
+    floor, serial, parallel = (Estimate(float(own.mean()), *interval(own, level)) for own in each)
+    residual = float(np.sqrt(np.square(means - design @ each.mean(axis=1)).mean()) / means.mean())
+    return DepthFit(floor, serial, parallel, tuple(shapes), means, residual)

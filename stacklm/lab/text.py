@@ -11,6 +11,7 @@ from stacklm.console import table
 from stacklm.lab.diagnostics import diagnostics
 from stacklm.lab.experiment import Arm
 from stacklm.lab.findings import Findings
+from stacklm.lab.scaling import DepthFit
 from stacklm.lab.schedule import Lab, Planned, Records, Result
 from stacklm.lab.speed import Latency, Timing
 from stacklm.lab.statistics import ALPHA, Verdict, seeds_needed, smallest_detectable
@@ -100,12 +101,24 @@ def status_text(lab: Lab, records: Records, workers: int) -> str:
     return "\n".join(lines)
 
 
-def result_text(lab: Lab, records: Records) -> str:
-    """The verdicts so far, size by size."""
-    found = {size: lab.result(records, size) for size in lab.sizes}
-    return "\n\n".join(
-        _result(lab, records, result) if result else f"size {size:g}: not judged yet; at least 3 seeds of all arms are needed"
+def result_text(findings: Findings) -> str:
+    """The verdicts so far, size by size, and what depth and parallel layers do where that can be told."""
+    found = {size: findings.results.get(size) for size in findings.lab.sizes}
+    texts = [
+        _result(findings.lab, findings.records, result)
+        if result
+        else f"size {size:g}: not judged yet; at least 3 seeds of all arms are needed"
         for size, result in found.items()
+    ]
+    return "\n\n".join([*texts, *([depth_text(findings.depth_fit)] if findings.depth_fit else [])])
+
+
+def depth_text(fit: DepthFit) -> str:
+    """The fit over stacks and parallel layers, with intervals, and what is left of the means."""
+    a, b, floor = (f"{one.value:.4f} ({one.low:+.4f} to {one.high:+.4f})" for one in (fit.serial, fit.parallel, fit.floor))
+    return (
+        f"over {len(fit.shapes)} shapes of S stacks of N layers, bits per byte = {fit.floor.value:.4f} + a / S + b / (S N): "
+        f"a {a}, b {b}, floor {floor}; it misses the means by {fit.residual:.2%} (root mean square)"
     )
 
 

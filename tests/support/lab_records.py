@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from stacklm.code import digest
 from stacklm.config.params import load
 from stacklm.config.schema import plain
 from stacklm.lab.experiment import Arm, arms, load_experiment, settings
+from stacklm.lab.findings import Findings
 from stacklm.lab.schedule import Lab, Planned
 from stacklm.lab.speed import Latency
 from support.checkout import TINY_PARAMS
@@ -39,11 +42,27 @@ def make_lab(root: Path, sizes: str = "[1, 2]") -> Lab:
     return Lab(experiment, arms(experiment, params), settings(experiment, params), data="d" * 64, code="c" * 64)
 
 
-def measured(planned: Planned) -> dict:
+def shaped_findings(root: Path, shapes: Sequence[tuple[int, int]], truth: Mapping[str, float]) -> Findings:
+    """An experiment on stacked models of these (S, N) beside dense ones, with made-up scores around `truth`."""
+    (root / "params.yaml").write_text(TINY_PARAMS)
+    head, tail = FILE.split("candidates:\n")[0], "seeds:" + FILE.split("seeds:")[1].replace("sizes: [1, 2]\n", "")
+    stacks = {f"stacked-{S}x{N}": [{"layers": N, "features": 24 // N, "d_ff": 24}] * S for S, N in shapes}
+    models = {
+        name: {"kind": "stacked", "d_model": 24, "n_heads": 2, "stacks": own, "residual": True} for name, own in stacks.items()
+    }
+    candidates = {name: {"model": {"architecture": own, "optimizer": {"peak_lr": 2e-3}}} for name, own in models.items()}
+    (root / "shapes.yaml").write_text(f"{head}candidates: {json.dumps(candidates)}\n{tail}".replace("parameters", "tokens"))
+    params, experiment = load(root / "params.yaml"), load_experiment(root / "shapes.yaml")
+    lab = Lab(experiment, arms(experiment, params), settings(experiment, params), data="d" * 64, code="c" * 64)
+    scores = partial(recorded, truth={"baseline": 2.0, **truth}, best=dict.fromkeys(["baseline", *truth], 2e-3))
+    return Findings("shapes", lab, course(lab, record=scores)[0])
+
+
+def measured(planned: Planned, truth: Mapping[str, float] = TRUTH, best: Mapping[str, float] = BEST) -> dict:
     """A bowl over the learning rate, with noise of its own for each seed and less for each arm."""
     name, seed, rate = planned.arm.name, planned.trial.train.seed, planned.trial.model.optimizer.peak_lr
     noise = 0.004 * random.Random(f"{seed}").gauss(0, 1) + 0.001 * random.Random(f"{seed}{name}").gauss(0, 1)
-    bits = TRUTH[name] / planned.arm.size**0.1 * (1 + noise + 0.01 * math.log2(rate / BEST[name]) ** 2)
+    bits = truth[name] / planned.arm.size**0.1 * (1 + noise + 0.01 * math.log2(rate / best[name]) ** 2)
     return {"valid": {"bits_per_byte": bits}, "test": {"bits_per_byte": 1.1 * bits}}
 
 
@@ -58,9 +77,9 @@ def course(lab: Lab, at_once: int = 1, record=measured) -> tuple[dict, list[Plan
     return records, done
 
 
-def recorded(planned: Planned) -> dict:
+def recorded(planned: Planned, **scores: Mapping[str, float]) -> dict:
     """A whole record of a trial with made-up scores, of a test set of 40 documents."""
-    found, common, own = measured(planned), random.Random("documents"), random.Random(planned.trial.identity)
+    found, common, own = measured(planned, **scores), random.Random("documents"), random.Random(planned.trial.identity)
     sizes = [common.randint(500, 4_000) for _ in range(40)]
     nats = found["test"]["bits_per_byte"] * math.log(2)
     return {

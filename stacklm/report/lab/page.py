@@ -41,6 +41,7 @@ def report(findings: Findings, folder: Path) -> Report:
             *_differences(findings, folder),
             Section("Loss against the budgets", _budgets(findings), figures=plots.draw_budgets(findings, folder)),
             *_scaling(tables.scaling(findings)),
+            *_depth(findings, folder),
             *sections,
             Section("What seeds alone do", NOISE, tables=[tables.noise(findings)]),
         ]
@@ -127,3 +128,16 @@ def _scaling(table: Table | None) -> list[Section]:
         "what is left of the difference at four times the largest size: a gain that shrinks to zero is not one."
     )
     return [Section("Scaling", note, tables=[table])] if table else []
+
+
+def _depth(findings: Findings, folder: Path) -> list[Section]:
+    if (fit := findings.depth_fit) is None:
+        return []
+    note = (
+        "What S serial stacks and N parallel layers in each do at one budget, by least squares over the stacked arms (dotted). "
+        "With b alone layers would average, wherever they are; with a alone only depth counts. Intervals are t intervals over "
+        f"seeds; that the form may be wrong is not in them: it misses the means by {fit.residual:.2%}, root mean square."
+    )
+    return [
+        Section("Depth and parallel layers", note, figures=[plots.draw_depth(findings, fit, folder)], tables=[tables.depth(fit)])
+    ]

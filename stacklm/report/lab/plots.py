@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stacklm.config.model import Dense
 from stacklm.lab.findings import Findings
+from stacklm.lab.scaling import DepthFit
 from stacklm.lab.statistics import relative_differences
 from stacklm.lab.tuning import parabola
 from stacklm.report.plots import LIGHT, MARKERS, Figure, Interval, draw_intervals, drawing, label, nth
@@ -127,6 +129,32 @@ def _draw_rates(findings: Findings, size: float, folder: Path) -> Figure:
         axes.set_ylabel("valid bits per byte")
         label(axes, ends)
     return Figure(path, f"Valid bits per byte over learning rates at size {size:g}", f"size {size:g}")
+
+
+def draw_depth(findings: Findings, fit: DepthFit, folder: Path) -> Figure:
+    """Loss over N, a line for each S: means over seeds, and the fit. Dense models of as many layers are grey lines."""
+    final, path = findings.final, folder / "depth.svg"
+    assert final
+    widest = max(N for _, N in fit.shapes)
+    with drawing(path) as axes:
+        ends, scale = [], np.geomspace(1, widest, 40)
+        for place, depth in enumerate(sorted({S for S, _ in fit.shapes})):
+            colour = nth(LIGHT.lines, place)
+            line = sorted((N, loss) for (S, N), loss in zip(fit.shapes, fit.losses, strict=True) if depth == S)
+            axes.plot(*zip(*line, strict=True), color=colour, marker=nth(MARKERS, place), markersize=5, linewidth=2)
+            axes.plot(scale, fit.at(depth, scale), color=colour, linewidth=1, linestyle="dotted")
+            ends.append((f"S = {depth}", *line[-1], colour))
+        for name, scores in final.scores.items():
+            if isinstance(dense := findings.arm(name, final.size).model.architecture, Dense):
+                axes.axhline(float(np.mean(scores)), color=LIGHT.faint, linewidth=1, linestyle="dashed")
+                ends.append((f"{dense.n_layers} dense", widest, float(np.mean(scores)), LIGHT.faint))
+        axes.set_xscale("log", base=2)
+        ticks = sorted({N for _, N in fit.shapes})
+        axes.set_xticks(ticks, [str(N) for N in ticks])
+        axes.set_xlabel("parallel layers of a stack, N")
+        axes.set_ylabel("test bits per byte")
+        label(axes, ends)
+    return Figure(path, "Test bits per byte over parallel layers, for every number of stacks, with dense models of the same budget")
 
 
 def _colour(findings: Findings, name: str) -> str:

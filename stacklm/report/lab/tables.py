@@ -9,6 +9,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from stacklm.lab.findings import Findings
+from stacklm.lab.scaling import DepthFit
 from stacklm.lab.schedule import score
 from stacklm.lab.statistics import smallest_detectable
 from stacklm.lab.text import milliseconds
@@ -106,6 +107,18 @@ def scaling(findings: Findings) -> Table | None:
     ]
     columns = ("floor", "exponent", "interval", f"difference at {count(found.size)} parameters", "interval of it")
     return Table(columns, {"floor + scale * parameters ^ -exponent": rows})
+
+
+def depth(fit: DepthFit) -> Table:
+    """The terms of the fit over stacks and parallel layers, and measured and fitted losses by shape."""
+    terms = {"floor": fit.floor, "a, of 1 / S": fit.serial, "b, of 1 / (S N)": fit.parallel}
+    rows = [[name, f"{one.value:.4f}", _interval(one.low, one.high, "+.4f")] for name, one in terms.items()]
+    fitted = fit.at(*zip(*fit.shapes, strict=True))
+    means = [
+        [f"{S} x {N}", f"{loss:.4f}", f"{fitted[i]:.4f} ({loss / fitted[i] - 1:+.2%})"]
+        for i, ((S, N), loss) in enumerate(zip(fit.shapes, fit.losses, strict=True))
+    ]
+    return Table(("bits per byte", "interval or fit"), {"floor + a / S + b / (S N)": rows, "S x N, mean over seeds": means})
 
 
 def trials(findings: Findings) -> Table:

@@ -16,6 +16,7 @@ from stacklm.data.shards import Shards
 from stacklm.files import sha256
 from stacklm.lab.answers import LEARNT, score_answers
 from stacklm.lab.experiment import arms, load_experiment, settings
+from stacklm.lab.findings import Findings
 from stacklm.lab.probes import KHop, Probe, Recall, context_length, drawn, vocab_size, write_probe
 from stacklm.lab.schedule import Lab
 from stacklm.lab.text import result_text
@@ -82,7 +83,7 @@ def test_an_experiment_on_a_task_shows_accuracy_and_no_verdict(tmp_path):
             scores = {"bits_per_byte": 1 + abs(math.log2(rate / 1e-2)), "accuracy": 1 - seed / 10, "answers": 10}
             step = 100 * seed if planned.arm.name == "swiglu" and seed < 3 else None
             records[planned.trial.identity] = {"valid": scores, "test": scores, "seconds": 1.0, "flops": 1, "learnt_at": step}
-    text = result_text(lab, records)
+    text = result_text(Findings("one", lab, records))
     assert "chance 10.0%" in text and "80.0%" in text and "verdict" not in text
     assert "never" in text and "100 (2 of 3 seeds)" in text
 

@@ -231,6 +231,7 @@ def test_the_pace_is_corrected_by_what_trials_took(lab):
 
 def test_the_report_and_the_text_say_of_what_the_intervals_are(lab, tmp_path):
     found = course(lab, -0.04)
-    assert "intervals of 98.4%" in result_text(lab, found.records)
-    notes = report(Findings("try-mine", lab, found.records), tmp_path).notes
+    findings = Findings("try-mine", lab, found.records)
+    assert "intervals of 98.4%" in result_text(findings)
+    notes = report(findings, tmp_path).notes
     assert "Looks were declared at 3, 5, 8, 12 seeds; the error rate is over all of them. Intervals: 98.4%." in notes

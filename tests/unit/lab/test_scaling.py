@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stacklm.lab.scaling import BEYOND, Law, fit_law, fit_scaling
+from stacklm.lab.scaling import BEYOND, Law, fit_depth, fit_law, fit_scaling
 from stacklm.lab.statistics import ALPHA
 
 SIZES = [1e5, 4e5, 1.6e6, 6.4e6, 2.56e7]
@@ -43,3 +43,29 @@ def test_intervals_cover_the_truth_and_pairing_narrows_the_gain(trials):
     most = 2 * ALPHA + 4 * (2 * ALPHA * (1 - 2 * ALPHA) / trials) ** 0.5
     assert max(missed.values()) / trials < most
     assert np.median(widths) < 0.003  # without pairs about 0.009
+
+
+SHAPES = [(1, 1), (1, 4), (2, 1), (2, 4), (3, 1), (3, 2), (5, 1)]
+
+
+def _depth_law(serial: float, parallel: float) -> np.ndarray:
+    S, N = np.array(SHAPES, float).T
+    return 1.8 + serial / S + parallel / (S * N)
+
+
+@pytest.mark.parametrize(("serial", "parallel"), [(0.2, 0.05), (0.0, 0.1), (0.3, 0.0)])
+def test_what_depth_and_parallel_layers_do_is_found_with_intervals_that_hold_it(serial, parallel):
+    losses = _depth_law(serial, parallel)
+    exact = fit_depth(SHAPES, np.stack([losses] * 3, axis=1))
+    assert [one.value for one in (exact.floor, exact.serial, exact.parallel)] == pytest.approx([1.8, serial, parallel], abs=1e-10)
+    assert exact.residual < 1e-10 and exact.at(2, 4) == pytest.approx(losses[3])
+    noisy = fit_depth(SHAPES, losses[:, None] + np.random.default_rng(1).normal(0, 0.01, (len(SHAPES), 8)))
+    for one, truth in ((noisy.floor, 1.8), (noisy.serial, serial), (noisy.parallel, parallel)):
+        assert one.low < truth < one.high and one.high - one.low < 0.1
+
+
+@pytest.mark.parametrize(
+    "shapes", [SHAPES[:4], [(1, n) for n in (1, 2, 3, 4, 5)], [(s, 1) for s in (1, 2, 3, 4, 5)], SHAPES[:4] * 2]
+)
+def test_shapes_that_do_not_tell_depth_from_parallel_layers_give_no_fit(shapes):
+    assert fit_depth(shapes, np.ones((len(shapes), 3))) is None

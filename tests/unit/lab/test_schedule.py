@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from stacklm.lab.findings import Findings
 from stacklm.lab.schedule import Lab, Planned
 from stacklm.lab.statistics import ALPHA, sequential_level
 from stacklm.lab.text import plan_text, result_text
@@ -78,7 +79,7 @@ def test_the_baseline_against_itself_needs_neither_candidates_nor_tuning(lab):
     assert len(done) == 8 * 2
     result = alone.result(records, 1.0)
     assert result.verdicts == {} and result.against_itself.sd == pytest.approx(math.sqrt(2) * result.sigma, rel=0.3)
-    text = result_text(alone, records)
+    text = result_text(Findings("one", alone, records))
     assert "baseline against itself: 4 random pairs" in text and "verdict" in plan_text(alone, records, 1) + text
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from stacklm.lab.findings import Findings
+from stacklm.lab.text import result_text
 from stacklm.report.lab import tables
 from stacklm.report.lab.page import report, write
-from support.lab_records import TRUTH, course, make_lab, recorded, timed
+from support.lab_records import TRUTH, course, make_lab, recorded, shaped_findings, timed
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +97,17 @@ def test_five_sizes_have_a_scaling_fit_and_fewer_have_none(findings, tmp_path):
     assert gain.low < TRUTH["better"] / 2 - 1 < gain.high and found.scaling.size == 4 * found.arm("baseline", 4).cost.parameters
     (rows,) = tables.scaling(found).groups.values()
     assert [row[0] for row in rows] == [*TRUTH]
+
+
+def test_stacks_of_several_shapes_have_a_fit_of_depth_and_fewer_have_none(findings, tmp_path):
+    assert findings.depth_fit is None and "parallel layers" not in result_text(findings)
+    shapes = [(1, 2), (1, 4), (2, 1), (2, 4), (3, 2)]
+    losses = {f"stacked-{S}x{N}": 1.8 + 0.3 / S + 0.1 / (S * N) for S, N in shapes}
+    found = shaped_findings(tmp_path, shapes, losses)
+    fit = found.depth_fit
+    assert {*fit.shapes} == {*shapes}  # the dense arms are not among them
+    assert [one.value / 1.1 for one in (fit.floor, fit.serial, fit.parallel)] == pytest.approx([1.8, 0.3, 0.1], rel=0.05)
+    write(found, tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "(depth.svg)" in text and f"| 3 x 2 | {fit.losses[4]:.4f} |" in text
+    assert f"{fit.serial.value:.4f} ({fit.serial.low:+.4f} to {fit.serial.high:+.4f})" in result_text(found)
