@@ -188,11 +188,16 @@ def plan(
 
 
 @app.command()
-def claims() -> None:
-    """Put what was published about the first models beside what this code counts."""
-    from stacklm.plan.claims import table
+def claims(write: Annotated[Path | None, typer.Option(help="Write them to this file as a page in Markdown.")] = None) -> None:
+    """Put what was published about the first models beside what this code counts and what the experiments have found."""
+    from stacklm.files import write_text
+    from stacklm.lab.claims import page
+    from stacklm.pipeline.lab import claims_here
 
-    print(table())
+    found = claims_here(_project())
+    if write:
+        write_text(write, page(found))
+    print(f"wrote {write}" if write else "\n\n".join(map(str, found)))
 
 
 @app.command()

@@ -27,7 +27,7 @@ EXAMPLES = {
     "sync": ["stacklm sync"],
     "params": ["stacklm params", "stacklm params --set train.max_steps=200", "stacklm params --schema"],
     "plan": ["stacklm plan --memory 8GB", "stacklm plan --preset seed-2x64 --set train.micro_batch_size=2 --memory 8GB"],
-    "claims": ["stacklm claims"],
+    "claims": ["stacklm claims", "stacklm claims --write docs/claims.md"],
     "audit": [
         "stacklm audit --model dense",
         "stacklm audit out/models/dense-1",

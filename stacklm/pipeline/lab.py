@@ -26,6 +26,7 @@ from stacklm.config.schema import ParamsError, differing_fields, listed, nearest
 from stacklm.config.train import Train
 from stacklm.files import read_json, sha256, write_json
 from stacklm.lab import probes
+from stacklm.lab.claims import MEASURED, Claim, claims
 from stacklm.lab.correlation import correlate
 from stacklm.lab.experiment import Experiment, arms, load_experiment, settings
 from stacklm.lab.findings import Findings
@@ -247,6 +248,11 @@ class Files:
             "code": code,
             **models,
         }
+
+
+def claims_here(project: Project) -> list[Claim]:
+    """What was published, beside what this code counts and the project's experiments have found."""
+    return claims({name: Files(project, name).findings() for name in experiments(project) if name in MEASURED})
 
 
 def bring_tokens(project: Project) -> None:

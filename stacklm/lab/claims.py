@@ -1,24 +1,32 @@
-"""What was published about these models, beside the arithmetic of this code.
+"""What was published about these models, beside what this code counts and what the project's experiments have found.
 
-Only the claims themselves are written down here. Every figure in an answer is counted when it is asked for.
+Only the claims themselves are written down here. Every figure in an answer is counted, or read from the records of trials, when
+it is asked for.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from textwrap import fill
 from typing import NamedTuple
 
-from stacklm.config.model import Dense, Model, Stacked
+from stacklm.config.model import Dense, Model, Stack, Stacked
+from stacklm.config.optimizer import Adafactor
 from stacklm.config.train import Train
+from stacklm.lab.findings import Findings
+from stacklm.lab.text import coverage, sentence
 from stacklm.model.build import PRESETS, ModelConfig
+from stacklm.model.cache import KEYS_AND_VALUES
 from stacklm.model.count import Counts, count
 from stacklm.plan.memory import training_memory
+from stacklm.plan.plan import cache_bytes
 from stacklm.units import count as things
 from stacklm.units import quantity
 
-WIDE, DEEP = "seed-2x64", "seed-4x8"
+WIDE, DEEP, WIDEST = "seed-2x64", "seed-4x8", "4 x 64 layers"
 FLOAT = 4
 """Bytes of a number."""
 HEAD_DIM = 64
@@ -27,23 +35,108 @@ WIDTHS = 512, 1024, 1600, 2048
 """The first is that of the model itself; then those of GPT-2 medium and XL, and of models of about 1 B parameters."""
 
 
+MEASURED = "hundred-steps", "published-forms", "forms", "context-256", "context-512"
+"""The experiments that claims rest on."""
+COMMAND = "stacklm claims"
+
+
 class Claim(NamedTuple):
-    """What was said of which model, whether it holds, and the figures, a sentence each."""
+    """What was said of which model, whether it holds, and the figures, a sentence each, with the commands that give them."""
 
     model: str
     text: str
     verdict: str
     figures: list[str]
+    commands: Sequence[str] = (COMMAND,)
 
     def __str__(self) -> str:
         return "\n".join([f'{self.model}: "{self.text}"', f"  {self.verdict}", *(f"  - {figure}" for figure in self.figures)])
 
 
-def table() -> str:
-    """Every claim, and below it what this code counts."""
-    cards = (card(name, 8e9, 2) for name in PRESETS)
-    claims = (layers(128), share(WIDE, 128, 10), size(WIDE, 400e6), size(DEEP, 78e6), *cards, context(WIDE), head(WIDE))
-    return "\n\n".join(map(str, ("What was claimed, and below it what this code counts", *claims)))
+def claims(found: Mapping[str, Findings]) -> list[Claim]:
+    """All of them. `found` are the experiments named in `MEASURED`, as far as they are there."""
+    return [
+        layers(128),
+        share(WIDE, 128, 10),
+        size(WIDE, 400e6),
+        size(DEEP, 78e6),
+        third_form(1.4e9),
+        measured(WIDE, "low loss after 100 steps", {"hundred-steps": ["published"]}, found),
+        measured("all", "lower loss than foundational models", {"published-forms": None, "forms": ["stacked"]}, found),
+        memory(WIDE),
+        *(card(name, 8e9, 2) for name in PRESETS),
+        context(WIDE),
+        measured(WIDE, "one more stack helps a longer context", {"context-256": None, "context-512": None}, found),
+        head(WIDE),
+    ]
+
+
+def page(found: Sequence[Claim]) -> str:
+    """Markdown: a table of verdicts, then the figures of each claim with the commands that give them."""
+    rows = [f"| {one.model} | {one.text} | {one.verdict} |" for one in found]
+    parts = [
+        "# What was published, and what holds",
+        fill(
+            f"Written by `{COMMAND} --write docs/claims.md` from the code and from the records in `experiments/`. Experiments are "
+            "small copies: their figures are of less than a million parameters, and of tokens of Python's standard library.",
+            120,
+        ),
+        "\n".join(["| model | published | found |", "| -- | -- | -- |", *rows]),
+    ]
+    for one in found:
+        figures = "\n".join(fill(f"- {figure}", 120, subsequent_indent="  ") for figure in one.figures)
+        commands = ", ".join(f"`{command}`" for command in one.commands)
+        parts += [f"## {one.model}: {one.text}", f"{one.verdict[:1].upper()}{one.verdict[1:]}.", figures, f"Repeat it: {commands}."]
+    return "\n\n".join(parts) + "\n"
+
+
+def measured(model: str, text: str, arms: Mapping[str, Sequence[str] | None], found: Mapping[str, Findings]) -> Claim:
+    """A claim about loss: the verdicts of experiments on some of their candidates, or all."""
+    figures, outcomes = [], []
+    for name, chosen in arms.items():
+        result = found[name].final if name in found else None
+        if result is None:
+            outcomes.append("not measured yet")
+            figures.append(f"`stacklm run-flow lab {name}` measures it")
+            continue
+        picked = {one: result.verdicts[one] for one in chosen or result.verdicts}
+        outcomes += [f"{one} {verdict.mean:+.1%}: {verdict.outcome}" for one, verdict in picked.items()]
+        figures.append(f"{name}: {found[name].lab.experiment.question}")
+        figures += [f"{sentence(one, verdict)}; {verdict.seeds} seeds, {coverage(result)}" for one, verdict in picked.items()]
+    return Claim(model, text, "; ".join(outcomes), figures, [f"stacklm lab show {name}" for name in arms])
+
+
+def third_form(claimed: float) -> Claim:
+    """The width of the third form was not published: the one in which it has the parameters that were."""
+    widths = {width: count(_four_by_64(width), PRESETS[WIDE].vocab_size, 2048) for width in WIDTHS}
+    width, near = min(widths.items(), key=lambda item: abs(item[1].total - claimed))
+    figures = [f"{width:,} wide: {things(found.total)}" for width, found in widths.items()]
+    return Claim(WIDEST, f"about {things(claimed)} parameters", f"{things(near.total)} if it is {width:,} wide", figures)
+
+
+def _four_by_64(width: int) -> Stacked:
+    stack = Stack(64, width // 64, 2048)
+    return Stacked(width, 4, (stack, stack, stack, Stack(64, 2 * width // 64, 4096)))
+
+
+def memory(name: str, rows: int = 2) -> Claim:
+    """Beside a dense decoder of as many parameters in its body, of the usual 12 layers, in the trainer's own step."""
+    config = PRESETS[name]
+    own = body(counts(config))
+    width = min(
+        (max(width_of(own, 12) - step, HEAD_DIM) for step in (0, HEAD_DIM)), key=lambda width: abs(dense_body(width, 12) - own)
+    )
+    twin = replace(config, architecture=Dense(width, width // HEAD_DIM, 12, 4 * width))
+    train = Train(max_steps=100, context_length=config.context_length, global_batch_size=rows, micro_batch_size=rows)
+    taken, caches = {}, {}
+    for key, one in {name: config, f"dense, 12 layers, {width:,} wide": twin}.items():
+        parts = training_memory(Model(one.architecture), one.vocab_size, train).parts
+        taken[key], caches[key] = parts["saved activations"], cache_bytes(one, KEYS_AND_VALUES)
+    (ours, theirs), (kept, kept_dense) = taken.values(), caches.values()
+    figures = [f"{key}: activations for the backward pass at batch {rows} {quantity(taken[key], 'B')}" for key in taken]
+    figures += [f"{key}: keys and values {quantity(caches[key], 'B')} per token" for key in caches]
+    verdict = f"{ours / theirs:.1f} times the activations and {kept / kept_dense:.1f} times the keys and values of a dense twin"
+    return Claim(name, "lower memory overhead for decoder layers", verdict, figures)
 
 
 def layers(claimed: int) -> Claim:
@@ -94,7 +187,9 @@ def card(name: str, room: float, rows: int) -> Claim:
     state = 4 * FLOAT * counts(config).total
     maps = rows * shape.n_heads * max(stack.layers for stack in shape.stacks) * config.context_length**2 * FLOAT
     verdict = f"{'yes' if needed <= room else 'no'}: it takes {quantity(needed, 'B')}, in float32 with AdamW"
+    lean = training_memory(Model(shape, Adafactor()), config.vocab_size, replace(train, micro_batch_size=1)).tensors
     figures = [
+        f"with Adafactor and one sequence at a time, the batch the same, it takes {quantity(lean, 'B')}",
         f"weights, gradients and the optimizer's two moments alone are {quantity(state, 'B')}",
         f"written out, the attention maps of one stack would be {quantity(maps, 'B')} more",
     ]
@@ -109,7 +204,7 @@ def context(name: str) -> Claim:
     for length in (every, 2 * every, 4 * every):
         parameters = things(count(shape, PRESETS[name].vocab_size, length).total)
         figures.append(f"at a context of {length:,}: {shape.depth(length)} stacks, {parameters} parameters")
-    verdict = f"a setting, `tokens_per_extra_stack: {every}`; that it helps is to be measured"
+    verdict = f"a setting, `tokens_per_extra_stack: {every}`"
     return Claim(name, f"+{every // 1024}K context: one stack more, in the middle", verdict, figures)
 
 

@@ -4,9 +4,14 @@ import pytest
 
 from stacklm import cli
 from stacklm.config.model import Stack, Stacked
+from stacklm.lab import claims
+from stacklm.lab.findings import Findings
 from stacklm.model.build import PRESETS, ModelConfig
 from stacklm.model.count import count
-from stacklm.plan import claims
+from stacklm.pipeline.lab import claims_here
+from stacklm.pipeline.project import Project
+from support import ROOT
+from support.lab_records import course, make_lab, recorded
 
 SMALL = ModelConfig(Stacked(64, 4, (Stack(4, 16, 16), Stack(4, 32, 32))), vocab_size=50, context_length=16)
 
@@ -46,10 +51,31 @@ def test_the_head_is_counted():
     assert "52% of all parameters" in text and "float32: 1.8 GB" in text and "gradient: 5.41 GB" in text
 
 
-def test_the_table_has_every_claim(monkeypatch, capsys):
+def test_the_memory_of_a_dense_twin_is_of_the_same_size():
+    text = text_of(claims.memory("seed-2x64"))
+    assert "dense, 12 layers, 1,024 wide" in text and "keys and values 303 kB per token" in text and "98.3 kB" in text
+
+
+def test_a_claim_about_loss_rests_on_the_verdicts_of_experiments(tmp_path):
+    lab = make_lab(tmp_path)
+    findings = Findings("one", lab, course(lab, record=recorded)[0])
+    claim = claims.measured("form", "is better", {"one": ["worse"], "two": None}, {"one": findings})
+    verdict = findings.final.verdicts["worse"]
+    assert claim.verdict == f"worse {verdict.mean:+.1%}: worse; not measured yet"
+    assert any(f"({verdict.low:+.2%} to {verdict.high:+.2%})" in figure for figure in claim.figures)
+    assert "stacklm run-flow lab two" in text_of(claim) and claim.commands == ["stacklm lab show one", "stacklm lab show two"]
+
+
+def test_the_page_in_the_documentation_is_what_code_and_records_say():
+    """`stacklm claims --write docs/claims.md` brings it up to date."""
+    assert (ROOT / "docs/claims.md").read_text(encoding="utf-8") == claims.page(claims_here(Project.find(ROOT)))
+
+
+def test_every_claim_is_printed(monkeypatch, capsys):
     monkeypatch.setattr(claims, "PRESETS", {"seed-2x64": SMALL, "seed-4x8": SMALL})
+    monkeypatch.chdir(ROOT)
     cli.claims()
     text = capsys.readouterr().out
-    assert sum(line.startswith("seed-") for line in text.splitlines()) == 8
+    assert sum(line.startswith("seed-") for line in text.splitlines()) == 11
     assert 'seed-2x64: "128 layers"\n  8 layers, 2 of them in series\n  - 2 stacks of 4 and 4 layers' in text
     assert f"{count(SMALL.architecture, 50, 16).total:,}" in text and "\n  yes: it takes" in text
