@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from stacklm.cli_examples import add_examples
+from stacklm.cli_export import app as export_app
 from stacklm.cli_lab import app as lab_app
 from stacklm.cli_lab import verify
 from stacklm.cli_start import doctor, init, leak
@@ -43,6 +44,7 @@ app = typer.Typer(
 )
 
 app.add_typer(lab_app, name="lab")
+app.add_typer(export_app, name="export")
 app.command()(verify)
 app.command()(doctor)
 app.command()(init)

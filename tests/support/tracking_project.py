@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 import torch
-from tokenizers import Regex, models, pre_tokenizers, trainers
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from stacklm.config.model import Dense, Model, Stack, Stacked
 from stacklm.config.schema import plain
@@ -90,6 +90,7 @@ def bytes_tokenizer() -> str:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
+    bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False)
     bpe.train_from_iterator([], trainer)

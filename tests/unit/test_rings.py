@@ -12,7 +12,22 @@ import pytest
 
 from support import ROOT
 
-RINGS = ["base", "config", "data", "model", "train", "audit", "evaluate", "plan", "lab", "report", "pipeline", "flows", "cli"]
+RINGS = [
+    "base",
+    "config",
+    "data",
+    "model",
+    "train",
+    "audit",
+    "evaluate",
+    "plan",
+    "lab",
+    "report",
+    "export",
+    "pipeline",
+    "flows",
+    "cli",
+]
 """From the innermost. `base` are the modules at the top of the package that know nothing of it."""
 HEAVY = {
     "prefect",
