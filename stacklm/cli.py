@@ -16,7 +16,7 @@ from stacklm.cli_export import app as export_app
 from stacklm.cli_lab import app as lab_app
 from stacklm.cli_lab import verify
 from stacklm.cli_start import doctor, init, leak
-from stacklm.cli_text import generate
+from stacklm.cli_text import generate, serve
 from stacklm.cli_try import EPILOG, try_
 from stacklm.cli_types import (
     Addresses,
@@ -51,6 +51,7 @@ app.command()(init)
 app.command("try", epilog=EPILOG)(try_)
 app.command()(leak)
 app.command()(generate)
+app.command()(serve)
 
 
 @app.command("run-flow")

@@ -1,4 +1,4 @@
-"""`stacklm generate`: text from a trained model."""
+"""`stacklm generate` and `stacklm serve`: text from a trained model."""
 
 from __future__ import annotations
 
@@ -42,6 +42,31 @@ def generate(
     for piece in continue_text(config, trained, tokenizer, text, cache.value):
         print(piece, end="", flush=True)
     print()
+
+
+def serve(
+    model: TrainedModel = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0: a free one.")] = 8000,
+    host: Annotated[
+        str, typer.Option(help="The address to listen at; others than this machine's own let others in.")
+    ] = "127.0.0.1",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a completion, at most.")] = 1024,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of requests that give none; by default another one for each.")] = None,
+) -> None:
+    """Serve a trained model on this machine: the completions part of the OpenAI API, and a page to type into."""
+    from stacklm.serve.server import LOOPBACK, Engine, listen, serve
+
+    params, name, trained, tokenizer = find_trained(model)
+    with listen(host, port) as listener:
+        engine = Engine.open(name, params.evaluate, trained, tokenizer, max_tokens, seed)
+        if host not in LOOPBACK:
+            warning = f"{host} is not this machine alone: whoever reaches it can use the model, without a key or encryption"
+            print(f"stacklm: {warning}", file=sys.stderr)
+        url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+        body = f'{{"model": "{name}", "prompt": "def ", "max_tokens": 40}}'
+        print(f"{name}: open {url} in a browser, or\n")
+        print(f"  curl {url}/v1/completions -H 'Content-Type: application/json' -d '{body}'\n\n(stop with Ctrl-C)", flush=True)
+        serve(listener, engine, LOOPBACK if host in LOOPBACK else ("*",))
 
 
 def find_trained(model: str | None) -> tuple[Params, str, Path, Path]:

@@ -20,6 +20,7 @@ RINGS = [
     "train",
     "audit",
     "evaluate",
+    "serve",
     "plan",
     "lab",
     "report",

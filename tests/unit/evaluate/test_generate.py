@@ -9,21 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from stacklm.config.data import Data, FilesSource
 from stacklm.config.evaluate import Evaluate, Sample
 from stacklm.config.schema import ParamsError, read
-from stacklm.config.tokenizer import TokenizerConfig
-from stacklm.data.download import download
-from stacklm.data.sources import list_inputs
-from stacklm.data.tokenizer import Tokenizer, train_tokenizer
 from stacklm.evaluate.generate import CACHES, choose, continue_text, generate, stream
-from stacklm.files import write_text
 from stacklm.model.build import build
 from stacklm.model.cache import INPUTS, KEYS_AND_VALUES, Decoder
-from stacklm.model.store import StoreError, save_model
+from stacklm.model.store import StoreError
+from support.text_model import CONTEXT, END, Bytes, Reciting, write_text_models
 from support.train_files import MODELS, VOCAB
 
-CONTEXT = 16
 DECODED = {"stacked, keys and values": KEYS_AND_VALUES, "stacked, inputs": INPUTS, "dense, keys and values": KEYS_AND_VALUES}
 
 
@@ -139,36 +133,6 @@ def test_a_top_p_of_nothing_is_refused() -> None:
         read(Sample, {"top_p": 0.0}, "sample")
 
 
-END = 0
-
-
-class Bytes:
-    """A tokenizer in which id i is the byte i - 1, and 0 ends a document."""
-
-    end_id = END
-    vocab_size = 257
-
-    def encode(self, text: str) -> list[int]:
-        return [byte + 1 for byte in text.encode()]
-
-    def decode(self, ids: list[int]) -> bytes:
-        return bytes(i - 1 for i in ids if i)
-
-
-class Reciting(nn.Module):
-    """Says a text whose every id is new, then the first id again, from wherever it is asked to go on."""
-
-    def __init__(self, ids: list[int]) -> None:
-        super().__init__()
-        self.head = nn.Linear(257, 257, bias=False)
-        nn.init.eye_(self.head.weight)
-        self.after = dict(zip(ids, [*ids[1:], ids[0]], strict=True))
-
-    def features(self, ids_BT: torch.Tensor) -> torch.Tensor:
-        following = torch.tensor([[self.after.get(i, 0) for i in ids_BT[0].tolist()]])
-        return 100.0 * nn.functional.one_hot(following, 257)
-
-
 def said(text: bytes, prompt: str = "a", tokens: int = 50) -> list[str]:
     """The pieces of a model that continues "a" with these bytes, all different, and ends."""
     model = Reciting([98, *(byte + 1 for byte in text), END]).eval()
@@ -198,20 +162,7 @@ def test_the_prompt_is_the_start_of_a_document() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer of bytes and characters, and models of random weights."""
-    root = tmp_path_factory.mktemp("text")
-    for i in range(40):
-        write_text(root / f"{i}.txt", f"the sum of {i} and {i * i} is {i + i * i}\n" * 3)
-    data = Data(FilesSource(paths=(f"{root}/*.txt",)), valid_fraction=0.2, test_fraction=0.2)
-    list_inputs(data, root / "inputs.json")
-    download(data, root / "inputs.json", root / "documents")
-    train_tokenizer(TokenizerConfig(260), root / "documents", root / "tokenizer")
-    digest = Tokenizer.load(root / "tokenizer").digest
-    for name, known in {"stacked": digest, "dense": digest, "other": "0" * 64, "unknown": None}.items():
-        torch.manual_seed(4)
-        architecture = MODELS["stacked" if name == "stacked" else "dense"].architecture
-        save_model(root / name, build(architecture, 260, CONTEXT), architecture, 260, CONTEXT, known)
-    return root
+    return write_text_models(tmp_path_factory.mktemp("text"))
 
 
 def continued(
