@@ -35,7 +35,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_has_the_flows_the_templates_and_the_types(wheel: Path):
     names = {*zipfile.ZipFile(wheel).namelist()}
     assert {f"stacklm/pipeline/templates/{name}" for name in TEMPLATES.values()} <= names
-    assert {"flows/run.py", "flows/server.py", "stacklm/py.typed", "stacklm/report/templates/page.html"} <= names
+    assert {
+        "flows/run.py",
+        "flows/server.py",
+        "stacklm/py.typed",
+        "stacklm/report/templates/page.html",
+        "stacklm/serve/page.html",
+    } <= names
     assert not [name for name in names if name.startswith(("tests", "docs"))]
 
 
