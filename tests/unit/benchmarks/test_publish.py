@@ -23,6 +23,11 @@ def test_a_page_holds_the_command_and_its_output_and_keeps_heading_and_notes(mon
     assert "old text" not in text
 
 
+def test_several_commands_make_one_page(monkeypatch, tmp_path):
+    text = publish(monkeypatch, tmp_path, "--", sys.executable, "-c", "print(1)", "--", sys.executable, "-c", "print(2)")
+    assert text.count("Written by `") == 2 and text.index("```text\n1\n```") < text.index("```text\n2\n```")
+
+
 def test_a_command_that_fails_leaves_the_page(monkeypatch, tmp_path):
     (tmp_path / "loss.md").write_text("# The loss\n")
     with pytest.raises(Exception, match="exit status 3"):
