@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from stacklm.cli_benchmark import benchmark
 from stacklm.cli_examples import add_examples
 from stacklm.cli_export import app as export_app
 from stacklm.cli_lab import app as lab_app
@@ -52,6 +53,7 @@ app.command("try", epilog=EPILOG)(try_)
 app.command()(leak)
 app.command()(generate)
 app.command()(serve)
+app.command()(benchmark)
 
 
 @app.command("run-flow")

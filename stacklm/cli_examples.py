@@ -38,6 +38,10 @@ EXAMPLES = {
     "generate": ['stacklm generate "def "', 'stacklm generate "import " --model dense-2 --temperature 0 --max-new-tokens 40'],
     "export hf": ["stacklm export hf exported dense-1 --license mit"],
     "serve": ["stacklm serve", "stacklm serve --model dense-2 --port 8001 --seed 1"],
+    "benchmark": [
+        "stacklm benchmark dense --blimp blimp.jsonl.zst --limit 50",
+        "stacklm benchmark out/models/dense-1 --lambada lambada_test.jsonl --wikitext wiki.test.raw --json",
+    ],
     "stage": ["stacklm stage shards", "stacklm stage pretrain dense 1"],
     "dvc-yaml": ["stacklm dvc-yaml"],
     "lab plan": ["stacklm lab plan short-convolution", "stacklm lab plan default --latency"],

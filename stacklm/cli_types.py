@@ -42,6 +42,8 @@ STACKED = "A stacked model of params.yaml; by default the first."
 StackedModel = Annotated[str | None, typer.Option(help=STACKED, autocompletion=cli_complete.models)]
 RUN = "A trained model, such as dense, or dense-2 for its seed 2; by default the first."
 TrainedModel = Annotated[str | None, typer.Option(help=RUN, autocompletion=cli_complete.runs)]
+FOLDER = "A trained model, such as dense-2, or the folder of one; by default the first of params.yaml."
+BenchmarkedModel = Annotated[str | None, typer.Argument(help=FOLDER, autocompletion=cli_complete.runs)]
 ADDRESSES = "Stages of one model or all, such as pretrain@dense or pretrain."
 Addresses = Annotated[list[str], typer.Argument(help=ADDRESSES, autocompletion=cli_complete.addresses)]
 STAGE = "A stage of dvc.yaml, such as shards."

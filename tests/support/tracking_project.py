@@ -149,7 +149,12 @@ def publish_evaluation(project: Project, model: str, loss: float = 1.5, seed: in
     }
     write_json(
         out / "evaluations" / f"{run}.json",
-        {"valid": split, "test": split, "sample": {"prompt": "def ", "text": "def f(): pass"}},
+        {
+            "valid": split,
+            "test": split,
+            "benchmarks": {"blimp": {"scores": {"accuracy": {"value": loss / 3, "low": 0.1, "high": 0.9}}}},
+            "sample": {"prompt": "def ", "text": "def f(): pass"},
+        },
     )
     write_json(out / "records" / f"evaluate@{run}.json", {"inputs": {f"out/models/{run}": sha256(out / "models" / run)}})
 

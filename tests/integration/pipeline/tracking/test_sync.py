@@ -123,6 +123,7 @@ def test_a_new_evaluation_of_the_same_weights_replaces_the_old(published):
     sync_all(published)
     (run,) = runs(published)
     assert run.data.metrics["loss/test"] == 1.25
+    assert run.data.metrics["benchmarks/blimp/accuracy"] == 1.25 / 3
     assert "| 1.25 | 1.25 |" in run.data.tags["mlflow.note.content"]
 
 
