@@ -36,6 +36,8 @@ EXAMPLES = {
     ],
     "variants": ["stacklm variants", "stacklm variants --preset seed-2x64 --axis flops"],
     "generate": ['stacklm generate "def "', 'stacklm generate "import " --model dense-2 --temperature 0 --max-new-tokens 40'],
+    "register": ["stacklm register dense --alias production"],
+    "load": ["stacklm load dense-1", "stacklm load models:/stacklm@production"],
     "export hf": ["stacklm export hf exported dense-1 --license mit"],
     "serve": ["stacklm serve", "stacklm serve --model dense-2 --port 8001 --seed 1"],
     "benchmark": [
