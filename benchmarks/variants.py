@@ -21,10 +21,11 @@ from stacklm.config.train import Train
 from stacklm.data.batches import TrainBatches
 from stacklm.data.shards import TokenStream
 from stacklm.files import write_json
-from stacklm.model.build import build
+from stacklm.model.build import ModelConfig, build
+from stacklm.model.cache import KEYS_AND_VALUES
 from stacklm.model.count import count
 from stacklm.model.variants import grid, variants
-from stacklm.report.variants import cache_per_token
+from stacklm.plan.plan import cache_bytes
 from stacklm.train.loss import Objective
 from stacklm.train.optimizer import build_optimizer, lr_factor, set_lr
 from stacklm.train.validate import validate
@@ -77,7 +78,7 @@ def facts(architecture: Stacked) -> dict[str, int]:
         "layers": architecture.stacks[0].layers,
         "parameters": counts.total,
         "forward_flops_per_token": counts.forward_flops_per_token,
-        "cache": cache_per_token(architecture, VOCAB, CONTEXT),
+        "cache": (cache_bytes(ModelConfig(architecture, VOCAB, CONTEXT), KEYS_AND_VALUES) or 0) // torch.float32.itemsize,
     }
 
 

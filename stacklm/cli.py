@@ -11,11 +11,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from stacklm.cli_benchmark import benchmark
 from stacklm.cli_examples import add_examples
 from stacklm.cli_export import app as export_app
-from stacklm.cli_export import load as load_
-from stacklm.cli_export import register
 from stacklm.cli_lab import app as lab_app
 from stacklm.cli_lab import verify
 from stacklm.cli_start import doctor, init, leak
@@ -53,11 +50,8 @@ app.command()(doctor)
 app.command()(init)
 app.command("try", epilog=EPILOG)(try_)
 app.command()(leak)
-app.command()(register)
-app.command("load")(load_)
 app.command()(generate)
 app.command()(serve)
-app.command()(benchmark)
 
 
 @app.command("run-flow")
@@ -247,12 +241,12 @@ def audit(
 def variants(
     model: StackedModel = None,
     preset: Annotated[str | None, typer.Option(help="A published model instead: seed-2x64 or seed-4x8.")] = None,
-    axis: Annotated[Axis, typer.Option(help="What the grid of depth against parallel layers holds equal.")] = Axis.parameters,
+    axis: Annotated[Axis, typer.Option(help="What the grid of depth against parallel layers holds equal.")] = "parameters",
 ) -> None:
     """List the variants of a stacked model and the trades of depth for parallel layers, with what each has and costs."""
-    from stacklm.report.variants import variants_table
+    from stacklm.plan.text import variants_table
 
-    print(variants_table(*_stacked(model, preset), axis.value))
+    print(variants_table(*_stacked(model, preset), axis))
 
 
 @app.command()

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stacklm import cli_complete
-from stacklm.cli_types import NAME, Name
+from stacklm.cli_types import NAME, Name, ProbeExperiment, TextExperiment
 
 if TYPE_CHECKING:
     from stacklm.lab.schedule import Lab
@@ -61,22 +60,20 @@ def status(name: Name) -> None:
 @app.command()
 def show(name: Annotated[str | None, NAME] = None) -> None:
     """Print the verdicts so far and write the report, from the records and without training; without a name, of all in short."""
-    if name is None:
-        _show_all()
-    else:
-        _show(_opened(name)[0])
+    from stacklm.pipeline.lab import Files
+    from stacklm.pipeline.project import Project, experiments
+
+    if name is not None:
+        return _show(_opened(name)[0])
+    project = Project.find()
+    found = {name: Files(project, name).verdicts() for name in experiments(project)}
+    print("\n\n".join(f"{name}: {text}" for name, text in found.items()) or "there are no experiments (experiments/*.yaml)")
+    if found:
+        print("\n`stacklm lab show NAME` says more and writes a report")
 
 
 @app.command()
-def correlate(
-    text: Annotated[str, typer.Argument(help="An experiment on text.", autocompletion=cli_complete.experiments)],
-    probe: Annotated[
-        str,
-        typer.Argument(
-            help="An experiment on a synthetic task, with arms of the same names.", autocompletion=cli_complete.experiments
-        ),
-    ],
-) -> None:
+def correlate(text: TextExperiment, probe: ProbeExperiment) -> None:
     """Say how well a synthetic task predicts bits per byte over the arms of two experiments, and write a report of it."""
     found, page = _opened(text)[0].write_correlation(_opened(probe)[0])
     print(f"{probe} and {text}: {found}\n\nread the report: {page}")
@@ -108,17 +105,6 @@ def verify(
     found = verify(_with_tokens(name), trial)
     print(found.text())
     raise typer.Exit(0 if found.passed else 1)
-
-
-def _show_all() -> None:
-    from stacklm.pipeline.lab import Files
-    from stacklm.pipeline.project import Project, experiments
-
-    project = Project.find()
-    found = {name: Files(project, name).verdicts() for name in experiments(project)}
-    print("\n\n".join(f"{name}: {text}" for name, text in found.items()) or "there are no experiments (experiments/*.yaml)")
-    if found:
-        print("\n`stacklm lab show NAME` says more and writes a report")
 
 
 def _show(files: Files) -> None:

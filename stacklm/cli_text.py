@@ -26,7 +26,7 @@ def generate(
     top_k: Annotated[int | None, typer.Option(help="Sample from the k most likely tokens; 0: from all.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Sample from the most likely tokens whose probabilities add up to p.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the sampling.")] = None,
-    cache: Annotated[Cache, typer.Option(help="Keep keys and values, or the inputs of stacks alone.")] = Cache.kv,
+    cache: Annotated[Cache, typer.Option(help="Keep keys and values, or the inputs of stacks alone.")] = "kv",
 ) -> None:
     """Continue a prompt with a trained model, up to the end of the document or `--max-new-tokens`."""
     from dataclasses import replace
@@ -39,7 +39,7 @@ def generate(
     sample = plain(params.evaluate.sample) | {name: value for name, value in given.items() if value is not None}
     config = replace(params.evaluate, sample=read(type(params.evaluate.sample), sample, "generate"))
     text = sys.stdin.buffer.read() if prompt is None else os.fsencode(prompt)  # an argument may hold any bytes
-    for piece in continue_text(config, trained, tokenizer, text, cache.value):
+    for piece in continue_text(config, trained, tokenizer, text, cache):
         print(piece, end="", flush=True)
     print()
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from stacklm import cli_complete
+from stacklm.cli_types import models
+from stacklm.config.schema import ParamsError, listed
+from stacklm.units import duration
 
 if TYPE_CHECKING:
     from stacklm.lab.looks import Gate
@@ -19,29 +20,21 @@ PREFIX = "try-"
 EPILOG = "The exit code is 0 for better, 3 for not worse, 4 for worse, 5 for no verdict, 2 for an error, and 130 after Ctrl-C."
 
 
-class Equal(StrEnum):
-    """What both models have the same of."""
-
-    parameters = "parameters"
-    training_flops = "training_flops"
-    tokens = "tokens"
-    seconds = "seconds"
-
-
 def try_(
     target: Annotated[
         str,
         typer.Argument(
             help="A model of params.yaml, a file my_model.py or my_model.py:Class, or a YAML file with a model.",
-            autocompletion=cli_complete.models,
+            autocompletion=models,
         ),
     ],
     baseline: Annotated[
         str | None, typer.Option(help="The model of params.yaml to compare with; by default the first dense one.")
     ] = None,
     budget: Annotated[
-        Equal, typer.Option(help="What is held equal. The baseline is given the widths for it; your model stays as it is.")
-    ] = Equal.parameters,
+        Literal["parameters", "training_flops", "tokens", "seconds"],
+        typer.Option(help="What is held equal. The baseline is given the widths for it; your model stays as it is."),
+    ] = "parameters",
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -71,8 +64,7 @@ def try_(
     same command resumes.
     """
     from stacklm.config.params import load
-    from stacklm.lab import candidate
-    from stacklm.lab.gate import EXIT_CODES, Terms, gate, of_steps
+    from stacklm.lab.gate import EXIT_CODES, changed, find_baseline, find_candidate, gate, of_steps
     from stacklm.pipeline.gate import audited, open_gate, planned, result, run_looks
     from stacklm.pipeline.lab import bring_tokens
     from stacklm.pipeline.locks import hold_project
@@ -82,12 +74,11 @@ def try_(
         with contextlib.redirect_stdout(sys.stderr) if json_ else contextlib.nullcontext():
             project = Project.find()
             params = load(project.params_file)
-            theirs = candidate.baseline(baseline, params)
-            ours, train = candidate.changed(candidate.candidate(target, params, theirs.model.optimizer), set_ or [])
-            train = (of_steps(steps, params.train) if steps else {}) | train
-            terms = Terms(budget.value, margin, rates, _numbers(looks), train or None)
-            made = gate(ours, theirs, params, terms)
-            until = terms.looks[-1] if yes else _look(seeds, terms.looks) if seeds else 0
+            theirs = find_baseline(baseline, params)
+            ours, train = changed(find_candidate(target, params, theirs.model.optimizer), set_ or [])
+            train, all_looks = (of_steps(steps, params.train) if steps else {}) | train, _numbers(looks)
+            made = gate(ours, theirs, params, budget, margin, rates, all_looks, train or None)
+            until = all_looks[-1] if yes else _look(seeds, all_looks) if seeds else 0
             bring_tokens(project)
             with hold_project(project, f"try {ours.name}", wait=True):
                 files, lab = open_gate(project, f"{PREFIX}{name or ours.name}", made, again)
@@ -108,17 +99,13 @@ def try_(
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    from stacklm.config.schema import ParamsError
-
-    try:
-        return tuple(map(int, text.split(",")))
-    except ValueError:
-        raise ParamsError(f"--looks {text!r}: write numbers of seeds with commas, such as 3,5,8,12") from None
+    found = tuple(int(word) for word in text.split(",") if word.strip().isdecimal())
+    if len(found) != len(text.split(",")) or found[0] < 3 or list(found) != sorted({*found}):
+        raise ParamsError(f"--looks {text!r}: write growing numbers of seeds, from 3 on, with commas, such as 3,5,8,12")
+    return found
 
 
 def _look(seeds: int, looks: tuple[int, ...]) -> int:
-    from stacklm.config.schema import ParamsError, listed
-
     if seeds not in looks:
         raise ParamsError(f"--seeds {seeds}: the verdict is asked for after {listed(looks)} seeds; choose one of these, or --looks")
     return seeds
@@ -126,8 +113,6 @@ def _look(seeds: int, looks: tuple[int, ...]) -> int:
 
 def _go_on(gate: Gate, until: int, asks: bool) -> bool:
     """Whether to train for the next look: as far as `until` seeds; on a terminal, where one `asks`, by the user's word."""
-    from stacklm.units import duration
-
     due = gate.next_look or 0
     if until or not (asks and sys.stdin.isatty() and sys.stdout.isatty()):
         return due <= until

@@ -1,27 +1,81 @@
-"""Arguments and options of the command line, with what a shell may complete them to."""
+"""Arguments and options of the command line, with what a shell completes them to once `stacklm --install-completion` has been
+run. Outside of a project that is nothing."""
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Annotated
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from stacklm import cli_complete
+if TYPE_CHECKING:
+    from stacklm.pipeline.project import Project
 
 
-class Cache(StrEnum):
-    """What a decoder keeps of a token."""
+def _completer(names: Callable[[Project], Iterable[str]]) -> Callable[[str], list[str]]:
+    """Those names that begin as the user's word does; none where there is no project, or its settings cannot be read."""
 
-    kv = "kv"
-    inputs = "inputs"
+    def complete(incomplete: str) -> list[str]:
+        from ruamel.yaml import YAMLError
+
+        from stacklm.config.schema import ParamsError
+        from stacklm.pipeline.project import Project
+
+        try:
+            return [name for name in names(Project.find()) if name.startswith(incomplete)]
+        except (ParamsError, OSError, YAMLError, KeyError, TypeError):
+            return []
+
+    return complete
 
 
-class Axis(StrEnum):
-    """The budget that the trades between stacks and parallel layers hold equal."""
+def _settings(project: Project) -> dict[str, Any]:
+    from ruamel.yaml import YAML
 
-    parameters = "parameters"
-    flops = "flops"
+    return YAML(typ="safe").load(project.params_file)
+
+
+def _runs(project: Project) -> list[str]:
+    settings = _settings(project)
+    return [*settings["models"], *(f"{model}-{seed}" for seed in settings["seeds"] for model in settings["models"])]
+
+
+def _stages(project: Project) -> list[str]:
+    from stacklm.pipeline.stages import STAGES
+
+    return [stage.name for stage in STAGES]
+
+
+def _addresses(project: Project) -> list[str]:
+    from stacklm.pipeline.stages import STAGES
+
+    models = _settings(project)["models"]
+    return [*_stages(project), *(f"{stage.name}@{model}" for stage in STAGES if stage.per for model in models)]
+
+
+def _experiments(project: Project) -> list[str]:
+    from stacklm.pipeline.project import experiments
+
+    return experiments(project)
+
+
+experiments, models, runs = _completer(_experiments), _completer(lambda project: _settings(project)["models"]), _completer(_runs)
+stages, addresses = _completer(_stages), _completer(_addresses)
+flows = _completer(lambda project: [name for name in (*_stages(project), "lab") if name != "inputs"])
+
+
+Cache = Literal["kv", "inputs"]
+"""What a decoder keeps of a token."""
+Axis = Literal["parameters", "flops"]
+"""The budget that the trades between stacks and parallel layers hold equal."""
+
+
+def _argument(help: str, names: Callable[[str], list[str]]) -> Any:
+    return typer.Argument(help=help, autocompletion=names)
+
+
+def _option(help: str, names: Callable[[str], list[str]]) -> Any:
+    return typer.Option(help=help, autocompletion=names)
 
 
 Set = Annotated[
@@ -30,27 +84,18 @@ Set = Annotated[
         "--set", metavar="KEY=VALUE", help="Change a value of params.yaml first, such as train.max_steps=200; repeatable."
     ),
 ]
-FLOWS = "pretrain (everything); or download, tokenizer, shards, audit, evaluate, compare."
-Flow = Annotated[str, typer.Argument(help=FLOWS, autocompletion=cli_complete.flows)]
-EXPERIMENT = "Of the flow lab: the name of a file in experiments/."
-FlowExperiment = Annotated[str | None, typer.Argument(help=EXPERIMENT, autocompletion=cli_complete.experiments)]
-MODELS = "Only this model, without the comparison; repeatable."
-FlowModels = Annotated[list[str] | None, typer.Option(help=MODELS, autocompletion=cli_complete.models)]
-ONE = "One model of params.yaml; by default all."
-OneModel = Annotated[str | None, typer.Option(help=ONE, autocompletion=cli_complete.models)]
-STACKED = "A stacked model of params.yaml; by default the first."
-StackedModel = Annotated[str | None, typer.Option(help=STACKED, autocompletion=cli_complete.models)]
-RUN = "A trained model, such as dense, or dense-2 for its seed 2; by default the first."
-TrainedModel = Annotated[str | None, typer.Option(help=RUN, autocompletion=cli_complete.runs)]
-FOLDER = "A trained model, such as dense-2, or the folder of one; by default the first of params.yaml."
-BenchmarkedModel = Annotated[str | None, typer.Argument(help=FOLDER, autocompletion=cli_complete.runs)]
-ADDRESSES = "Stages of one model or all, such as pretrain@dense or pretrain."
-Addresses = Annotated[list[str], typer.Argument(help=ADDRESSES, autocompletion=cli_complete.addresses)]
-STAGE = "A stage of dvc.yaml, such as shards."
-StageName = Annotated[str, typer.Argument(help=STAGE, autocompletion=cli_complete.stages)]
-STAGE_MODEL = "The model, for the stages that run once per model."
-StageModel = Annotated[str | None, typer.Argument(help=STAGE_MODEL, autocompletion=cli_complete.models)]
-NAME = typer.Argument(
-    help="An experiment: the name of a file in experiments/, without .yaml.", autocompletion=cli_complete.experiments
-)
+Flow = Annotated[str, _argument("pretrain (everything); or download, tokenizer, shards, audit, evaluate, compare.", flows)]
+FlowExperiment = Annotated[str | None, _argument("Of the flow lab: the name of a file in experiments/.", experiments)]
+FlowModels = Annotated[list[str] | None, _option("Only this model, without the comparison; repeatable.", models)]
+OneModel = Annotated[str | None, _option("One model of params.yaml; by default all.", models)]
+StackedModel = Annotated[str | None, _option("A stacked model of params.yaml; by default the first.", models)]
+TrainedModel = Annotated[
+    str | None, _option("A trained model, such as dense, or dense-2 for its seed 2; by default the first.", runs)
+]
+Addresses = Annotated[list[str], _argument("Stages of one model or all, such as pretrain@dense or pretrain.", addresses)]
+StageName = Annotated[str, _argument("A stage of dvc.yaml, such as shards.", stages)]
+StageModel = Annotated[str | None, _argument("The model, for the stages that run once per model.", models)]
+NAME = _argument("An experiment: the name of a file in experiments/, without .yaml.", experiments)
 Name = Annotated[str, NAME]
+TextExperiment = Annotated[str, _argument("An experiment on text.", experiments)]
+ProbeExperiment = Annotated[str, _argument("An experiment on a synthetic task, with arms of the same names.", experiments)]

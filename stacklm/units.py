@@ -34,6 +34,11 @@ def duration(seconds: float) -> str:
     return f"{days} d {hours} h" if hours else f"{days} d"
 
 
+def interval(low: float, high: float, form: str = "+.2%") -> str:
+    """Its two ends, such as `-1.13% to +0.31%`."""
+    return f"{low:{form}} to {high:{form}}"
+
+
 def signed(value: float, digits: int) -> str:
     """A difference with its sign (a true minus); none at zero."""
     return _sign(f"{value:+.{digits}f}")

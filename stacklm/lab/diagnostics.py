@@ -1,29 +1,112 @@
-"""What an experiment on a synthetic task has found, as text: accuracy and the steps to learn it. No verdict rests on these."""
+"""What experiments on synthetic tasks found: accuracy, the steps to learn a task, and how well it predicts bits per byte on text.
+
+No verdict rests on these.
+"""
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
 
+from stacklm.config.schema import ParamsError, listed
 from stacklm.console import table
 from stacklm.lab.answers import LEARNT
-from stacklm.lab.probes import Probe
-from stacklm.lab.schedule import Lab, Records, Result
+from stacklm.lab.findings import Findings
 from stacklm.lab.statistics import ALPHA, interval
+from stacklm.units import interval as span
+
+FEWEST = 8
+"""Arms from which on a rank correlation is worth a number."""
+DRAWS = 2_000
 
 
-def diagnostics(lab: Lab, probe: Probe, records: Records, result: Result) -> str:
+def diagnostics(findings: Findings, size: float) -> str:
     """A row for each arm: test accuracy with its interval over seeds, and the median step at which it had learnt the task."""
-    arms = {arm.name: arm for arm in lab.arms if arm.size == result.size}
-    rows = []
+    result, probe, rows = findings.results[size], findings.lab.experiment.probe, []
+    assert probe
     for name, rate in result.rates.items():
-        found = [records[lab.trial(arms[name], rate, seed).identity] for seed in result.seeds]
+        found = findings.judged(name, size)
         accuracies = [record["test"]["accuracy"] for record in found]
         low, high = np.clip(interval(accuracies), 0, 1)
         learnt = sorted(record["learnt_at"] for record in found if record["learnt_at"] is not None)
         steps = f"{statistics.median_low(learnt):,} ({len(learnt)} of {len(found)} seeds)" if learnt else "never"
-        rows.append((name, f"{rate:.2e}", f"{statistics.mean(accuracies):.1%}", f"{low:.1%} to {high:.1%}", steps))
+        rows.append((name, f"{rate:.2e}", f"{statistics.mean(accuracies):.1%}", span(low, high, ".1%"), steps))
     columns = ("arm", "learning rate", "test accuracy", "interval", f"steps to {LEARNT:.0%}")
-    about = f"size {result.size:g}: {len(result.seeds)} seeds, intervals of {1 - 2 * ALPHA:.0%}, chance {probe.chance:.1%}"
+    about = f"size {size:g}: {len(result.seeds)} seeds, intervals of {1 - 2 * ALPHA:.0%}, chance {probe.chance:.1%}"
     return f"{about}\n{table(columns, rows)}"
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Spearman's rho between the accuracy on a task and less bits per byte on the test set, over arms; +1: same ranking."""
+
+    arms: tuple[str, ...]
+    accuracy: NDArray[np.float64]
+    """Test accuracy, [arms, seeds]."""
+    bits: NDArray[np.float64]
+    """Test bits per byte, [arms, seeds]; the seeds of the two need not be the same."""
+    rho: float
+    p: float
+    """Of no association, two-sided, by permutation of the arms."""
+    low: float
+    high: float
+    """Percentile interval by a bootstrap over arms and over the seeds of each."""
+
+    def __str__(self) -> str:
+        ends = span(self.low, self.high, ".2f")
+        return f"over {len(self.arms)} arms the ranks agree with rho = {self.rho:.2f} ({ends}; p = {self.p:.2g})"
+
+
+def correlate(text: Findings, probe: Findings) -> Correlation:
+    """Over the arms that both have, at the largest size judged of each.
+
+    Raises `ParamsError` for an experiment of the wrong kind, one that is not judged, or fewer than `FEWEST` arms in common.
+    """
+    if text.lab.experiment.probe or not probe.lab.experiment.probe:
+        raise ParamsError("the first experiment must be on text, and the second on a synthetic task (`probe`)")
+    for findings in (text, probe):
+        if findings.final is None:
+            raise ParamsError(f"{findings.name}: not judged yet; at least 3 seeds of all arms are needed")
+    bits, accuracy = _scores(text, "bits_per_byte"), _scores(probe, "accuracy")
+    names = tuple(name for name in bits if name in accuracy)
+    if len(names) < FEWEST:
+        raise ParamsError(
+            f"{text.name} and {probe.name} share {len(names)} arms ({listed(names) or 'none'}); a rank correlation needs {FEWEST}"
+        )
+    return rank_correlation(names, [accuracy[name] for name in names], [bits[name] for name in names])
+
+
+def rank_correlation(
+    names: Sequence[str], accuracy: Sequence[Sequence[float]], bits: Sequence[Sequence[float]], draws: int = DRAWS
+) -> Correlation:
+    """Of scores by arm and seed. Raises `ValueError` where arms have different numbers of seeds."""
+    ours, theirs = np.array(accuracy, float), np.array(bits, float)
+
+    def rho(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+        if np.ptp(x) == 0 or np.ptp(y) == 0:  # without any difference there is no association
+            return 0.0
+        return float(np.clip(np.asarray(stats.spearmanr(x, -y))[0], -1, 1))
+
+    def permuted(x: NDArray[np.float64]) -> float:
+        return rho(x, theirs.mean(axis=1))
+
+    generator = np.random.default_rng(0)
+    test = stats.permutation_test((ours.mean(axis=1),), permuted, permutation_type="pairings", n_resamples=draws, rng=generator)
+    found = []
+    for _ in range(draws):
+        arms = generator.integers(len(names), size=len(names))
+        both = (one[arms][:, generator.integers(one.shape[1], size=one.shape[1])].mean(axis=1) for one in (ours, theirs))
+        found.append(rho(*both))
+    low, high = np.quantile(found, [ALPHA, 1 - ALPHA])
+    return Correlation(tuple(names), ours, theirs, permuted(ours.mean(axis=1)), float(test.pvalue), float(low), float(high))
+
+
+def _scores(findings: Findings, key: str) -> dict[str, list[float]]:
+    """By arm and seed, on the test set."""
+    assert findings.final
+    return {name: [record["test"][key] for record in findings.judged(name, findings.final.size)] for name in findings.names}

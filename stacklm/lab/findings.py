@@ -43,6 +43,11 @@ class Findings:
     def candidates(self) -> list[str]:
         return list(self.lab.experiment.candidates)
 
+    @property
+    def names(self) -> list[str]:
+        """Of the baseline and the candidates."""
+        return ["baseline", *self.candidates]
+
     @cached_property
     def final(self) -> Result | None:
         """Of the largest size judged."""
@@ -75,11 +80,10 @@ class Findings:
         seeds = sorted(set.intersection(*({*result.seeds} for result in self.results.values()))) if self.results else []
         if len(self.results) < FEWEST or len(seeds) < 3:
             return None
-        names = ["baseline", *self.candidates]
-        sizes = {name: [self.arm(name, size).cost.parameters for size in self.results] for name in names}
+        sizes = {name: [self.arm(name, size).cost.parameters for size in self.results] for name in self.names}
         scores = {
             name: np.array([[result.scores[name][result.seeds.index(seed)] for seed in seeds] for result in self.results.values()])
-            for name in names
+            for name in self.names
         }
         return fit_scaling(sizes, scores)
 
@@ -88,7 +92,7 @@ class Findings:
         """Loss over stacks and parallel layers at the largest size judged, from arms whose stacks all have equally many layers."""
         if self.final is None or self.lab.experiment.probe:
             return None
-        shapes = {name: self._shape(name, self.final.size) for name in ["baseline", *self.candidates]}
+        shapes = {name: self._shape(name, self.final.size) for name in self.names}
         stacked = {name: shape for name, shape in shapes.items() if shape}
         return fit_depth([*stacked.values()], [self.final.scores[name] for name in stacked])
 

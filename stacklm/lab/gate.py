@@ -1,46 +1,96 @@
-"""A significance gate: one model against a baseline, as an experiment whose looks are declared before the first trial."""
+"""A significance gate: a model that the user names against a baseline, as an experiment that declares its looks beforehand."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
+import re
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
 from stacklm.config.model import Dense, Model
-from stacklm.config.params import Params
-from stacklm.config.schema import ParamsError, differing_fields, listed, plain, read
+from stacklm.config.optimizer import Optimizer
+from stacklm.config.params import NAME_PATTERN, Params, assign, load_plain, read_value
+from stacklm.config.schema import ParamsError, default_of, differing_fields, key_of, listed, nearest, plain, read
 from stacklm.config.train import Train
 from stacklm.lab.budget import Axis, cost, fitted, mismatch
-from stacklm.lab.candidate import Named
 from stacklm.lab.experiment import Candidate, Experiment, Seeds, settings
+from stacklm.model.custom import model_named
 
-LOOKS = (3, 5, 8, 12)
+SECTIONS = ("architecture", "optimizer", "settings", "train")
 TUNE = (101,)
+"""The seed that learning rates are tuned with; those that judge are counted from 1."""
 MOST_HEADS = 1024
 EXIT_CODES = {"better": 0, "not worse": 3, "worse": 4, "no verdict": 5}
 """Of the command, for scripts; errors have 2."""
 
 
 @dataclass(frozen=True)
-class Terms:
-    """What a gate holds equal, how often and how long it may look; `train` as in an experiment."""
+class Named:
+    """A model with the name that it has in texts and files."""
 
-    budget: Axis = "parameters"
-    margin: float = 0.005
-    rates: int = 5
-    looks: tuple[int, ...] = LOOKS
-    train: dict[str, Any] | None = None
+    name: str
+    model: Model
 
     def __post_init__(self) -> None:
-        if not self.looks or self.looks[0] < 3 or any(b <= a for a, b in pairwise(self.looks)):
-            raise ParamsError(f"--looks {listed(self.looks)}: write growing numbers of seeds, from 3 on")
+        if not re.fullmatch(NAME_PATTERN, self.name) or self.name == "baseline":
+            raise ParamsError(
+                f"{self.name!r} cannot be the name of a model: it begins with a letter, after which come letters, "
+                "digits, `_` and `-`; nor is it `baseline`"
+            )
+
+
+def find_baseline(name: str | None, params: Params) -> Named:
+    """The model of that name, by default the first dense one. Raises `ParamsError` naming what there is."""
+    if name is not None and name not in params.models:
+        raise ParamsError(f"--baseline {name}: no such model; the models are {listed(params.models)}{nearest(name, params.models)}")
+    dense = (key for key, model in params.models.items() if isinstance(model.architecture, Dense))
+    chosen = name or next(dense, None)
+    if chosen is None:
+        raise ParamsError(f"no dense model in params.yaml to compare with; name one by --baseline: {listed(params.models)}")
+    return Named(chosen, params.models[chosen])
+
+
+def find_candidate(target: str, params: Params, optimizer: Optimizer) -> Named:
+    """A model of the settings by its name, the one of a YAML file, or a class of a Python file, `my_model.py:Mine`.
+
+    One of a file has that `optimizer`, unless it says another. Raises `ParamsError` naming what there is, and where a Python
+    file has several models and none is named.
+    """
+    path, _, name = target.partition(".py:")
+    file = Path(f"{path}.py" if name else target)
+    if file.suffix in (".yaml", ".yml"):
+        tree = load_plain(file)
+        model = read(Model, tree, file.name)
+        return Named(file.stem, model if "optimizer" in tree else replace(model, optimizer=optimizer))
+    if file.suffix == ".py":
+        return Named(file.stem, Model(model_named(str(file.absolute()) + (f":{name}" if name else ""), {}), optimizer))
+    if target not in params.models:
+        known = f"the models are {listed(params.models)}{nearest(target, params.models)}"
+        raise ParamsError(f"no model {target!r} in params.yaml, and neither a .py nor a .yaml file; {known}")
+    return Named(target, params.models[target])
+
+
+def changed(named: Named, assignments: Iterable[str]) -> tuple[Named, dict[str, Any]]:
+    """The model with `KEY=VALUE` assignments, and those to `train`; `settings.x` is short for `architecture.settings.x`.
+
+    Raises `ParamsError` for a key that there is not, and for a value that cannot be.
+    """
+    tree = {**plain(named.model), "train": {}}
+    for assignment in assignments:
+        first, *rest = assignment.partition("=")[0].split(".")
+        if not ("=" in assignment and all(rest) and rest and first in SECTIONS):
+            raise ParamsError(f"--set {assignment}: write KEY=VALUE with a key that begins with {listed(SECTIONS)} and a dot")
+        _, value = read_value(assignment)
+        assign(tree, ["architecture"] * (first == "settings") + [first, *rest], value, f"--set {assignment}")
+    train = tree.pop("train")
+    return Named(named.name, read(Model, tree, named.name)), train
 
 
 def of_steps(steps: int, train: Train) -> dict[str, Any]:
@@ -48,7 +98,16 @@ def of_steps(steps: int, train: Train) -> dict[str, Any]:
     return {"max_steps": steps, "hard_stop": None, "warmup_steps": min(train.warmup_steps, steps // 10)}
 
 
-def gate(candidate: Named, baseline: Named, params: Params, terms: Terms, first_seed: int = 1) -> Experiment:
+def gate(
+    candidate: Named,
+    baseline: Named,
+    params: Params,
+    budget: Axis,
+    margin: float,
+    rates: int,
+    looks: tuple[int, ...],
+    train: dict[str, Any] | None,
+) -> Experiment:
     """The experiment that settles whether the candidate beats the baseline, which is brought to the candidate's budget.
 
     The candidate stays exactly as it is. Raises `ParamsError` where it is the baseline, which else must meet its budget.
@@ -57,21 +116,20 @@ def gate(candidate: Named, baseline: Named, params: Params, terms: Terms, first_
         raise ParamsError(f"{baseline.name} is the baseline itself; name another one by --baseline, or change a setting by --set")
     ours, theirs = (plain(one.model) for one in (candidate, baseline))
     differs = {key.partition(".")[0] for key in differing_fields(ours, theirs) if key != "optimizer.peak_lr"}
-    equal = terms.budget.replace("_", " ")
+    equal = budget.replace("_", " ")
     experiment = Experiment(
         question=f"Does {candidate.name} need fewer bits per byte than {baseline.name} at equal {equal}?",
         refuted_by="the interval of the difference lies above zero",
-        budget=terms.budget,
-        margin=terms.margin,
+        budget=budget,
+        margin=margin,
         baseline=baseline.model,
         candidates={candidate.name: Candidate(model=candidate.model, differs=tuple(sorted(differs)), fit=False)},
-        seeds=Seeds(TUNE, tuple(range(first_seed, first_seed + terms.looks[-1])), terms.looks),
-        rates=terms.rates,
-        train=terms.train,
+        seeds=Seeds(TUNE, tuple(range(1, 1 + looks[-1])), looks),
+        rates=rates,
+        train=train,
     )
-    train, vocab_size = settings(experiment, params), params.tokenizer.vocab_size
-    found = replace(experiment, baseline=matched(baseline.model, candidate.model, train, vocab_size, terms.budget))
-    return read(Experiment, plain(found))  # with all checks of a file's
+    matching = matched(baseline.model, candidate.model, settings(experiment, params), params.tokenizer.vocab_size, budget)
+    return read(Experiment, plain(replace(experiment, baseline=matching)))  # with all checks of a file's
 
 
 def matched(baseline: Model, candidate: Model, train: Train, vocab_size: int, axis: Axis) -> Model:
@@ -119,9 +177,8 @@ def stated(value: Any) -> Any:
         return [stated(item) for item in value]
     if not dataclasses.is_dataclass(value):
         return value
-    kept = {key: getattr(value, key) for key in ("kind",) if hasattr(value, key)}
-    for field, key in zip(dataclasses.fields(value), plain(value), strict=True):
-        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        if getattr(value, field.name) != default:
-            kept[key] = stated(getattr(value, field.name))
+    kept = {"kind": kind} if (kind := getattr(value, "kind", None)) else {}
+    for field in dataclasses.fields(value):
+        if (own := getattr(value, field.name)) != default_of(field):
+            kept[key_of(field.name)] = stated(own)
     return kept

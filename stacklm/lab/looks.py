@@ -13,7 +13,7 @@ from stacklm.lab.gate import EXIT_CODES
 from stacklm.lab.schedule import Lab, Planned, Records, Result
 from stacklm.lab.statistics import Verdict, judge, relative_differences, sequential_level, smallest_detectable
 from stacklm.lab.text import measured_sigma, sentence, shown
-from stacklm.units import duration
+from stacklm.units import duration, interval
 
 OVERHEAD = 2.0
 """Seconds of a trial beside training and scoring."""
@@ -120,8 +120,7 @@ class Gate:
 
     def line(self, planned: Planned, left: int) -> str:
         """About a trial that has ended; from three seeds on with the interval so far."""
-        done = sum(one.trial.identity in self.records for one in self.lab.trials(self.records))
-        text = shown(planned, self.records[planned.trial.identity], done, left)
+        text = shown(planned, self.records[planned.trial.identity], len(self.lab.done(self.records)), left)
         result = self.result
         if planned.purpose == "tune" or result is None:
             return text
@@ -129,7 +128,7 @@ class Gate:
         values = relative_differences(result.scores[self.candidate], result.scores["baseline"])
         found, first = (judge(some, self.lab.experiment.margin, level) for some in (values, values[:3]))
         drawn = bar(found, max(-first.low, first.high))
-        return f"{text}\n  {len(values):>3} seeds {drawn} {found.mean:+.2%} ({found.low:+.2%} to {found.high:+.2%})"
+        return f"{text}\n  {len(values):>3} seeds {drawn} {found.mean:+.2%} ({interval(found.low, found.high)})"
 
     def sentence(self) -> str:
         """What was found, and what would decide where nothing has."""

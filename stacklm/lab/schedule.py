@@ -149,6 +149,10 @@ class Lab:
         """With how many judging seeds all arms of a size are done."""
         return len(self._scores(records, size, self.experiment.seeds.judge))
 
+    def done(self, records: Records) -> list[Planned]:
+        """The trials that have a record."""
+        return [planned for planned in self.trials(records) if planned.trial.identity in records]
+
     def pending(self, records: Records) -> list[Planned]:
         """The trials that can run now, in order; empty when there is nothing left to do."""
         return [planned for planned in self.trials(records) if planned.trial.identity not in records]

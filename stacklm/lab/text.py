@@ -9,13 +9,12 @@ from typing import Any
 
 from stacklm.console import table
 from stacklm.lab.diagnostics import diagnostics
-from stacklm.lab.experiment import Arm
 from stacklm.lab.findings import Findings
 from stacklm.lab.scaling import DepthFit
 from stacklm.lab.schedule import Lab, Planned, Records, Result
 from stacklm.lab.speed import Latency, Timing
 from stacklm.lab.statistics import ALPHA, Verdict, seeds_needed, smallest_detectable
-from stacklm.units import duration
+from stacklm.units import duration, interval
 
 SIGMA = 0.01
 """Relative sd of bits per byte between seeds where none has been measured: that of short trainings of half a million parameters
@@ -23,18 +22,26 @@ SIGMA = 0.01
 
 
 def arms_table(lab: Lab, latency: Latency | None = None) -> str:
-    """Every arm at every size on all axes of a budget, each with how far it is from the baseline of its size."""
-    facts = ["parameters", "training_flops", "tokens", "depth", "kv_bytes"]
-    columns = ["arm", "size", "parameters", "training FLOPs", "tokens", "depth", "KV bytes per token"]
-    rows = [[arm.name, f"{arm.size:g}", *(_against(lab, arm, fact) for fact in facts)] for arm in lab.arms]
-    if latency:
-        columns.append("decoding a token")
-        for arm, row in zip(lab.arms, rows, strict=True):
-            ours, theirs = latency.of(arm), latency.of(_baseline(lab, arm))
-            against = f" ({ours.median / theirs.median - 1:+.0%})" if ours and theirs and arm.name != "baseline" else ""
-            row.append(milliseconds(ours) + against)
+    """Every arm at every size as `arm_rows` has it, and warnings of those that miss the budget."""
+    columns, rows = arm_rows(lab, latency)
+    sized = [[name, f"{arm.size:g}", *cells] for arm, (name, *cells) in zip(lab.arms, rows, strict=True)]
     warnings = [f"warning: {arm.warning}" for arm in lab.arms if arm.warning]
-    return "\n".join([table(columns, rows, left=1), *warnings])
+    return "\n".join([table(["arm", "size", *columns], sized), *warnings])
+
+
+def arm_rows(lab: Lab, latency: Latency | None) -> tuple[list[str], list[list[str]]]:
+    """The names of columns; and each arm's name with what it takes, and how far that is from the baseline of its size."""
+    facts = ["parameters", "training_flops", "tokens", "depth", "kv_bytes"]
+    columns = ["parameters", "training FLOPs", "tokens", "depth", "KV bytes per token"]
+    rows = []
+    for arm in lab.arms:
+        baseline = next(one for one in lab.arms if one.name == "baseline" and one.size == arm.size)
+        rows.append([arm.name, *(_against(fact, getattr(arm.cost, fact), getattr(baseline.cost, fact)) for fact in facts)])
+        if latency:
+            ours, theirs = latency.of(arm), latency.of(baseline)
+            against = f" ({ours.median / theirs.median - 1:+.0%})" if ours and theirs and arm is not baseline else ""
+            rows[-1].append(milliseconds(ours) + against)
+    return columns + ["decoding a token"] * bool(latency), rows
 
 
 def milliseconds(timing: Timing | None) -> str:
@@ -42,17 +49,11 @@ def milliseconds(timing: Timing | None) -> str:
     return "{:.2f} [{:.2f}, {:.2f}] ms".format(*(1000 * seconds for seconds in timing)) if timing else "-"
 
 
-def _against(lab: Lab, arm: Arm, fact: str) -> str:
-    """A number of an arm, and where it differs by how much."""
-    ours, theirs = (getattr(one.cost, fact) for one in (arm, _baseline(lab, arm)))
+def _against(fact: str, ours: float | None, theirs: float | None) -> str:
     if ours is None:
         return "-"
     shown = f"{ours:.3g}" if fact == "training_flops" else f"{ours:,}"
     return shown if theirs in (None, ours) else f"{shown} ({ours / theirs - 1:+.2%})"
-
-
-def _baseline(lab: Lab, arm: Arm) -> Arm:
-    return next(one for one in lab.arms if one.name == "baseline" and one.size == arm.size)
 
 
 def differences_table(lab: Lab) -> str:
@@ -92,7 +93,7 @@ def plan_text(lab: Lab, records: Records, workers: int, latency: Latency | None 
 def status_text(lab: Lab, records: Records, workers: int) -> str:
     """Trials done, failed and still to come, as far as they are known, and when they will be done."""
     pending = lab.pending(records)
-    done = [planned for planned in lab.trials(records) if planned.trial.identity in records]
+    done = lab.done(records)
     diverged = [planned.name for planned in done if "failed" in records[planned.trial.identity]]
     lines = [f"done: {len(done)} trials", *(f"  diverged: {name}" for name in diverged), f"to run now: {len(pending)}"]
     lines += [f"  next: {planned.name} ({planned.purpose})" for planned in pending[:3]]
@@ -105,9 +106,7 @@ def result_text(findings: Findings) -> str:
     """The verdicts so far, size by size, and what depth and parallel layers do where that can be told."""
     found = {size: findings.results.get(size) for size in findings.lab.sizes}
     texts = [
-        _result(findings.lab, findings.records, result)
-        if result
-        else f"size {size:g}: not judged yet; at least 3 seeds of all arms are needed"
+        _result(findings, result) if result else f"size {size:g}: not judged yet; at least 3 seeds of all arms are needed"
         for size, result in found.items()
     ]
     return "\n\n".join([*texts, *([depth_text(findings.depth_fit)] if findings.depth_fit else [])])
@@ -115,26 +114,27 @@ def result_text(findings: Findings) -> str:
 
 def depth_text(fit: DepthFit) -> str:
     """The fit over stacks and parallel layers, with intervals, and what is left of the means."""
-    a, b, floor = (f"{one.value:.4f} ({one.low:+.4f} to {one.high:+.4f})" for one in (fit.serial, fit.parallel, fit.floor))
+    a, b, floor = (f"{one.value:.4f} ({interval(one.low, one.high, '+.4f')})" for one in (fit.serial, fit.parallel, fit.floor))
     return (
         f"over {len(fit.shapes)} shapes of S stacks of N layers, bits per byte = {fit.floor.value:.4f} + a / S + b / (S N): "
         f"a {a}, b {b}, floor {floor}; it misses the means by {fit.residual:.2%} (root mean square)"
     )
 
 
-def _result(lab: Lab, records: Records, result: Result) -> str:
+def _result(findings: Findings, result: Result) -> str:
+    lab = findings.lab
     if lab.experiment.probe:
-        return diagnostics(lab, lab.experiment.probe, records, result)
+        return diagnostics(findings, result.size)
     rows = [
         (
             name,
             f"{result.rates[name]:.2e}",
             f"{statistics.mean(scores):.4f}",
-            *(_interval(result.verdicts[name]) if name in result.verdicts else ("", "", "baseline")),
+            *(_cells(result.verdicts[name]) if name in result.verdicts else ("", "", "baseline")),
         )
         for name, scores in result.scores.items()
     ]
-    speed = flops_per_second(lab, records)
+    speed = flops_per_second(lab, findings.records)
     flops = sum(arm.cost.training_flops for arm in lab.arms if arm.size == result.size)
     seconds = flops / speed if speed else None
     columns = ("arm", "learning rate", "test bits per byte", "difference", "interval", "verdict")
@@ -158,8 +158,7 @@ def short_text(findings: Findings) -> str:
     """The question, and a sentence for each candidate about the largest size judged."""
     experiment, result = findings.lab.experiment, findings.final
     if result is None:
-        done = sum(planned.trial.identity in findings.records for planned in findings.lab.trials(findings.records))
-        found = [f"not judged yet; {done} trials are done"]
+        found = [f"not judged yet; {len(findings.lab.done(findings.records))} trials are done"]
     elif experiment.probe:
         found = ["a synthetic task, on which no verdict rests"]
     else:
@@ -177,7 +176,7 @@ def coverage(result: Result) -> str:
 def sentence(name: str, verdict: Verdict, seconds: float | None = None) -> str:
     """One sentence that says what was found, such as `stacked: 0.4% better (-0.7% to -0.1%): better`."""
     mean = f"{abs(verdict.mean):.2%} {'better' if verdict.mean < 0 else 'worse'}"
-    text = f"{name}: {mean} ({verdict.low:+.2%} to {verdict.high:+.2%}): {verdict.outcome}"
+    text = f"{name}: {mean} ({interval(verdict.low, verdict.high)}): {verdict.outcome}"
     if verdict.outcome == "not worse":
         return f"{text} than the margin of {verdict.margin:.2%}"
     if verdict.outcome != "no verdict":
@@ -188,8 +187,8 @@ def sentence(name: str, verdict: Verdict, seconds: float | None = None) -> str:
     return f"{text}; {verdict.more_seeds} more seeds would probably decide{time}"
 
 
-def _interval(verdict: Verdict) -> tuple[str, str, str]:
-    return f"{verdict.mean:+.2%}", f"{verdict.low:+.2%} to {verdict.high:+.2%}", verdict.outcome
+def _cells(verdict: Verdict) -> tuple[str, str, str]:
+    return f"{verdict.mean:+.2%}", interval(verdict.low, verdict.high), verdict.outcome
 
 
 def measured_sigma(lab: Lab, records: Records) -> tuple[float, str]:
@@ -202,7 +201,7 @@ def measured_sigma(lab: Lab, records: Records) -> tuple[float, str]:
 
 def flops_per_second(lab: Lab, records: Records) -> float | None:
     """Of one training at a time, by the median of the experiment's own trials; None before the first."""
-    own = [records[planned.trial.identity] for planned in lab.trials(records) if planned.trial.identity in records]
+    own = [records[planned.trial.identity] for planned in lab.done(records)]
     speeds = [record["flops"] / record["seconds"] for record in own if record.get("seconds")]
     return statistics.median(speeds) if speeds else None
 

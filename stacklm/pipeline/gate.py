@@ -7,7 +7,7 @@ import io
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,9 @@ def open_gate(project: Project, name: str, made: Experiment, again: bool) -> tup
     `again`, and the earlier one is kept as NAME-old1 and so on. No gate judges on seeds with which its candidate has been
     seen. Raises `ParamsError` that names what changed.
     """
-    files, first, made = Files(project, name), 1, with_sources(project, made)
+    ((mine, candidate),) = made.candidates.items()
+    candidate = replace(candidate, model=with_source(project, candidate.model))
+    files, first, made = Files(project, name), 1, replace(made, candidates={mine: candidate})
     if files.file.exists():
         before = load_experiment(files.file)
         first = before.seeds.judge[0]
@@ -65,18 +67,13 @@ def open_gate(project: Project, name: str, made: Experiment, again: bool) -> tup
             files.move(kept)
         else:
             remove(files.origin.parent)
-    seen = {seed for one in made.candidates.values() if one.model for seed in _seen(files.records(), one.model)}
+    wanted = plain(candidate.model)["architecture"]  # at any rate and for however long, in any experiment
+    seen = {one["train"]["seed"] for one in files.records().values() if one.get("model", {}).get("architecture") == wanted}
     while seen.intersection(with_seeds(made, first).seeds.judge):
         first += len(made.seeds.judge)
     write_text(files.file, written(with_seeds(made, first), HEAD))
     files = Files(project, name)  # nothing is remembered of the file before
     return files, files.begin()
-
-
-def _seen(records: Records, model: Model) -> set[int]:
-    """The seeds with which such a model has been trained, in any experiment, at any rate and for however long."""
-    wanted = plain(model.architecture)
-    return {one["train"]["seed"] for one in records.values() if one.get("model", {}).get("architecture") == wanted}
 
 
 def _changed(files: Files, before: Experiment, now: Experiment) -> str:
@@ -88,17 +85,11 @@ def _changed(files: Files, before: Experiment, now: Experiment) -> str:
     return shortened(keys) or files.changed(files.present())
 
 
-def with_sources(project: Project, made: Experiment) -> Experiment:
-    """The experiment on copies of its candidates' files, and what these import from beside them, in `SOURCES`.
+def with_source(project: Project, model: Model | None) -> Model | None:
+    """The model on a copy of its file, and what this imports from beside it, in `SOURCES`; one without a file as it is.
 
     There the records keep what was tried, whatever becomes of the user's file, which may change while trials run.
     """
-    return replace(
-        made, candidates={name: replace(one, model=_copied(project, one.model)) for name, one in made.candidates.items()}
-    )
-
-
-def _copied(project: Project, model: Model | None) -> Model | None:
     if model is None or not isinstance(model.architecture, Python):
         return model
     file = model.architecture.file(project.root)
@@ -171,11 +162,11 @@ def run_looks(files: Files, lab: Lab, found: Pace, go_on: Callable[[Gate], bool]
 def _train(files: Files, lab: Lab, found: Pace, title: str) -> Pace:
     """Train for one look; the pace that this had."""
     began, trained = time.monotonic(), []
-    with progress(desc=title, bar_format=BAR, delay=1) as bar, _Course(lab, files, bar) as course:
+    with progress(desc=title, bar_format=BAR, delay=1) as bar, _course(lab, files, bar) as move:
 
         def say(planned: Planned, records: Records, left: int) -> None:
             trained.append(planned.arm)
-            course.tell(records)
+            move(records)
             bar.write(Gate(lab, records, found).line(planned, left), file=sys.stdout)
 
         broken = run_here(lab, files, found.at_once, say)
@@ -184,41 +175,33 @@ def _train(files: Files, lab: Lab, found: Pace, title: str) -> Pace:
     return found.corrected(trained, time.monotonic() - began)
 
 
-class _Course:
-    """Moves a bar as the trainings of a look go on; on a terminal every second, by the steps of those under way."""
+@contextlib.contextmanager
+def _course(lab: Lab, files: Files, bar: tqdm) -> Iterator[Callable[[Records], None]]:
+    """What moves a bar as the trainings of a look go on; on a terminal every second, by the steps of those under way."""
+    known, ended = files.records(), threading.Event()
+    before = len(lab.done(known))
 
-    def __init__(self, lab: Lab, files: Files, bar: tqdm) -> None:
-        self.lab, self.work, self.bar = lab, files.work, bar
-        self.records: Records = files.records()
-        self.before = len(lab.trials(self.records)) - len(lab.pending(self.records))
-        self.ended = threading.Event()
-        self.thread = threading.Thread(target=self._run, daemon=True)
+    def move(records: Records | None = None) -> None:
+        nonlocal known
+        known = dict(records or known)
+        done, pending = len(lab.done(known)) - before, lab.pending(known)
+        judging = 0 if lab.tuning(known, 1.0).complete else len(lab.arms) * (lab.pause or 0)
+        with bar.get_lock():
+            bar.total = done + len(pending) + judging
+            bar.n = done + sum(_share(files.work, planned.trial) for planned in pending)
+        bar.refresh()
 
-    def __enter__(self) -> _Course:
-        self._move()
-        if sys.stderr.isatty():
-            self.thread.start()
-        return self
+    def watch() -> None:
+        while not ended.wait(1):
+            move()
 
-    def __exit__(self, *error: object) -> None:
-        self.ended.set()
-
-    def tell(self, records: Records) -> None:
-        self.records = dict(records)
-        self._move()
-
-    def _run(self) -> None:
-        while not self.ended.wait(1):
-            self._move()
-
-    def _move(self) -> None:
-        trials, pending = self.lab.trials(self.records), self.lab.pending(self.records)
-        done = len(trials) - len(pending) - self.before
-        judging = 0 if self.lab.tuning(self.records, 1.0).complete else len(self.lab.arms) * (self.lab.pause or 0)
-        with self.bar.get_lock():
-            self.bar.total = done + len(pending) + judging
-            self.bar.n = done + sum(_share(self.work, planned.trial) for planned in pending)
-        self.bar.refresh()
+    move()
+    if sys.stderr.isatty():
+        threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield move
+    finally:
+        ended.set()
 
 
 def _share(work: Path, trial: Trial) -> float:

@@ -5,11 +5,8 @@ Code is not copied: stages, flows and the lab are those of the installed package
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import shutil
 import subprocess
-import sys
 from importlib.resources import files
 from pathlib import Path
 
@@ -17,6 +14,7 @@ from stacklm.config.describe import json_schema
 from stacklm.config.schema import ParamsError
 from stacklm.files import project_root, write_text
 from stacklm.pipeline.dvc import dvc_yaml
+from stacklm.pipeline.project import check_tools
 
 TEMPLATES = {
     "README.md": "README.md",
@@ -42,10 +40,7 @@ def create(folder: Path) -> bool:
         raise ParamsError(f"{folder} would lie in the project {around}: name a folder outside of it")
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise ParamsError(f"{folder} is not empty: name a new folder")
-    if shutil.which("git") is None:
-        raise ParamsError("no `git` on the PATH: install git, which DVC works with")
-    if importlib.util.find_spec("dvc") is None:
-        raise ParamsError(f"DVC is not installed for {sys.executable}: `{sys.executable} -m pip install dvc`")
+    check_tools(None)
     for path, text in contents(folder.resolve().name).items():
         write_text(folder / path, text)
     _git(folder, "init", "--quiet")

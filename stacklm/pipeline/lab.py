@@ -27,13 +27,13 @@ from stacklm.config.train import Train
 from stacklm.files import read_json, sha256, write_json
 from stacklm.lab import probes
 from stacklm.lab.claims import MEASURED, Claim, claims
-from stacklm.lab.correlation import correlate
+from stacklm.lab.diagnostics import correlate
 from stacklm.lab.experiment import Experiment, arms, load_experiment, settings
 from stacklm.lab.findings import Findings
 from stacklm.lab.schedule import Lab
 from stacklm.lab.speed import Latency, decode_latency, seconds_per_step
 from stacklm.lab.text import short_text
-from stacklm.pipeline.code import LAB, changed_units, shortened
+from stacklm.pipeline.code import LAB, changed_units, joined, shortened
 from stacklm.pipeline.project import EXPERIMENTS, Project, check_tools, environment, experiments, trainings_at_once
 from stacklm.pipeline.stages import Instance, stage
 from stacklm.plan.memory import training_memory
@@ -123,7 +123,7 @@ class Files:
             )
         before = self.began() or {}
         if self.experiment.budget == "seconds":
-            now["speeds"] = before.get("speeds") or self._speeds()
+            now["speeds"] = before.get("speeds") or seconds_per_step(arms(self.experiment, self.params), self.vocab_size)
         if ACCEPTED in before:
             now[ACCEPTED] = before[ACCEPTED]
         write_json(self.origin, now)
@@ -134,7 +134,8 @@ class Files:
         before = {key: value for key, value in (self.began() or {}).items() if key not in ("speeds", ACCEPTED)}
         if not before or before == now:
             return ""
-        units = changed_units(before["code"], now["code"]) + changed_units(_joined(before), _joined(now))
+        models = (joined(one.get("models", {})) for one in (before, now))
+        units = changed_units(before["code"], now["code"]) + changed_units(*models)
         keys = [f"train.{key}" for key in differing_fields(before.get("train", {}), now["train"])]
         return shortened(units or keys) or "its tokens"
 
@@ -148,9 +149,6 @@ class Files:
             return max(training_memory(arm.model, self.vocab_size, arm.train).total for arm in lab.arms)
 
         return trainings_at_once(lab.settings, largest)
-
-    def _speeds(self) -> dict[str, float]:
-        return seconds_per_step(arms(self.experiment, self.params), self.vocab_size)
 
     def move(self, to: Files) -> None:
         """Give the experiment and all that it found another name. Raises `ParamsError` where there is one of that name."""
@@ -200,12 +198,12 @@ class Files:
 
         Raises `ParamsError` as `correlate` does.
         """
-        from stacklm.report.lab.correlation import sentence, write
+        from stacklm.report.lab.page import write_ranks
 
         found = correlate(self.findings(), task.findings())
         folder = self.report.parent / f"correlation-{task.name}"
-        write(found, self.name, task.name, folder)
-        return sentence(found), folder / "index.html"
+        write_ranks(found, self.name, task.name, folder)
+        return str(found), folder / "index.html"
 
     def save(self, record: dict[str, Any]) -> None:
         """Keep the record of one trial."""
@@ -266,8 +264,3 @@ def bring_tokens(project: Project) -> None:
     code = subprocess.run(command, cwd=project.root, env=environment(), stdout=sys.stderr).returncode
     if code:
         raise RuntimeError(f"`dvc repro shards` ended with code {code}; its messages are above")
-
-
-def _joined(origin: Mapping[str, Any]) -> dict[str, str]:
-    """The code of all models that are not of this package."""
-    return {unit: digest for code in origin.get("models", {}).values() for unit, digest in code.items()}

@@ -51,12 +51,14 @@ def experiments(project: Project) -> list[str]:
     return sorted(path.stem for path in (project.root / EXPERIMENTS).glob("*.yaml") if path.name != "dvc.yaml")
 
 
-def check_tools(project: Project) -> None:
-    """Raise `ParamsError`, which says what to do, unless git and DVC can be used in the project."""
+def check_tools(project: Project | None) -> None:
+    """Raise `ParamsError`, which says what to do, unless git and DVC are there and can be used in the project, if there is one."""
     if importlib.util.find_spec("dvc") is None:
-        raise ParamsError(f"DVC is not installed for {sys.executable}: install the project there with `pip install -e .`")
+        raise ParamsError(f"DVC is not installed for {sys.executable}: `{sys.executable} -m pip install 'dvc>=3.60'`")
     if shutil.which("git") is None:
         raise ParamsError("no `git` on the PATH: install git, which DVC works with")
+    if project is None:
+        return
     if not (project.root / ".dvc").is_dir():
         raise ParamsError(f"{project.root}: not a DVC repository (no .dvc): run `dvc init` there")
     if not any((folder / ".git").exists() for folder in (project.root, *project.root.parents)):

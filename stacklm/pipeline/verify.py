@@ -82,7 +82,7 @@ def verify(files: Files, prefix: str | None) -> Verification:
     trial or more than one, and where the tokens are not those of the trial.
     """
     lab, records = files.lab(), files.records()
-    done = [one for one in lab.trials(records) if one.trial.identity in records]
+    done = lab.done(records)
     planned = cheapest(files.name, done, records) if prefix is None else _find(files.name, done, prefix)
     record, present = records[planned.trial.identity], files.present()
     if present["data"] != lab.data:

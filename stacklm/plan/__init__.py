@@ -2,6 +2,5 @@
 
 memory   the peak of memory: the trainer's own step on tensors without data
 plan     all figures of every model, and the search for settings that fit
-text     a plan on a terminal
-claims   the published claims beside what this code counts
+text     plans and the variants of a stacked model, on a terminal
 """

@@ -1,4 +1,4 @@
-"""A plan on a terminal: `stacklm plan`, and what to do after a run was out of memory."""
+"""Plans on a terminal: `stacklm plan`, what to do after a run was out of memory, and `stacklm variants`."""
 
 from __future__ import annotations
 
@@ -10,18 +10,25 @@ from pathlib import Path
 import psutil
 import torch
 
+from stacklm.config.model import Stacked
 from stacklm.config.params import preview, set_values
 from stacklm.config.schema import ParamsError, listed
 from stacklm.config.train import Train
 from stacklm.console import table
 from stacklm.files import read_json
+from stacklm.model.build import ModelConfig
+from stacklm.model.cache import KEYS_AND_VALUES
+from stacklm.model.count import count
+from stacklm.model.variants import Axis, grid, variants
 from stacklm.plan.memory import COMPONENTS, Memory
-from stacklm.plan.plan import Change, ModelPlan, Plan, fit, plan
+from stacklm.plan.plan import Change, ModelPlan, Plan, cache_bytes, fit, plan
 from stacklm.train.optimizer import lr_factor, plateau_end
-from stacklm.units import count, quantity
+from stacklm.units import count as things
+from stacklm.units import quantity
 
 LEVELS = " ▁▂▃▄▅▆▇█"
 CURVE_WIDTH, CURVE_HEIGHT = 60, 4
+VARIANTS = ("", "S x N", "parameters", "MFLOP per token", "cache per token")
 SCALES = {"k": 1, "M": 2, "G": 3, "T": 4}
 
 
@@ -115,7 +122,7 @@ def _budget(plan: Plan) -> str:
     train, corpus, epochs = plan.params.train, plan.corpus, ""
     if corpus:
         about = "" if corpus.counted else "about "
-        epochs = f" ({plan.tokens / corpus.train_tokens:.2g} epochs of {about}{count(corpus.train_tokens)})"
+        epochs = f" ({plan.tokens / corpus.train_tokens:.2g} epochs of {about}{things(corpus.train_tokens)})"
     return _aligned(
         [
             ("Run", f"{train.max_steps:,} steps * {train.tokens_per_step:,} tokens = {plan.tokens:,} tokens{epochs}"),
@@ -180,6 +187,29 @@ def _with_interval(memory: Memory) -> str:
     """An estimate as it is printed, such as 1.2 GB (1 GB to 1.4 GB)."""
     low, high = (quantity(bound, "B") for bound in memory.interval)
     return f"{quantity(memory.total, 'B')} ({low} to {high})"
+
+
+def variants_table(base: Stacked, vocab_size: int, context: int, axis: Axis) -> str:
+    """Every variant of `base`, then the grid of depth against parallel layers at its budget on that axis."""
+
+    def row(architecture: Stacked) -> tuple[str, ...]:
+        counts = count(architecture, vocab_size, context)
+        kept = (cache_bytes(ModelConfig(architecture, vocab_size, context), KEYS_AND_VALUES) or 0) // torch.float32.itemsize
+        shape = f"{architecture.depth(context)} x {architecture.stacks[0].layers}"
+        return shape, f"{counts.total:,}", f"{counts.forward_flops_per_token / 1e6:,.2f}", f"{kept:,}"
+
+    budget = {"parameters": "parameters", "flops": "forward FLOPs per token"}[axis]
+    named = [(name, *row(architecture)) for name, architecture in variants(base, context).items()]
+    trades = [
+        (*row(trade.architecture), f"{trade.architecture.stacks[0].d_ff:,}", f"{trade.mismatch:+.4%}")
+        for trade in grid(base, vocab_size, context, axis)
+    ]
+    return (
+        f"One setting changed at a time; vocabulary {vocab_size:,}, context {context:,}; the cache in numbers\n"
+        f"{table(VARIANTS, named)}\n\n"
+        f"S stacks of N layers with as many {budget}, d_ff solved for\n"
+        f"{table((*VARIANTS[1:], 'd_ff', 'off by'), trades, left=0)}"
+    )
 
 
 Figure = Callable[[ModelPlan], str | None]

@@ -6,5 +6,4 @@ tables      their rows, as text for people
 plots       loss against tokens, FLOPs and time; health while training
 page        one report as index.html and as Markdown
 compare     the stage that makes it all
-variants    the variants of a stacked model, before anything is trained
 """

@@ -30,10 +30,6 @@ CURVES = (
     "Thin: training loss, averaged over seeds and neighbouring steps. Lower is better. The horizontal axes are logarithmic and "
     "begin shortly before the first validation."
 )
-BENCHMARKS = (
-    "Means over seeds. An interval over seeds says what to expect of other seeds on these items, one over items what to expect "
-    "of this model on other items. docs/benchmarks.md says what each score is, and how far published ones can be compared."
-)
 HEALTH = (
     "What one optimizer step changed as a share of the weights, by what parameters are for, and the scale of activations behind "
     "each stack or block (of many, some are shown). Parts that lie far apart, or keep rising, deserve a look: docs/training.md."
@@ -55,15 +51,6 @@ class Card:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """What a model writes after a prompt."""
-
-    name: str
-    prompt: str
-    text: str
-
-
-@dataclass(frozen=True)
 class Section:
     """A heading and what is below it, shown in the order of these fields. On a wide page two `half` sections share a row."""
 
@@ -74,7 +61,8 @@ class Section:
     shapes: Sequence[tuple[str, str]] = ()
     figures: Sequence[Figure] = ()
     tables: Sequence[Table] = ()
-    samples: Sequence[Sample] = ()
+    samples: Sequence[Mapping[str, str]] = ()
+    """What models write: `name`, `prompt` and the `text` after it."""
     half: bool = False
 
 
@@ -107,14 +95,10 @@ def comparison_report(
             Section("Differences", tables=[tables.differences(comparison)], half=True),
             Section("How well the models are matched", tables=[tables.matching(comparison)], half=True),
         ]
-    scored = {name: facts["benchmarks"] for name, facts in comparison["models"].items() if facts["benchmarks"]}
-    if scored:
-        made = [tables.benchmarks(scored), tables.benchmark_sets(scored), tables.published(scored)]
-        sections.append(Section("Benchmarks", note=BENCHMARKS, tables=[one for one in made if any(one.groups.values())]))
     if health:
         sections.append(Section("Health while training", note=HEALTH, figures=health))
     firsts = [runs[0] for runs in by_model(results).values()]
-    samples = [Sample(first.run, **first.evaluation["sample"]) for first in firsts]
+    samples = [{"name": first.run, **first.evaluation["sample"]} for first in firsts]
     shapes = [(first.name, tables.describe(first.model.architecture)) for first in firsts]
     sections += [
         Section("Times and memory", note=TIMING, link="speed"),

@@ -107,7 +107,11 @@ def draw_curves(results: Sequence[Result], axes: Sequence[str], folder: Path) ->
         figures.append(Figure(folder / f"loss-{name}.svg", f"Training and validation loss of every model against {axis.title}"))
         with drawing(figures[-1].path) as plot:
             ends = [_draw_losses(plot, runs, axis, nth(LIGHT.lines, i), nth(MARKERS, i)) for i, runs in styled]
-            _scale(plot, axis)
+            plot.set_xscale("log")
+            low, high = plot.get_xlim()
+            ticks = [tick for tick in axis.ticks if low <= tick <= high]
+            log_ticks(plot, ticks[:: -(-len(ticks) // MOST_TICKS) or 1], axis.readable, axis.title)
+            plot.set_ylabel("loss (nats per token)")
             label(plot, ends)
     return figures
 
@@ -232,17 +236,12 @@ def _draw_losses(axes: Axes, runs: Sequence[Result], axis: Axis, colour: str, ma
     return runs[0].name, x[-1], float(valid[:, -1].mean()), colour
 
 
-def _scale(axes: Axes, axis: Axis) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
+def log_ticks(axes: Axes, ticks: Sequence[float], readable: Callable[[float], str], title: str) -> None:
+    """A logarithmic horizontal axis with these ticks and no others."""
     axes.set_xscale("log")
-    low, high = axes.get_xlim()
-    ticks = [tick for tick in axis.ticks if low <= tick <= high]
-    axes.xaxis.set_major_locator(FixedLocator(ticks[:: -(-len(ticks) // MOST_TICKS) or 1]))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: axis.readable(value)))
-    axes.set_xlabel(axis.title)
-    axes.set_ylabel("loss (nats per token)")
+    axes.set_xticks(ticks, [readable(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel(title)
 
 
 def _draw_health(lines: Sequence[tuple[str, np.ndarray, np.ndarray]], title: str, path: Path) -> None:

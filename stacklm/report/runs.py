@@ -17,16 +17,6 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Speed:
-    """Training time without pauses between resumes, the mean rate over it, and peaks in bytes."""
-
-    seconds: float
-    tokens_per_second: float
-    peak_memory: int
-    gpu_memory: int | None
-
-
-@dataclass(frozen=True)
 class Result:
     """One model, trained with one seed and evaluated.
 
@@ -44,19 +34,6 @@ class Result:
     @property
     def run(self) -> str:
         return f"{self.name}-{self.seed}"
-
-    @property
-    def speed(self) -> Speed | None:
-        """None where there is no timing."""
-        if not self.timing:
-            return None
-        seconds = self.timing[-1]["seconds"]
-        return Speed(
-            seconds=seconds,
-            tokens_per_second=self.metrics[-1]["tokens"] / seconds,
-            peak_memory=max(row["peak_memory_bytes"] for row in self.timing),
-            gpu_memory=max((row["gpu_memory_bytes"] for row in self.timing if "gpu_memory_bytes" in row), default=None),
-        )
 
 
 def timing_of(trained: Path, timing: Path) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from statistics import fmean
@@ -11,10 +11,9 @@ from typing import Any
 from stacklm.config.model import Architecture, Dense, FactoredAttention, HuggingFace, PublishedAttention, Python, Stacked
 from stacklm.config.schema import flatten
 from stacklm.console import table
-from stacklm.report.benchmarks import PUBLISHED
 from stacklm.report.comparison import MATCH_AXES, MATCHED, outcome
-from stacklm.report.runs import Result, Speed, by_model
-from stacklm.units import count, duration, percent, quantity, signed
+from stacklm.report.runs import Result, by_model
+from stacklm.units import count, duration, interval, percent, quantity, signed
 
 NOT_MEASURED = "not measured"
 _ROLES = {
@@ -62,9 +61,7 @@ def findings(comparison: Mapping[str, Any]) -> str:
         )
         for name, facts in comparison["models"].items()
     ]
-    scored = {name: facts["benchmarks"] for name, facts in comparison["models"].items() if facts["benchmarks"]}
-    parts = [table(columns, rows), *([benchmark_text(scored)] if scored else []), comparison["finding"]]
-    return "\n\n".join(parts)
+    return f"{table(columns, rows)}\n\n{comparison['finding']}"
 
 
 def _spread(facts: Mapping[str, Any]) -> str:
@@ -140,31 +137,23 @@ def results(comparison: Mapping[str, Any]) -> Table:
 
 def speeds(results: Sequence[Result]) -> Table:
     """Times and memory of one training on this machine, one column per model: means over seeds, the highest of peaks."""
-    models = by_model(results)
-    measured = [_over_seeds(runs) for runs in models.values()]
+    timed = {name: [run for run in runs if run.timing] for name, runs in by_model(results).items()}
 
-    def row(label: str, cell: Any) -> list[str]:
-        return [label, *(NOT_MEASURED if s is None else cell(s) for s in measured)]
+    def row(label: str, cell: Callable[[list[Result]], str]) -> list[str]:
+        return [label, *(cell(runs) if runs else NOT_MEASURED for runs in timed.values())]
+
+    def peak(runs: list[Result], key: str) -> str:
+        most = max(one.get(key, 0) for run in runs for one in run.timing)
+        return quantity(most, "B") if most else NOT_MEASURED
 
     rows = [
-        row("training time", lambda s: duration(s.seconds)),
-        row("tokens per second", lambda s: count(s.tokens_per_second)),
-        row("peak memory", lambda s: quantity(s.peak_memory, "B")),
-        *_gpu_rows(measured),
+        row("training time", lambda runs: duration(fmean(run.timing[-1]["seconds"] for run in runs))),
+        row("tokens per second", lambda runs: count(fmean(run.metrics[-1]["tokens"] / run.timing[-1]["seconds"] for run in runs))),
+        row("peak memory", lambda runs: peak(runs, "peak_memory_bytes")),
     ]
-    return Table(columns=list(models), groups={"Speed on this machine": rows})
-
-
-def _over_seeds(runs: Sequence[Result]) -> Speed | None:
-    speeds = [run.speed for run in runs if run.speed]
-    if not speeds:
-        return None
-    return Speed(
-        fmean(one.seconds for one in speeds),
-        fmean(one.tokens_per_second for one in speeds),
-        max(one.peak_memory for one in speeds),
-        max((one.gpu_memory for one in speeds if one.gpu_memory is not None), default=None),
-    )
+    if any("gpu_memory_bytes" in one for runs in timed.values() for run in runs for one in run.timing):
+        rows.append(row("peak memory of the GPU", lambda runs: peak(runs, "gpu_memory_bytes")))
+    return Table(columns=list(timed), groups={"Speed on this machine": rows})
 
 
 def judged(comparison: Mapping[str, Any]) -> bool:
@@ -178,7 +167,7 @@ def verdicts(comparison: Mapping[str, Any]) -> Table:
         [
             f"{pair['model']} against {pair['against']}",
             f"{pair['mean']:+.2%}",
-            f"{pair['low']:+.2%} to {pair['high']:+.2%}",
+            interval(pair["low"], pair["high"]),
             f"{pair['sd']:.2%}",
             outcome(pair),
         ]
@@ -186,69 +175,6 @@ def verdicts(comparison: Mapping[str, Any]) -> Table:
     ]
     seeds = f"Over {len(comparison['provenance']['seeds'])} seeds, margin {comparison['provenance']['margin']:.1%}"
     return Table(columns=["difference", "interval", "sd of differences", "verdict"], groups={seeds: rows})
-
-
-def benchmark_text(models: Mapping[str, Mapping[str, Any]]) -> str:
-    """Scores on benchmarks, as of `over_seeds` by model, above the published ones of the same kinds, for a terminal."""
-    made = [benchmarks(models), published(models)]
-    return "\n\n".join(
-        table(
-            ["benchmark", *one.columns],
-            [row for rows in one.groups.values() for row in rows],
-            left=1 + one.prose * len(one.columns),
-        )
-        for one in made
-        if any(one.groups.values())
-    )
-
-
-def benchmarks(models: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Scores on benchmarks by model, each with its interval, and what chance would have."""
-    groups: dict[str, list[list[str]]] = {}
-    for title, first in next(iter(models.values())).items():
-        over = f"intervals over {first['over']}" if first["over"] else "two seeds give no interval"
-        rows = groups[f"{title}: {first['items']:,} {first['unit']}; {over}"] = []
-        for score in first["scores"]:
-            cells = [_scored(score, figures[title]["scores"][score]) for figures in models.values()]
-            chance = f"{first['chance']:.1%}" if first["chance"] and score.startswith("accuracy") else "-"
-            rows.append([f"{title}, {score.replace('_', ' ')}", *cells, chance])
-        if first["ties"] is not None:
-            rows.append([f"{title}, ties", *(f"{figures[title]['ties']:.4g}" for figures in models.values()), "-"])
-    return Table(columns=[*models, "chance"], groups=groups)
-
-
-def benchmark_sets(models: Mapping[str, Mapping[str, Any]]) -> Table:
-    """The accuracy on each set of pairs by model."""
-    return Table(
-        columns=list(models),
-        groups={
-            f"{title}, by set": [
-                [name, *(f"{figures[title]['sets'][name]:.1%}" for figures in models.values())] for name in first["sets"]
-            ]
-            for title, first in next(iter(models.values())).items()
-            if first["sets"]
-        },
-    )
-
-
-def published(models: Mapping[str, Mapping[str, Any]]) -> Table:
-    """What was published of the kinds of benchmarks that were scored."""
-    kinds = {figures["kind"] for figures in next(iter(models.values())).values()}
-    rows = [
-        [f"{one.kind}, {one.score.replace('_', ' ')}", _figure(one.score, one.value), one.model, one.trained_on, one.source]
-        for one in PUBLISHED
-        if one.kind in kinds
-    ]
-    return Table(columns=["published", "model", "trained on", "source"], groups={"Published, of other models": rows}, prose=True)
-
-
-def _scored(score: str, figures: Mapping[str, Any]) -> str:
-    value, *ends = (None if figures[end] is None else _figure(score, figures[end]) for end in ("value", "low", "high"))
-    return f"{value}" if None in ends else f"{value} ({' to '.join(map(str, ends))})"
-
-
-def _figure(score: str, value: float) -> str:
-    return f"{value:.1%}" if score.startswith("accuracy") else f"{value:.4f}" if score == "bits_per_byte" else _perplexity(value)
 
 
 def matching(comparison: Mapping[str, Any]) -> Table:
@@ -293,13 +219,6 @@ def optimizers(comparison: Mapping[str, Any]) -> Table:
     keys = dict.fromkeys(key for one in settings.values() for key in one)
     rows = [[key, *(_short(one.get(key, "-")) for one in settings.values())] for key in keys]
     return Table(columns=list(settings), groups={"Optimizer": rows})
-
-
-def _gpu_rows(speeds: Sequence[Speed | None]) -> list[list[str]]:
-    used = [s.gpu_memory if s else None for s in speeds]
-    if not any(used):
-        return []
-    return [["peak memory of the GPU", *(NOT_MEASURED if memory is None else quantity(memory, "B") for memory in used)]]
 
 
 def _settings(settings: Mapping[str, Any]) -> list[list[str]]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
+
+from ruamel.yaml import YAML
 
 from stacklm.code import digest
-from stacklm.config.params import load
-from stacklm.config.schema import plain
-from stacklm.lab.experiment import Arm, arms, load_experiment, settings
+from stacklm.config.params import Params, parse
+from stacklm.config.schema import plain, read
+from stacklm.lab.experiment import Arm, Experiment, arms, settings
 from stacklm.lab.findings import Findings
 from stacklm.lab.schedule import Lab, Planned
 from stacklm.lab.speed import Latency
@@ -35,25 +35,28 @@ TRUTH = {"baseline": 2.0, "better": 1.96, "equal": 2.0, "worse": 2.06}
 BEST = {"baseline": 1e-3, "better": 3e-3, "equal": 1e-3, "worse": 1.6e-2}
 
 
-def make_lab(root: Path, sizes: str = "[1, 2]") -> Lab:
-    (root / "params.yaml").write_text(TINY_PARAMS)
-    (root / "one.yaml").write_text(FILE.replace("sizes: [1, 2]", f"sizes: {sizes}"))
-    params, experiment = load(root / "params.yaml"), load_experiment(root / "one.yaml")
+PARAMS = parse(YAML(typ="safe").load(TINY_PARAMS))
+
+
+def lab_of(experiment: Experiment | str, params: Params = PARAMS) -> Lab:
+    """An experiment, or the text of its file, in a tiny project."""
+    if isinstance(experiment, str):
+        experiment = read(Experiment, YAML(typ="safe").load(experiment))
     return Lab(experiment, arms(experiment, params), settings(experiment, params), data="d" * 64, code="c" * 64)
 
 
-def shaped_findings(root: Path, shapes: Sequence[tuple[int, int]], truth: Mapping[str, float]) -> Findings:
+def make_lab(sizes: str = "[1, 2]") -> Lab:
+    return lab_of(FILE.replace("sizes: [1, 2]", f"sizes: {sizes}"))
+
+
+def shaped_findings(shapes: Sequence[tuple[int, int]], truth: Mapping[str, float]) -> Findings:
     """An experiment on stacked models of these (S, N) beside dense ones, with made-up scores around `truth`."""
-    (root / "params.yaml").write_text(TINY_PARAMS)
-    head, tail = FILE.split("candidates:\n")[0], "seeds:" + FILE.split("seeds:")[1].replace("sizes: [1, 2]\n", "")
-    stacks = {f"stacked-{S}x{N}": [{"layers": N, "features": 24 // N, "d_ff": 24}] * S for S, N in shapes}
-    models = {
-        name: {"kind": "stacked", "d_model": 24, "n_heads": 2, "stacks": own, "residual": True} for name, own in stacks.items()
-    }
-    candidates = {name: {"model": {"architecture": own, "optimizer": {"peak_lr": 2e-3}}} for name, own in models.items()}
-    (root / "shapes.yaml").write_text(f"{head}candidates: {json.dumps(candidates)}\n{tail}".replace("parameters", "tokens"))
-    params, experiment = load(root / "params.yaml"), load_experiment(root / "shapes.yaml")
-    lab = Lab(experiment, arms(experiment, params), settings(experiment, params), data="d" * 64, code="c" * 64)
+    tree = YAML(typ="safe").load(FILE) | {"budget": "tokens", "sizes": [1], "candidates": {}}
+    for S, N in shapes:
+        stacks = [{"layers": N, "features": 24 // N, "d_ff": 24}] * S
+        form = {"kind": "stacked", "d_model": 24, "n_heads": 2, "stacks": stacks, "residual": True}
+        tree["candidates"][f"stacked-{S}x{N}"] = {"model": {"architecture": form, "optimizer": {"peak_lr": 2e-3}}}
+    lab = lab_of(read(Experiment, tree))
     scores = partial(recorded, truth={"baseline": 2.0, **truth}, best=dict.fromkeys(["baseline", *truth], 2e-3))
     return Findings("shapes", lab, course(lab, record=scores)[0])
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from stacklm.lab.diagnostics import DRAWS, Correlation
 from stacklm.lab.findings import Findings
+from stacklm.lab.statistics import ALPHA
 from stacklm.lab.text import coverage, sentence
 from stacklm.report.lab import plots, tables
 from stacklm.report.page import Card, Report, Section, write_report
 from stacklm.report.tables import Table
+from stacklm.units import interval
 
 INTERVALS = (
     "Dots are means over seeds, thick lines t intervals over seeds, on which the verdict rests; ticks above are single seeds. "
@@ -79,7 +82,7 @@ def _cards(findings: Findings) -> list[Card]:
             name,
             f"{verdict.mean:+.2%}",
             "test bits per byte against the baseline",
-            f"{verdict.low:+.2%} to {verdict.high:+.2%} over {verdict.seeds} seeds: {verdict.outcome}",
+            f"{interval(verdict.low, verdict.high)} over {verdict.seeds} seeds: {verdict.outcome}",
         )
         for name, verdict in findings.final.verdicts.items()
     ]
@@ -141,3 +144,18 @@ def _depth(findings: Findings, folder: Path) -> list[Section]:
     return [
         Section("Depth and parallel layers", note, figures=[plots.draw_depth(findings, fit, folder)], tables=[tables.depth(fit)])
     ]
+
+
+def write_ranks(found: Correlation, text: str, probe: str, folder: Path) -> None:
+    """How well a synthetic task ranks the arms of an experiment on text, as index.html and Markdown in a folder."""
+    notes = [
+        "Spearman's rho between test accuracy on the synthetic task and bits per byte on the test set; +1 means the same ranking.",
+        f"The interval of {1 - 2 * ALPHA:.0%} is by a bootstrap over arms and the seeds of each, p by permutation of the arms, "
+        f"{DRAWS:,} draws each.",
+        "A high correlation says that the task may stand in for training on text among forms like these, and no more.",
+    ]
+    means = [(name, found.accuracy[i].mean(), found.bits[i].mean()) for i, name in enumerate(found.arms)]
+    rows = [[name, f"{accuracy:.1%}", f"{bits:.4f}"] for name, accuracy, bits in sorted(means, key=lambda row: row[2])]
+    table = Table(["test accuracy", "test bits per byte"], {"Best first": rows})
+    arms = Section("Arms", figures=[plots.draw_ranks(found, folder)], tables=[table])
+    write_report(Report(f"Does {probe} predict {text}?", f"{str(found).capitalize()}.", [], notes, [arms]), folder)

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stacklm.config.model import Dense
+from stacklm.lab.diagnostics import Correlation
 from stacklm.lab.findings import Findings
 from stacklm.lab.scaling import DepthFit
 from stacklm.lab.statistics import relative_differences
 from stacklm.lab.tuning import parabola
-from stacklm.report.plots import LIGHT, MARKERS, Figure, Interval, draw_intervals, drawing, label, nth
+from stacklm.report.plots import LIGHT, MARKERS, MOST_TICKS, Figure, Interval, draw_intervals, drawing, label, log_ticks, nth
 from stacklm.units import count, duration, quantity
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 BUDGETS: dict[str, tuple[str, Callable[[float], str]]] = {
     "parameters": ("parameters", count),
@@ -27,7 +24,6 @@ BUDGETS: dict[str, tuple[str, Callable[[float], str]]] = {
 }
 EQUAL = 0.02
 """A budget on which arms and sizes differ by less than this share is a number, not a drawing."""
-MOST_TICKS = 4
 
 
 def draw_candidates(findings: Findings, folder: Path) -> Figure:
@@ -65,7 +61,7 @@ def _lines(findings: Findings, axis: str) -> dict[str, list[float]]:
     def taken(name: str, size: float) -> float:
         return findings.seconds(name, size) if axis == "seconds" else getattr(findings.arm(name, size).cost, axis)
 
-    return {name: [taken(name, size) for size in findings.results] for name in ["baseline", *findings.candidates]}
+    return {name: [taken(name, size) for size in findings.results] for name in findings.names}
 
 
 def _draw_budget(findings: Findings, axis: str, path: Path) -> Figure:
@@ -82,22 +78,13 @@ def _draw_budget(findings: Findings, axis: str, path: Path) -> Figure:
                 dense = np.geomspace(min(x), max(x), 60)
                 axes.plot(dense, findings.scaling.laws[name].at(dense), color=colour, linewidth=1, linestyle="dotted")
             ends.append((name, x[-1], mean[-1], colour))
-        _log_ticks(axes, [x for line in _lines(findings, axis).values() for x in line], readable)
-        axes.set_xlabel(title)
+        values = [x for line in _lines(findings, axis).values() for x in line]
+        low, high = min(values), max(values)
+        axes.set_xlim(low * (low / high) ** 0.1, high * (high / low) ** 0.1)
+        log_ticks(axes, list(np.geomspace(low, high, MOST_TICKS if high / low > 1.5 else 2)), readable, title)
         axes.set_ylabel("test bits per byte")
         label(axes, ends)
     return Figure(path, f"Test bits per byte of every arm against {title}", title)
-
-
-def _log_ticks(axes: Axes, values: Sequence[float], readable: Callable[[float], str]) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
-    axes.set_xscale("log")
-    low, high = min(values), max(values)
-    axes.set_xlim(low * (low / high) ** 0.1, high * (high / low) ** 0.1)
-    axes.xaxis.set_major_locator(FixedLocator(list(np.geomspace(low, high, MOST_TICKS if high / low > 1.5 else 2))))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: readable(value)))
 
 
 def draw_rates(findings: Findings, folder: Path) -> list[Figure]:
@@ -155,6 +142,20 @@ def draw_depth(findings: Findings, fit: DepthFit, folder: Path) -> Figure:
         axes.set_ylabel("test bits per byte")
         label(axes, ends)
     return Figure(path, "Test bits per byte over parallel layers, for every number of stacks, with dense models of the same budget")
+
+
+def draw_ranks(found: Correlation, folder: Path) -> Figure:
+    """Accuracy on a synthetic task against bits per byte, with the spread over seeds of both."""
+    figure = Figure(folder / "ranks.svg", "Test accuracy on the synthetic task against test bits per byte, a point for each arm")
+    with drawing(figure.path) as axes:
+        for i, name in enumerate(found.arms):
+            x, y, colour = 100 * found.accuracy[i], found.bits[i], nth(LIGHT.lines, i)
+            axes.errorbar(x.mean(), y.mean(), y.std(ddof=1), x.std(ddof=1), fmt="o", color=colour, markersize=6, elinewidth=1)
+            axes.annotate(name, (x.mean(), y.mean()), (6, 4), textcoords="offset points", color=colour, size=8)
+        axes.set_xlabel("test accuracy (%)")
+        axes.set_ylabel("test bits per byte")
+        axes.margins(0.15)
+    return figure
 
 
 def _colour(findings: Findings, name: str) -> str:

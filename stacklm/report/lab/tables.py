@@ -12,9 +12,9 @@ from stacklm.lab.findings import Findings
 from stacklm.lab.scaling import DepthFit
 from stacklm.lab.schedule import score
 from stacklm.lab.statistics import smallest_detectable
-from stacklm.lab.text import milliseconds
+from stacklm.lab.text import arm_rows
 from stacklm.report.tables import Table
-from stacklm.units import count, duration, quantity
+from stacklm.units import count, duration, interval
 
 
 def verdicts(findings: Findings) -> Table:
@@ -29,8 +29,8 @@ def verdicts(findings: Findings) -> Table:
                     name,
                     f"{fmean(result.scores[name]):.4f}",
                     f"{verdict.mean:+.2%}",
-                    _interval(verdict.low, verdict.high),
-                    _interval(*wider) if wider else "not recorded",
+                    interval(verdict.low, verdict.high),
+                    interval(*wider) if wider else "not recorded",
                     f"{result.rates[name]:.2e}",
                     verdict.outcome,
                 ]
@@ -42,26 +42,12 @@ def verdicts(findings: Findings) -> Table:
 
 def arms(findings: Findings) -> Table:
     """What every arm takes, by size."""
-    axis = findings.lab.experiment.budget
+    columns, rows = arm_rows(findings.lab, findings.latency)
     groups: dict[str, list[list[str]]] = {}
-    for arm in findings.lab.arms:
-        cost = arm.cost
-        seconds = findings.seconds(arm.name, arm.size) if arm.size in findings.results else None
-        row = [
-            arm.name,
-            f"{cost.parameters:,}",
-            quantity(cost.training_flops, "FLOP"),
-            count(cost.tokens),
-            duration(seconds) if seconds else "-",
-            str(cost.depth or "-"),
-            "-" if cost.kv_bytes is None else quantity(cost.kv_bytes, "B"),
-            f"{arm.mismatch[axis]:+.2%}",
-            *([milliseconds(findings.latency.of(arm))] if findings.latency else []),
-        ]
-        groups.setdefault(_size(arm.size), []).append(row)
-    columns = ("parameters", "training", "tokens", "time of one", "serial depth", "KV per token", f"{axis} off by")
-    decoding = ["decoding a token"] if findings.latency else []
-    return Table((*(column.replace("_", " ") for column in columns), *decoding), groups)
+    for arm, (name, *cells) in zip(findings.lab.arms, rows, strict=True):
+        time = duration(findings.seconds(name, arm.size)) if arm.size in findings.results else "-"
+        groups.setdefault(_size(arm.size), []).append([name, time, *cells])
+    return Table(("time of one", *columns), groups)
 
 
 def differences(findings: Findings) -> Table:
@@ -99,9 +85,9 @@ def scaling(findings: Findings) -> Table | None:
             name,
             f"{law.floor:.4f}",
             f"{found.exponents[name].value:.3f}",
-            _interval(found.exponents[name].low, found.exponents[name].high, ".3f"),
+            interval(found.exponents[name].low, found.exponents[name].high, ".3f"),
             f"{found.beyond[name].value:+.2%}" if name in found.beyond else "",
-            _interval(found.beyond[name].low, found.beyond[name].high) if name in found.beyond else "",
+            interval(found.beyond[name].low, found.beyond[name].high) if name in found.beyond else "",
         ]
         for name, law in found.laws.items()
     ]
@@ -112,7 +98,7 @@ def scaling(findings: Findings) -> Table | None:
 def depth(fit: DepthFit) -> Table:
     """The terms of the fit over stacks and parallel layers, and measured and fitted losses by shape."""
     terms = {"floor": fit.floor, "a, of 1 / S": fit.serial, "b, of 1 / (S N)": fit.parallel}
-    rows = [[name, f"{one.value:.4f}", _interval(one.low, one.high, "+.4f")] for name, one in terms.items()]
+    rows = [[name, f"{one.value:.4f}", interval(one.low, one.high, "+.4f")] for name, one in terms.items()]
     fitted = fit.at(*zip(*fit.shapes, strict=True))
     means = [
         [f"{S} x {N}", f"{loss:.4f}", f"{fitted[i]:.4f} ({loss / fitted[i] - 1:+.2%})"]
@@ -124,9 +110,9 @@ def depth(fit: DepthFit) -> Table:
 def trials(findings: Findings) -> Table:
     """Every judged training, with the beginning of its identity."""
     groups: dict[str, list[list[str]]] = {}
-    for planned in findings.lab.trials(findings.records):
-        record = findings.records.get(planned.trial.identity)
-        if planned.purpose == "judge" and record:
+    for planned in findings.lab.done(findings.records):
+        record = findings.records[planned.trial.identity]
+        if planned.purpose == "judge":
             bits = score(record, "test")
             row = [
                 f"{planned.arm.name}, seed {planned.trial.train.seed}",
@@ -140,11 +126,7 @@ def trials(findings: Findings) -> Table:
 
 def provenance(findings: Findings) -> Table:
     """Data, code, versions and machines behind the numbers, and the commands that repeat them."""
-    own = [
-        findings.records[planned.trial.identity]
-        for planned in findings.lab.trials(findings.records)
-        if planned.trial.identity in findings.records
-    ]
+    own = [findings.records[planned.trial.identity] for planned in findings.lab.done(findings.records)]
     machines = Counter(_machine(record["machine"]) for record in own if "machine" in record)
     began = sorted(record["began"] for record in own if "began" in record)
     experiment = findings.lab.experiment
@@ -169,10 +151,6 @@ def provenance(findings: Findings) -> Table:
 def _machine(machine: Mapping[str, Any]) -> str:
     versions = ("kernels", "python", "torch", "numpy")
     return ", ".join(f"{name} {value}" if name in versions else str(value) for name, value in machine.items())
-
-
-def _interval(low: float, high: float, form: str = "+.2%") -> str:
-    return f"{low:{form}} to {high:{form}}"
 
 
 def _size(size: float, more: str = "") -> str:

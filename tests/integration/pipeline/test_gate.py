@@ -168,7 +168,8 @@ def test_short_trainings_and_a_name_of_its_own(project):
     made = load_experiment(Files(project.project, "try-short").file)
     assert made.train == {"max_steps": 5, "hard_stop": None, "warmup_steps": 0}
     assert "dense is the baseline itself" in project.cli("try", "dense", code=2)
-    assert "--looks '3;4': write numbers" in project.cli("try", "stacked", "--looks", "3;4", code=2)
+    for looks in ("3;4", "", "2,3", "3,3", "5,3"):
+        assert f"--looks {looks!r}: write growing numbers" in project.cli("try", "stacked", "--looks", looks, code=2)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no pseudo-terminal on Windows")

@@ -11,18 +11,16 @@ import torch
 
 from stacklm.config.model import Dense, Model
 from stacklm.config.optimizer import AdamW
-from stacklm.config.params import load
 from stacklm.data.shards import Shards
 from stacklm.files import sha256
 from stacklm.lab.answers import LEARNT, score_answers
-from stacklm.lab.experiment import arms, load_experiment, settings
 from stacklm.lab.findings import Findings
 from stacklm.lab.probes import KHop, Probe, Recall, context_length, drawn, vocab_size, write_probe
-from stacklm.lab.schedule import Lab
+from stacklm.lab.schedule import Planned
 from stacklm.lab.text import result_text
 from stacklm.lab.trial import Trial, run_trial
 from stacklm.model.build import build
-from support.checkout import TINY_PARAMS
+from support.lab_records import course, lab_of
 from support.train_files import TRAIN
 
 SMALL = Recall(pairs=2, keys=16, values=16, documents=200)
@@ -64,26 +62,22 @@ def test_a_record_says_when_the_task_was_learnt(tmp_path, monkeypatch):
     assert trained(SMALL, MODEL, tmp_path / "again", max_steps=12, checkpoint_every=4, keep_every=4)["learnt_at"] == 0
 
 
-def test_an_experiment_on_a_task_shows_accuracy_and_no_verdict(tmp_path):
-    (tmp_path / "params.yaml").write_text(TINY_PARAMS)
-    (tmp_path / "one.yaml").write_text(
+def test_an_experiment_on_a_task_shows_accuracy_and_no_verdict():
+    lab = lab_of(
         "{question: q, refuted_by: r, budget: parameters, margin: 0.005, seeds: {tune: [9], judge: [1, 2, 3]}, rates: 3,"
         " probe: {kind: khop, k: 2, cycles: 2, cycle_length: 5},"
         " baseline: {architecture: {kind: dense, d_model: 16, n_heads: 2, n_layers: 1, d_ff: 32}, optimizer: {peak_lr: 1e-2}},"
         " candidates: {swiglu: {change: {architecture.ffn: swiglu}}}}"
     )
-    params, experiment = load(tmp_path / "params.yaml"), load_experiment(tmp_path / "one.yaml")
-    train = settings(experiment, params)
-    assert train.context_length == 2 * 10 + 1 + 2 * 2 + 1 and train.keep_every == train.checkpoint_every
-    lab = Lab(experiment, arms(experiment, params), train, "d", "c")
-    records = {}
-    while pending := lab.pending(records):
-        for planned in pending:
-            rate, seed = planned.trial.model.optimizer.peak_lr, planned.trial.train.seed
-            scores = {"bits_per_byte": 1 + abs(math.log2(rate / 1e-2)), "accuracy": 1 - seed / 10, "answers": 10}
-            step = 100 * seed if planned.arm.name == "swiglu" and seed < 3 else None
-            records[planned.trial.identity] = {"valid": scores, "test": scores, "seconds": 1.0, "flops": 1, "learnt_at": step}
-    text = result_text(Findings("one", lab, records))
+    assert lab.settings.context_length == 2 * 10 + 1 + 2 * 2 + 1 and lab.settings.keep_every == lab.settings.checkpoint_every
+
+    def record(planned: Planned) -> dict:
+        rate, seed = planned.trial.model.optimizer.peak_lr, planned.trial.train.seed
+        scores = {"bits_per_byte": 1 + abs(math.log2(rate / 1e-2)), "accuracy": 1 - seed / 10, "answers": 10}
+        step = 100 * seed if planned.arm.name == "swiglu" and seed < 3 else None
+        return {"valid": scores, "test": scores, "seconds": 1.0, "flops": 1, "learnt_at": step}
+
+    text = result_text(Findings("one", lab, course(lab, record=record)[0]))
     assert "chance 10.0%" in text and "80.0%" in text and "verdict" not in text
     assert "never" in text and "100 (2 of 3 seeds)" in text
 

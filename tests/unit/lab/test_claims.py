@@ -56,8 +56,8 @@ def test_the_memory_of_a_dense_twin_is_of_the_same_size():
     assert "dense, 12 layers, 1,024 wide" in text and "keys and values 303 kB per token" in text and "98.3 kB" in text
 
 
-def test_a_claim_about_loss_rests_on_the_verdicts_of_experiments(tmp_path):
-    lab = make_lab(tmp_path)
+def test_a_claim_about_loss_rests_on_the_verdicts_of_experiments():
+    lab = make_lab()
     findings = Findings("one", lab, course(lab, record=recorded)[0])
     claim = claims.measured("form", "is better", {"one": ["worse"], "two": None}, {"one": findings})
     verdict = findings.final.verdicts["worse"]

@@ -10,15 +10,13 @@ import pytest
 from ruamel.yaml import YAML
 from scipy import stats
 
-from stacklm.config.params import parse
 from stacklm.config.schema import ParamsError, read
-from stacklm.lab.correlation import FEWEST, correlate, rank_correlation
-from stacklm.lab.experiment import Experiment, arms, settings
+from stacklm.lab.diagnostics import FEWEST, correlate, rank_correlation
+from stacklm.lab.experiment import Experiment
 from stacklm.lab.findings import Findings
-from stacklm.lab.schedule import Lab, Planned
-from stacklm.report.lab.correlation import sentence, write
-from support.checkout import TINY_PARAMS
-from support.lab_records import course
+from stacklm.lab.schedule import Planned
+from stacklm.report.lab.page import write_ranks
+from support.lab_records import course, lab_of
 
 NAMES = [f"arm{i}" for i in range(10)]
 
@@ -72,14 +70,9 @@ rates: 3
 
 def findings(name: str, candidates: int, probe: bool) -> Findings:
     """Judged, with scores that rank the arms by their width."""
-    yaml = YAML(typ="safe")
-    tree = {
-        **yaml.load(EXPERIMENT),
-        "candidates": {f"wide{i}": {"change": {"architecture.d_ff": 32 + i}} for i in range(1, candidates + 1)},
-        **({"probe": {"kind": "recall"}} if probe else {}),
-    }
-    params, experiment = parse(yaml.load(TINY_PARAMS)), read(Experiment, tree)
-    lab = Lab(experiment, arms(experiment, params), settings(experiment, params), "d", "c")
+    tree = YAML(typ="safe").load(EXPERIMENT) | ({"probe": {"kind": "recall"}} if probe else {})
+    tree["candidates"] = {f"wide{i}": {"change": {"architecture.d_ff": 32 + i}} for i in range(1, candidates + 1)}
+    lab = lab_of(read(Experiment, tree))
 
     def record(planned: Planned) -> dict:
         width, rate = planned.arm.model.architecture.d_ff, planned.trial.model.optimizer.peak_lr
@@ -92,9 +85,9 @@ def findings(name: str, candidates: int, probe: bool) -> Findings:
 def test_arms_of_two_experiments_meet_by_name_and_the_report_ranks_them(tmp_path: Path):
     found = correlate(findings("text", 9, probe=False), findings("task", 8, probe=True))
     assert found.arms == ("baseline", *(f"wide{i}" for i in range(1, 9))) and found.rho == pytest.approx(1)
-    write(found, "text", "task", tmp_path / "ranks")
+    write_ranks(found, "text", "task", tmp_path / "ranks")
     markdown = (tmp_path / "ranks" / "ranks.md").read_text(encoding="utf-8")
-    assert sentence(found).capitalize() in markdown
+    assert str(found).capitalize() in markdown
     assert re.findall(r"^\| (\w+) \| \d", markdown, re.MULTILINE) == [*reversed(found.arms)]
     assert "data:image/svg" in (tmp_path / "ranks" / "index.html").read_text(encoding="utf-8")
 

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from stacklm.config.params import Params, load
 from stacklm.config.schema import ParamsError
 from stacklm.lab.experiment import Experiment, arms, changed, load_experiment, settings
 from stacklm.lab.trial import Trial
-from support.checkout import TINY_PARAMS
+from support.lab_records import PARAMS
 
 FILE = """\
 question: Does a short convolution help, and do two stacks match the dense twin?
@@ -33,12 +32,6 @@ train: {max_steps: 20}
 """
 
 
-@pytest.fixture
-def params(tmp_path: Path) -> Params:
-    (tmp_path / "params.yaml").write_text(TINY_PARAMS)
-    return load(tmp_path / "params.yaml")
-
-
 def experiment(tmp_path: Path, *changes: tuple[str, str]) -> Experiment:
     text = FILE
     for old, new in changes:
@@ -48,8 +41,8 @@ def experiment(tmp_path: Path, *changes: tuple[str, str]) -> Experiment:
     return load_experiment(tmp_path / "one.yaml")
 
 
-def test_every_arm_meets_the_budget_of_its_size(tmp_path, params):
-    found = arms(experiment(tmp_path), params)
+def test_every_arm_meets_the_budget_of_its_size(tmp_path):
+    found = arms(experiment(tmp_path), PARAMS)
     assert [(arm.name, arm.size) for arm in found] == [
         (name, size) for size in (1, 2) for name in ("baseline", "swiglu", "stacked")
     ]
@@ -65,10 +58,10 @@ def test_every_arm_meets_the_budget_of_its_size(tmp_path, params):
     assert found[0].changed == {}
 
 
-def test_the_experiments_settings_take_the_place_of_the_projects(tmp_path, params):
-    assert settings(experiment(tmp_path), params) == replace(params.train, max_steps=20)
+def test_the_experiments_settings_take_the_place_of_the_projects(tmp_path):
+    assert settings(experiment(tmp_path), PARAMS) == replace(PARAMS.train, max_steps=20)
     with pytest.raises(ParamsError, match=r"train.max_step: unknown key.*did you mean `max_steps`"):
-        settings(experiment(tmp_path, ("max_steps: 20", "max_step: 20")), params)
+        settings(experiment(tmp_path, ("max_steps: 20", "max_step: 20")), PARAMS)
 
 
 @pytest.mark.parametrize(
@@ -108,9 +101,9 @@ def test_files_that_cannot_lead_to_a_verdict_are_refused(tmp_path, old, new, mes
         ("stacks: [{layers: 2, features: 8", "stacks: [{layers: 16, features: 8", r"candidates.stacked cannot meet the budget: "),
     ],
 )
-def test_arms_that_would_not_be_a_fair_comparison_are_refused(tmp_path, params, old, new, message):
+def test_arms_that_would_not_be_a_fair_comparison_are_refused(tmp_path, old, new, message):
     with pytest.raises(ParamsError, match=message):
-        arms(experiment(tmp_path, (old, new)), params)
+        arms(experiment(tmp_path, (old, new)), PARAMS)
 
 
 def test_a_change_may_be_inside_a_list(tmp_path):
@@ -120,17 +113,17 @@ def test_a_change_may_be_inside_a_list(tmp_path):
         changed(model, {"architecture.stacks.1.d_ff": 24}, "here")
 
 
-def test_a_declared_difference_is_allowed(tmp_path, params):
+def test_a_declared_difference_is_allowed(tmp_path):
     changes = [
         ("{peak_lr: 4e-3}", "{peak_lr: 4e-3, beta2: 0.99}"),
         ("  stacked:\n", "  stacked:\n    differs: [architecture, optimizer]\n"),
     ]
-    assert arms(experiment(tmp_path, *changes), params)[2].changed["optimizer.beta2"] == (0.95, 0.99)
+    assert arms(experiment(tmp_path, *changes), PARAMS)[2].changed["optimizer.beta2"] == (0.95, 0.99)
 
 
-def test_equal_trials_have_one_identity_and_any_difference_another(tmp_path, params):
+def test_equal_trials_have_one_identity_and_any_difference_another(tmp_path):
     one = experiment(tmp_path)
-    first = Trial(one.baseline, settings(one, params), data="d", code="c")
+    first = Trial(one.baseline, settings(one, PARAMS), data="d", code="c")
     assert first.identity == replace(first).identity
     others = [
         replace(first, data="e"),

@@ -6,40 +6,32 @@ import random
 from dataclasses import replace
 
 import pytest
-from ruamel.yaml import YAML
 
 from stacklm.config.model import Dense, Model, Python, Stack, Stacked
 from stacklm.config.optimizer import AdamW, Muon
-from stacklm.config.params import Params, parse
 from stacklm.config.schema import ParamsError
-from stacklm.lab import candidate
-from stacklm.lab.candidate import Named
-from stacklm.lab.experiment import Experiment, arms, load_experiment, settings
+from stacklm.lab.experiment import arms, load_experiment, settings
 from stacklm.lab.findings import Findings
-from stacklm.lab.gate import EXIT_CODES, Terms, gate, of_steps, written
+from stacklm.lab.gate import EXIT_CODES, Named, changed, find_baseline, find_candidate, gate, of_steps, written
 from stacklm.lab.looks import Gate, bar, pace
 from stacklm.lab.schedule import Lab
 from stacklm.lab.statistics import Verdict, sequential_level
 from stacklm.lab.text import result_text
 from stacklm.report.lab.page import report
-from support.checkout import TINY_PARAMS
 from support.custom_models import FOLDER
+from support.lab_records import PARAMS, lab_of
 
 BASE = Named("dense", Model(Dense(96, 4, 5, 196, ffn="swiglu")))
 MUON = Muon()
 STACKED = Model(Stacked(32, 2, (Stack(4, 8, 64), Stack(4, 8, 64))))
-
-
-@pytest.fixture(scope="module")
-def params() -> Params:
-    return parse(YAML(typ="safe").load(TINY_PARAMS))
+TERMS = {"budget": "parameters", "margin": 0.005, "rates": 5, "looks": (3, 5, 8, 12), "train": None}
 
 
 @pytest.mark.parametrize("budget", ["parameters", "training_flops"])
 @pytest.mark.parametrize("size", [Dense(24, 1, 3, 40), Dense(96, 4, 5, 150), Dense(200, 4, 8, 700), STACKED.architecture])
-def test_the_candidate_stays_as_it_is_and_the_baseline_is_brought_to_its_budget(params, budget, size):
-    made = gate(Named("mine", Model(size)), BASE, params, Terms(budget))
-    baseline, mine = arms(made, params)
+def test_the_candidate_stays_as_it_is_and_the_baseline_is_brought_to_its_budget(budget, size):
+    made = gate(Named("mine", Model(size)), BASE, PARAMS, **TERMS | {"budget": budget})
+    baseline, mine = arms(made, PARAMS)
     assert mine.model.architecture == size and abs(mine.mismatch[budget]) < 0.01 and mine.warning is None
     dense = baseline.model.architecture
     assert dense.d_model / dense.n_heads == 24 and dense.n_layers == 5  # wider or narrower, not of another kind
@@ -47,76 +39,62 @@ def test_the_candidate_stays_as_it_is_and_the_baseline_is_brought_to_its_budget(
 
 
 @pytest.mark.parametrize("budget", ["tokens", "seconds"])
-def test_where_shapes_are_not_held_equal_the_baseline_stays_as_it_is(params, budget):
-    assert gate(Named("mine", STACKED), BASE, params, Terms(budget)).baseline == BASE.model
+def test_where_shapes_are_not_held_equal_the_baseline_stays_as_it_is(budget):
+    assert gate(Named("mine", STACKED), BASE, PARAMS, **TERMS | {"budget": budget}).baseline == BASE.model
 
 
-def test_a_baseline_that_cannot_come_near_is_refused_with_the_numbers(params):
+def test_a_baseline_that_cannot_come_near_is_refused_with_the_numbers():
     with pytest.raises(ParamsError, match=r"baseline cannot meet the budget: the nearest is [\d,]+ parameters at d_ff 1"):
-        gate(Named("mine", Model(Dense(2, 1, 1, 1))), BASE, params, Terms())
+        gate(Named("mine", Model(Dense(2, 1, 1, 1))), BASE, PARAMS, **TERMS)
 
 
-def test_its_file_holds_the_whole_experiment_and_no_more_than_that(params, tmp_path):
-    terms = Terms(margin=0.01, rates=3, looks=(3, 4), train=of_steps(40, params.train))
-    made = gate(Named("mine", replace(STACKED, optimizer=MUON)), BASE, params, terms, first_seed=5)
+def test_its_file_holds_the_whole_experiment_and_no_more_than_that(tmp_path):
+    terms = {"margin": 0.01, "rates": 3, "looks": (3, 4), "train": of_steps(40, PARAMS.train)}
+    made = gate(Named("mine", replace(STACKED, optimizer=MUON)), BASE, PARAMS, **TERMS | terms)
     file = tmp_path / "try-mine.yaml"
     file.write_text(written(made, "by stacklm try"))
     assert load_experiment(file) == made and file.read_text().startswith("# by stacklm try\nquestion: Does mine need fewer")
-    assert (
-        made.seeds.judge == (5, 6, 7, 8)
-        and made.seeds.looks == (3, 4)
-        and made.candidates["mine"].differs
-        == (
-            "architecture",
-            "optimizer",
-        )
-    )
+    assert made.seeds.judge == (1, 2, 3, 4) and made.candidates["mine"].differs == ("architecture", "optimizer")
     assert "dropout" not in file.read_text() and "kind: stacked" in file.read_text()
-    assert settings(made, params).max_steps == 40 and settings(made, params).warmup_steps == 2
+    assert settings(made, PARAMS).max_steps == 40 and settings(made, PARAMS).warmup_steps == 2
 
 
-@pytest.mark.parametrize("looks", [(), (2, 3), (3, 3), (5, 3)])
-def test_looks_grow_from_three(looks):
-    with pytest.raises(ParamsError, match="growing numbers of seeds, from 3 on"):
-        Terms(looks=looks)
-
-
-def test_the_model_is_one_of_the_settings_or_that_of_a_file(params, tmp_path):
-    assert candidate.candidate("stacked", params, MUON) == Named("stacked", params.models["stacked"])
+def test_the_model_is_one_of_the_settings_or_that_of_a_file(tmp_path):
+    assert find_candidate("stacked", PARAMS, MUON) == Named("stacked", PARAMS.models["stacked"])
     (tmp_path / "idea.yaml").write_text("architecture: {kind: dense, d_model: 8, n_heads: 1, n_layers: 1, d_ff: 8}\n")
-    found = candidate.candidate(str(tmp_path / "idea.yaml"), params, MUON)
+    found = find_candidate(str(tmp_path / "idea.yaml"), PARAMS, MUON)
     assert found == Named("idea", Model(Dense(8, 1, 1, 8), MUON))
     (tmp_path / "idea.yaml").write_text((tmp_path / "idea.yaml").read_text() + "optimizer: {peak_lr: 3e-3}\n")
-    assert candidate.candidate(str(tmp_path / "idea.yaml"), params, MUON).model.optimizer == AdamW(peak_lr=3e-3)
+    assert find_candidate(str(tmp_path / "idea.yaml"), PARAMS, MUON).model.optimizer == AdamW(peak_lr=3e-3)
     with pytest.raises(ParamsError, match=r"no model 'stackd' in params.yaml.*did you mean `stacked`"):
-        candidate.candidate("stackd", params, MUON)
+        find_candidate("stackd", PARAMS, MUON)
     (tmp_path / "1.yaml").write_text((tmp_path / "idea.yaml").read_text())
     with pytest.raises(ParamsError, match="'1' cannot be the name of a model"):
-        candidate.candidate(str(tmp_path / "1.yaml"), params, MUON)
+        find_candidate(str(tmp_path / "1.yaml"), PARAMS, MUON)
 
 
-def test_of_a_python_file_it_is_the_class_that_is_named_or_the_only_one_that_can_be_meant(params, tmp_path):
+def test_of_a_python_file_it_is_the_class_that_is_named_or_the_only_one_that_can_be_meant(tmp_path):
     for name in ("gpt", "lstm", "linear_attention"):
         file = str(FOLDER / f"{name}.py")
-        found = candidate.candidate(file, params, MUON)
+        found = find_candidate(file, PARAMS, MUON)
         kind = {"gpt": "GPT", "lstm": "LSTM", "linear_attention": "Gated"}[name]
-        assert found == Named(name, Model(Python(file, kind), MUON)) == candidate.candidate(f"{file}:{kind}", params, MUON)
+        assert found == Named(name, Model(Python(file, kind), MUON)) == find_candidate(f"{file}:{kind}", PARAMS, MUON)
     two = tmp_path / "two.py"
     two.write_text("from torch import nn\n" + "".join(f"class {name}(nn.Module):\n    pass\n" for name in "AB"))
     with pytest.raises(ParamsError, match=r"two.py: has several models, A, B; name one, as two.py:B"):
-        candidate.candidate(str(two), params, MUON)
-    assert candidate.candidate(f"{two}:A", params, MUON).model.architecture.class_ == "A"
+        find_candidate(str(two), PARAMS, MUON)
+    assert find_candidate(f"{two}:A", PARAMS, MUON).model.architecture.class_ == "A"
     two.write_text("class A:\n    pass\n")
     with pytest.raises(ParamsError, match=r"two.py: has no class that is a torch.nn.Module"):
-        candidate.candidate(str(two), params, MUON)
+        find_candidate(str(two), PARAMS, MUON)
     with pytest.raises(ParamsError, match=r"no file .*/absent.py"):
-        candidate.candidate(str(tmp_path / "absent.py"), params, MUON)
+        find_candidate(str(tmp_path / "absent.py"), PARAMS, MUON)
 
 
-def test_its_settings_and_those_of_the_training_can_be_changed(params):
-    dense = candidate.candidate("dense", params, MUON)
+def test_its_settings_and_those_of_the_training_can_be_changed():
+    dense = find_candidate("dense", PARAMS, MUON)
     wanted = ["architecture.d_ff=24", "optimizer.peak_lr=2e-3", "train.max_steps=9"]
-    found, train = candidate.changed(dense, wanted)
+    found, train = changed(dense, wanted)
     assert found.model.architecture == replace(dense.model.architecture, d_ff=24) and train == {"max_steps": 9}
     assert found.model.optimizer.peak_lr == 2e-3
     for wrong, why in (
@@ -127,25 +105,21 @@ def test_its_settings_and_those_of_the_training_can_be_changed(params):
         ("settings.hidden=3", "settings: unknown key"),
     ):
         with pytest.raises(ParamsError, match=why):
-            candidate.changed(dense, [wrong])
-    gpt = candidate.candidate(str(FOLDER / "gpt.py"), params, MUON)
-    assert candidate.changed(gpt, ["settings.d_model=16"])[0].model.architecture.settings == {"d_model": 16}
+            changed(dense, [wrong])
+    gpt = find_candidate(str(FOLDER / "gpt.py"), PARAMS, MUON)
+    assert changed(gpt, ["settings.d_model=16"])[0].model.architecture.settings == {"d_model": 16}
 
 
-def test_the_baseline_is_the_first_dense_model_and_not_the_candidate(params):
-    dense = candidate.baseline(None, params)
-    assert dense.name == "dense" and candidate.baseline("stacked", params).name == "stacked"
+def test_the_baseline_is_the_first_dense_model_and_not_the_candidate():
+    dense = find_baseline(None, PARAMS)
+    assert dense.name == "dense" and find_baseline("stacked", PARAMS).name == "stacked"
     with pytest.raises(ParamsError, match="dense is the baseline itself; name another one by --baseline"):
-        gate(dense, dense, params, Terms())
+        gate(dense, dense, PARAMS, **TERMS)
     with pytest.raises(ParamsError, match=r"--baseline dens: no such model.*did you mean `dense`"):
-        candidate.baseline("dens", params)
+        find_baseline("dens", PARAMS)
 
 
 # The course of a gate, with made-up scores.
-
-
-def lab_of(made: Experiment, params: Params) -> Lab:
-    return Lab(made, arms(made, params), settings(made, params), "d" * 64, "c" * 64)
 
 
 def course(lab: Lab, true: float, noise: float = 0.002, failing: tuple[int, ...] = (), records: dict | None = None) -> Gate:
@@ -163,8 +137,8 @@ def course(lab: Lab, true: float, noise: float = 0.002, failing: tuple[int, ...]
 
 
 @pytest.fixture(scope="module")
-def lab(params) -> Lab:
-    return lab_of(gate(Named("mine", STACKED), BASE, params, Terms()), params)
+def lab() -> Lab:
+    return lab_of(gate(Named("mine", STACKED), BASE, PARAMS, **TERMS))
 
 
 def paused(lab: Lab, seeds: int, true: float, **more) -> Gate:

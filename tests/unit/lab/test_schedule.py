@@ -15,8 +15,8 @@ from support.lab_records import BEST, TRUTH, course, make_lab, measured
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    return make_lab(tmp_path_factory.mktemp("lab"))
+def lab() -> Lab:
+    return make_lab()
 
 
 def test_rates_are_bracketed_then_every_arm_is_judged_with_its_best(lab):

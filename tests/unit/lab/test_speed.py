@@ -7,18 +7,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from ruamel.yaml import YAML
 
 from stacklm.config.model import Model
-from stacklm.config.params import parse
 from stacklm.config.schema import ParamsError, plain, read
-from stacklm.lab.experiment import Experiment, arms, settings
+from stacklm.lab.experiment import arms
 from stacklm.lab.schedule import Lab
 from stacklm.lab.speed import Latency, decode_latency, seconds_per_step
 from stacklm.lab.text import arms_table
-from support.checkout import TINY_PARAMS
 from support.custom_models import MODELS
-from support.lab_records import timed
+from support.lab_records import PARAMS, lab_of, timed
 
 EXPERIMENT = """
 question: q
@@ -34,9 +31,7 @@ sizes: [1, 2]
 
 @pytest.fixture(scope="module")
 def lab() -> Lab:
-    yaml = YAML(typ="safe")
-    params, experiment = parse(yaml.load(TINY_PARAMS)), read(Experiment, yaml.load(EXPERIMENT))
-    return Lab(experiment, arms(experiment, params), settings(experiment, params), "", "")
+    return lab_of(EXPERIMENT)
 
 
 def test_each_arm_is_timed_and_the_threads_stay_as_they_were(lab):
@@ -61,21 +56,19 @@ def test_steps_are_timed_by_arm(lab):
 
 
 def test_with_equal_seconds_steps_follow_from_the_speeds_and_shapes_stay(lab):
-    yaml = YAML(typ="safe")
-    params = parse(yaml.load(TINY_PARAMS))
-    experiment = read(Experiment, yaml.load(EXPERIMENT.replace("budget: parameters", "budget: seconds")))
+    experiment = lab_of(EXPERIMENT.replace("budget: parameters", "budget: seconds")).experiment
     speeds = {"baseline 1": 1.0, "deeper 1": 1.5, "baseline 2": 2.0, "deeper 2": 2.0}
-    small, deeper, large, larger = arms(experiment, params, speeds)
+    small, deeper, large, larger = arms(experiment, PARAMS, speeds)
     assert [arm.train.max_steps for arm in (small, deeper, large, larger)] == [12, 8, 12, 12]
     assert deeper.model.architecture.d_ff == small.model.architecture.d_ff
     assert deeper.cost.tokens == small.cost.tokens * 8 // 12
     assert deeper.mismatch == {"seconds": 0.0} and deeper.warning is None
     assert Lab(experiment, [small, deeper], small.train, "", "").trial(deeper, 1e-3, 1).train.max_steps == 8
-    slower = arms(experiment, params, {**speeds, "deeper 1": 1.7})[1]
+    slower = arms(experiment, PARAMS, {**speeds, "deeper 1": 1.7})[1]
     assert slower.train.max_steps == 7 and slower.mismatch["seconds"] == pytest.approx(7 * 1.7 / 12 - 1)
     with pytest.raises(ParamsError, match=r"candidates.deeper: in the time of the baseline's 12 steps it makes 1"):
-        arms(experiment, params, {**speeds, "deeper 1": 12.0})
-    assert {arm.train.max_steps for arm in arms(experiment, params)} == {12}  # before anything is measured
+        arms(experiment, PARAMS, {**speeds, "deeper 1": 12.0})
+    assert {arm.train.max_steps for arm in arms(experiment, PARAMS)} == {12}  # before anything is measured
 
 
 def test_the_table_shows_the_distance_to_the_baseline_of_the_same_size_on_every_axis(lab):

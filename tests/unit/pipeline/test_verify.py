@@ -54,8 +54,8 @@ def test_a_trial_that_diverged_must_diverge_again():
     assert not Verification("one", {"failed": "diverged"}, RECORD, OTHER, 0.002).passed
 
 
-def test_the_cheapest_trial_is_the_first_judged_one_of_the_fewest_operations(tmp_path):
-    lab = make_lab(tmp_path)
+def test_the_cheapest_trial_is_the_first_judged_one_of_the_fewest_operations():
+    lab = make_lab()
     records, done = course(lab, record=recorded)
     found = cheapest("one", done, records)
     judged = [one for one in done if one.purpose == "judge"]

@@ -62,16 +62,6 @@ def test_timing_that_was_cut_short_counts_as_not_measured(folders):
     assert dense.timing == []
 
 
-def test_speed_is_taken_over_the_whole_run(results):
-    measured = results[0].speed
-    assert measured.seconds == pytest.approx(92.4)
-    assert measured.tokens_per_second == pytest.approx(300 * 2048 / 92.4)
-    assert (measured.peak_memory, measured.gpu_memory) == (1_000_000_000, None)
-    on_gpu = [{**row, "gpu_memory_bytes": 5 * row["step"]} for row in results[0].timing]
-    assert dataclasses.replace(results[0], timing=on_gpu).speed.gpu_memory == 1500
-    assert dataclasses.replace(results[0], timing=[]).speed is None
-
-
 def test_who_reads_times_or_a_comparison_needs_neither_torch_nor_matplotlib():
     code = "import sys, stacklm.report.runs, stacklm.report.tables; sys.exit(bool({'torch', 'matplotlib'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -14,8 +14,8 @@ from support.lab_records import TRUTH, course, make_lab, recorded, shaped_findin
 
 
 @pytest.fixture(scope="module")
-def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
-    lab = make_lab(tmp_path_factory.mktemp("lab"))
+def findings() -> Findings:
+    lab = make_lab()
     return Findings("one", lab, course(lab, record=recorded)[0])
 
 
@@ -55,12 +55,9 @@ def test_the_decoding_of_every_arm_is_shown_with_its_spread_and_machine_where_it
     assert "Decoding" not in (written / "report.md").read_text()
     lab = findings.lab
     measured = Findings("one", lab, findings.records, timed(lab.arms, [0.001 * (1 + i) for i in range(len(lab.arms))]))
-    pages = []
-    for folder in (tmp_path / "a" / "report", tmp_path / "b" / "report"):
-        write(measured, folder)
-        pages.append((folder / "index.html").read_bytes() + (folder / "report.md").read_bytes())
-    text = pages[0].decode()
-    assert pages[0] == pages[1] and "2026-01-02" in text and "kernels AVX2" in text
+    write(measured, tmp_path)
+    text = (tmp_path / "index.html").read_text() + (tmp_path / f"{tmp_path.name}.md").read_text()
+    assert "2026-01-02" in text and "kernels AVX2" in text
     for i in range(len(lab.arms)):
         assert text.count(f"{1 + i:.2f} [{0.9 * (1 + i):.2f}, {1.2 * (1 + i):.2f}] ms") == 2
 
@@ -89,9 +86,9 @@ def test_the_interval_over_documents_holds_the_truth(findings):
         assert low < TRUTH[name] / 2 - 1 < high
 
 
-def test_five_sizes_have_a_scaling_fit_and_fewer_have_none(findings, tmp_path):
+def test_five_sizes_have_a_scaling_fit_and_fewer_have_none(findings):
     assert findings.scaling is None and tables.scaling(findings) is None
-    lab = make_lab(tmp_path, "[0.5, 1, 2, 3, 4]")
+    lab = make_lab("[0.5, 1, 2, 3, 4]")
     found = Findings("one", lab, course(lab, record=recorded)[0])
     gain = found.scaling.beyond["better"]
     assert gain.low < TRUTH["better"] / 2 - 1 < gain.high and found.scaling.size == 4 * found.arm("baseline", 4).cost.parameters
@@ -103,7 +100,7 @@ def test_stacks_of_several_shapes_have_a_fit_of_depth_and_fewer_have_none(findin
     assert findings.depth_fit is None and "parallel layers" not in result_text(findings)
     shapes = [(1, 2), (1, 4), (2, 1), (2, 4), (3, 2)]
     losses = {f"stacked-{S}x{N}": 1.8 + 0.3 / S + 0.1 / (S * N) for S, N in shapes}
-    found = shaped_findings(tmp_path, shapes, losses)
+    found = shaped_findings(shapes, losses)
     fit = found.depth_fit
     assert {*fit.shapes} == {*shapes}  # the dense arms are not among them
     assert [one.value / 1.1 for one in (fit.floor, fit.serial, fit.parallel)] == pytest.approx([1.8, 0.3, 0.1], rel=0.05)
