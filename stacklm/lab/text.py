@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
+from stacklm.config.schema import listed
 from stacklm.console import table
 from stacklm.lab.diagnostics import diagnostics
 from stacklm.lab.findings import Findings
@@ -150,7 +151,7 @@ def _result(findings: Findings, result: Result) -> str:
             f"winner in {itself.false_wins:.1%} of the shuffles ({2 * ALPHA:.0%} expected)"
         )
     if result.left_out:
-        lines.append(f"seeds {', '.join(map(str, result.left_out))} left out, with which an arm failed")
+        lines.append(f"seeds {listed(result.left_out)} left out, with which an arm failed")
     return "\n".join(lines)
 
 

@@ -9,9 +9,8 @@ from stacklm.config.train import Train
 from stacklm.files import read_json, sha256, write_json, write_text
 from stacklm.report.comparison import build_comparison, curve, headline
 from stacklm.report.page import comparison_report, speed_report, write_report
-from stacklm.report.plots import COUNTED, TIMED, draw_curves, draw_health, draw_verdicts
 from stacklm.report.runs import by_model, load_results
-from stacklm.report.tables import findings, judged
+from stacklm.report.tables import findings
 
 
 def compare(
@@ -37,10 +36,8 @@ def compare(
     manifest = read_json(shards / "manifest.json")
     results = load_results(models, seeds, config, manifest, trained, evaluations, timing)
     facts = build_comparison(results, config, manifest, data_sha256=sha256(shards / "manifest.json"))
-    intervals = [draw_verdicts(facts, report)] if judged(facts) else []
-    losses, health = draw_curves(results, COUNTED, report), draw_health(results, report)
-    write_report(comparison_report(facts, results, intervals, losses, health), report)
-    write_report(speed_report(results, draw_curves(results, TIMED, speed)), speed)
+    write_report(comparison_report(facts, results, report), report)
+    write_report(speed_report(results, speed), speed)
     write_json(comparison, facts)
     write_json(metrics, headline(facts))
     for name, runs in by_model(results).items():

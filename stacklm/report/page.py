@@ -5,7 +5,7 @@ The page has no scripts and needs nothing from the network; the Markdown shows t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from stacklm.files import write_text
 from stacklm.report import tables
 from stacklm.report.comparison import caveats
-from stacklm.report.plots import DARK, LIGHT, Figure
+from stacklm.report.plots import COUNTED, DARK, LIGHT, TIMED, Figure, draw_curves, draw_health, draw_verdicts
 from stacklm.report.runs import Result, by_model
 from stacklm.report.tables import Table
 from stacklm.units import count, quantity
@@ -77,41 +77,34 @@ class Report:
     sections: Sequence[Section]
 
 
-def comparison_report(
-    comparison: Mapping[str, Any],
-    results: Sequence[Result],
-    intervals: Sequence[Figure],
-    curves: Sequence[Figure],
-    health: Sequence[Figure],
-) -> Report:
-    """What the models have in common and what sets them apart; `intervals` are there where there are seeds enough for verdicts."""
-    sections = [Section("Verdicts", note=VERDICTS, figures=intervals, tables=[tables.verdicts(comparison)])] if intervals else []
-    sections += [
-        Section("Loss while training", note=CURVES, figures=curves),
-        Section("Results", tables=[tables.results(comparison)]),
-    ]
-    if comparison["differences"]:
-        sections += [
-            Section("Differences", tables=[tables.differences(comparison)], half=True),
-            Section("How well the models are matched", tables=[tables.matching(comparison)], half=True),
-        ]
-    if health:
-        sections.append(Section("Health while training", note=HEALTH, figures=health))
-    firsts = [runs[0] for runs in by_model(results).values()]
-    samples = [{"name": first.run, **first.evaluation["sample"]} for first in firsts]
-    shapes = [(first.name, tables.describe(first.model.architecture)) for first in firsts]
-    sections += [
-        Section("Times and memory", note=TIMING, link="speed"),
-        Section("What the models write", samples=samples),
-        Section("How it was made", shapes=shapes, tables=[tables.optimizers(comparison), tables.provenance(comparison)]),
-    ]
+def comparison_report(comparison: Mapping[str, Any], results: Sequence[Result], folder: Path) -> Report:
+    """What the models have in common and what sets them apart; its drawings are written to `folder`."""
     cards = [_card(name, facts) for name, facts in comparison["models"].items()]
+    sections = list(_sections(comparison, results, folder))
     return Report(title(comparison), comparison["finding"], cards, caveats(comparison), sections)
 
 
-def speed_report(results: Sequence[Result], curves: Sequence[Figure]) -> Report:
-    """Times and memory on this machine."""
-    measured = Section("Times and memory", note=TIMING, figures=curves, tables=[tables.speeds(results)])
+def _sections(comparison: Mapping[str, Any], results: Sequence[Result], folder: Path) -> Iterator[Section]:
+    if tables.judged(comparison):
+        yield Section("Verdicts", VERDICTS, figures=[draw_verdicts(comparison, folder)], tables=[tables.verdicts(comparison)])
+    yield Section("Loss while training", CURVES, figures=draw_curves(results, COUNTED, folder))
+    yield Section("Results", tables=[tables.results(comparison)])
+    if comparison["differences"]:
+        yield Section("Differences", tables=[tables.differences(comparison)], half=True)
+        yield Section("How well the models are matched", tables=[tables.matching(comparison)], half=True)
+    if health := draw_health(results, folder):
+        yield Section("Health while training", HEALTH, figures=health)
+    yield Section("Times and memory", TIMING, link="speed")
+    firsts = [runs[0] for runs in by_model(results).values()]
+    yield Section("What the models write", samples=[{"name": first.run, **first.evaluation["sample"]} for first in firsts])
+    shapes = [(first.name, tables.describe(first.model.architecture)) for first in firsts]
+    yield Section("How it was made", shapes=shapes, tables=[tables.optimizers(comparison), tables.provenance(comparison)])
+
+
+def speed_report(results: Sequence[Result], folder: Path) -> Report:
+    """Times and memory on this machine; its drawing is written to `folder`."""
+    curves = draw_curves(results, TIMED, folder)
+    measured = Section("Times and memory", TIMING, figures=curves, tables=[tables.speeds(results)])
     return Report("Speed", "", [], [], [measured, Section("The comparison", link="report")])
 
 

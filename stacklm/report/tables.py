@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from stacklm.config.model import Architecture, Dense, FactoredAttention, HuggingFace, PublishedAttention, Python, Stacked
-from stacklm.config.schema import flatten
+from stacklm.config.schema import flatten, listed
 from stacklm.console import table
 from stacklm.report.comparison import MATCH_AXES, MATCHED, outcome
 from stacklm.report.runs import Result, by_model
@@ -199,7 +199,7 @@ def differences(comparison: Mapping[str, Any]) -> Table:
 def provenance(comparison: Mapping[str, Any]) -> Table:
     """Seeds, hashes and the data behind the numbers."""
     origin = comparison["provenance"]
-    rows = [["seeds", ", ".join(map(str, origin["seeds"]))]]
+    rows = [["seeds", listed(origin["seeds"])]]
     rows += [
         [f"{split} text", f"{quantity(s['bytes'], 'B')}, {count(s['documents'])} documents, {count(s['tokens'])} tokens"]
         for split, s in origin["splits"].items()
@@ -217,7 +217,7 @@ def optimizers(comparison: Mapping[str, Any]) -> Table:
     """The settings tuned for each model, one column a model; a setting that its kind does not have is a dash."""
     settings = {name: flatten(model["optimizer"]) for name, model in comparison["provenance"]["models"].items()}
     keys = dict.fromkeys(key for one in settings.values() for key in one)
-    rows = [[key, *(_short(one.get(key, "-")) for one in settings.values())] for key in keys]
+    rows = [[key, *(short(one.get(key, "-")) for one in settings.values())] for key in keys]
     return Table(columns=list(settings), groups={"Optimizer": rows})
 
 
@@ -225,7 +225,7 @@ def _settings(settings: Mapping[str, Any]) -> list[list[str]]:
     return [[key, f"{value:,}" if isinstance(value, int) else str(value)] for key, value in settings.items()]
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+from stacklm.config.schema import listed
 from stacklm.lab.diagnostics import DRAWS, Correlation
 from stacklm.lab.findings import Findings
 from stacklm.lab.statistics import ALPHA
@@ -31,6 +33,21 @@ NOISE = (
 )
 
 
+SCALING = (
+    "A power law through all sizes (dotted above), by least squares; intervals by a bootstrap over seeds. The last columns say "
+    "what is left of the difference at four times the largest size: a gain that shrinks to zero is not one."
+)
+DEPTH = (
+    "What S serial stacks and N parallel layers in each do at one budget, by least squares over the stacked arms (dotted). "
+    "With b alone layers would average, wherever they are; with a alone only depth counts. Intervals are t intervals over "
+    "seeds; that the form may be wrong is not in them: it misses the means by {}, root mean square."
+)
+DECODING = (
+    "Decoding: the last token of {context:,} of one sequence, on one CPU thread of the machine named below, {measured}; median and "
+    "quartiles of {rounds} rounds in which all arms took turns."
+)
+
+
 def write(findings: Findings, folder: Path) -> None:
     """Write index.html, which needs no other file, and the Markdown with drawings beside it; equal records give equal bytes."""
     write_report(report(findings, folder), folder)
@@ -38,33 +55,35 @@ def write(findings: Findings, folder: Path) -> None:
 
 def report(findings: Findings, folder: Path) -> Report:
     """What an experiment found so far; its drawings are written to `folder`."""
-    sections = [Section("Learning rates", RATES, figures=plots.draw_rates(findings, folder))]
-    if findings.results:
-        sections = [
-            *_differences(findings, folder),
-            Section("Loss against the budgets", _budgets(findings), figures=plots.draw_budgets(findings, folder)),
-            *_scaling(tables.scaling(findings)),
-            *_depth(findings, folder),
-            *sections,
-            Section("What seeds alone do", NOISE, tables=[tables.noise(findings)]),
-        ]
-    sections += [
-        Section("Arms", _decoding(findings), tables=[tables.arms(findings)]),
-        Section("What differs", "At the smallest size; other sizes differ in widths alone.", tables=[tables.differences(findings)]),
-        Section("How it was made", tables=[tables.provenance(findings)]),
-    ]
-    if findings.results:
-        sections.append(Section("Trials", tables=[tables.trials(findings)]))
-    return Report(findings.lab.experiment.question, finding(findings), _cards(findings), _notes(findings), sections)
+    sections = list(_sections(findings, folder))
+    return Report(findings.lab.experiment.question, finding(findings), _cards(findings), list(_notes(findings)), sections)
 
 
-def _differences(findings: Findings, folder: Path) -> list[Section]:
-    """None of the baseline against itself."""
-    if not findings.candidates:
-        return []
-    return [
-        Section("Differences", INTERVALS, figures=[plots.draw_candidates(findings, folder)], tables=[tables.verdicts(findings)])
-    ]
+def _sections(findings: Findings, folder: Path) -> Iterator[Section]:
+    judged = bool(findings.results)
+    if judged and findings.candidates:
+        drawn = [plots.draw_candidates(findings, folder)]
+        yield Section("Differences", INTERVALS, figures=drawn, tables=[tables.verdicts(findings)])
+    if judged:
+        equal = [title for axis, (title, _) in plots.BUDGETS.items() if not plots.differs(findings, axis)]
+        note = f"{BUDGETS} Equal within {plots.EQUAL:.0%} for all, and not drawn: {', '.join(equal)}." if equal else BUDGETS
+        yield Section("Loss against the budgets", note, figures=plots.draw_budgets(findings, folder))
+    if found := findings.scaling:
+        yield Section("Scaling", SCALING, tables=[tables.scaling(found)])
+    if fit := findings.depth_fit:
+        note, drawn = DEPTH.format(f"{fit.residual:.2%}"), [plots.draw_depth(findings, fit, folder)]
+        yield Section("Depth and parallel layers", note, figures=drawn, tables=[tables.depth(fit)])
+    yield Section("Learning rates", RATES, figures=plots.draw_rates(findings, folder))
+    if judged:
+        yield Section("What seeds alone do", NOISE, tables=[tables.noise(findings)])
+    note = DECODING.format(**vars(findings.latency)) if findings.latency else ""
+    yield Section("Arms", note, tables=[tables.arms(findings)])
+    yield Section(
+        "What differs", "At the smallest size; other sizes differ in widths alone.", tables=[tables.differences(findings)]
+    )
+    yield Section("How it was made", tables=[tables.provenance(findings)])
+    if judged:
+        yield Section("Trials", tables=[tables.trials(findings)])
 
 
 def finding(findings: Findings) -> str:
@@ -88,62 +107,21 @@ def _cards(findings: Findings) -> list[Card]:
     ]
 
 
-def _notes(findings: Findings) -> list[str]:
-    experiment, found = findings.lab.experiment, findings.results
-    missing = [f"{size:g}" for size in findings.lab.sizes if size not in found]
-    left_out = {size: ", ".join(map(str, result.left_out)) for size, result in found.items() if result.left_out}
-    pending = len(findings.lab.pending(findings.records))
-    return [
-        f"Refuted by: {experiment.refuted_by}.",
-        f"Held equal: {experiment.budget.replace('_', ' ')}. Margin: {experiment.margin:.2%} of test bits per byte.",
-        *([f"{_looks(findings)} Intervals: {coverage(findings.final)}.".strip()] if findings.final else []),
-        *([f"Sizes not judged yet: {', '.join(missing)}."] if missing else []),
-        *([f"{pending} trials are still to run; figures may change."] if pending else []),
-        *(f"Size {size:g}: seeds {seeds} are left out, with which an arm failed." for size, seeds in left_out.items()),
-        *(f"{arm.warning}." for arm in findings.lab.arms if arm.warning),
-    ]
-
-
-def _looks(findings: Findings) -> str:
-    """Where there are several."""
-    looks = findings.lab.experiment.seeds.looks
-    return f"Looks were declared at {', '.join(map(str, looks))} seeds; the error rate is over all of them." if looks else ""
-
-
-def _decoding(findings: Findings) -> str:
-    if (found := findings.latency) is None:
-        return ""
-    return (
-        f"Decoding: the last token of {found.context:,} of one sequence, on one CPU thread of the machine named below, "
-        f"{found.measured}; median and quartiles of {found.rounds} rounds in which all arms took turns."
-    )
-
-
-def _budgets(findings: Findings) -> str:
-    drawn = [title for axis, (title, _) in plots.BUDGETS.items() if plots.differs(findings, axis)]
-    equal = [title for axis, (title, _) in plots.BUDGETS.items() if title not in drawn]
-    return f"{BUDGETS} Equal within {plots.EQUAL:.0%} for all, and not drawn: {', '.join(equal)}." if equal else BUDGETS
-
-
-def _scaling(table: Table | None) -> list[Section]:
-    note = (
-        "A power law through all sizes (dotted above), by least squares; intervals by a bootstrap over seeds. The last columns say "
-        "what is left of the difference at four times the largest size: a gain that shrinks to zero is not one."
-    )
-    return [Section("Scaling", note, tables=[table])] if table else []
-
-
-def _depth(findings: Findings, folder: Path) -> list[Section]:
-    if (fit := findings.depth_fit) is None:
-        return []
-    note = (
-        "What S serial stacks and N parallel layers in each do at one budget, by least squares over the stacked arms (dotted). "
-        "With b alone layers would average, wherever they are; with a alone only depth counts. Intervals are t intervals over "
-        f"seeds; that the form may be wrong is not in them: it misses the means by {fit.residual:.2%}, root mean square."
-    )
-    return [
-        Section("Depth and parallel layers", note, figures=[plots.draw_depth(findings, fit, folder)], tables=[tables.depth(fit)])
-    ]
+def _notes(findings: Findings) -> Iterator[str]:
+    experiment, looks = findings.lab.experiment, findings.lab.experiment.seeds.looks
+    yield f"Refuted by: {experiment.refuted_by}."
+    yield f"Held equal: {experiment.budget.replace('_', ' ')}. Margin: {experiment.margin:.2%} of test bits per byte."
+    if findings.final:
+        declared = f"Looks were declared at {listed(looks)} seeds; the error rate is over all of them. " if looks else ""
+        yield f"{declared}Intervals: {coverage(findings.final)}."
+    if missing := [f"{size:g}" for size in findings.lab.sizes if size not in findings.results]:
+        yield f"Sizes not judged yet: {', '.join(missing)}."
+    if pending := findings.lab.pending(findings.records):
+        yield f"{len(pending)} trials are still to run; figures may change."
+    for size, result in findings.results.items():
+        if result.left_out:
+            yield f"Size {size:g}: seeds {listed(result.left_out)} are left out, with which an arm failed."
+    yield from (f"{arm.warning}." for arm in findings.lab.arms if arm.warning)
 
 
 def write_ranks(found: Correlation, text: str, probe: str, folder: Path) -> None:

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from statistics import fmean, stdev
 from typing import Any
 
+from stacklm.config.schema import listed
 from stacklm.lab.findings import Findings
-from stacklm.lab.scaling import DepthFit
+from stacklm.lab.scaling import DepthFit, Scaling
 from stacklm.lab.schedule import score
 from stacklm.lab.statistics import smallest_detectable
 from stacklm.lab.text import arm_rows
-from stacklm.report.tables import Table
+from stacklm.report.tables import Table, short
 from stacklm.units import count, duration, interval
 
 
@@ -35,7 +36,7 @@ def verdicts(findings: Findings) -> Table:
                     verdict.outcome,
                 ]
             )
-        groups[_size(size, f"{len(result.seeds)} seeds")] = rows
+        groups[f"size {size:g}, {len(result.seeds)} seeds"] = rows
     columns = ("test bits per byte", "difference", "interval over seeds", "over seeds and documents", "learning rate", "verdict")
     return Table(columns, groups)
 
@@ -46,7 +47,7 @@ def arms(findings: Findings) -> Table:
     groups: dict[str, list[list[str]]] = {}
     for arm, (name, *cells) in zip(findings.lab.arms, rows, strict=True):
         time = duration(findings.seconds(name, arm.size)) if arm.size in findings.results else "-"
-        groups.setdefault(_size(arm.size), []).append([name, time, *cells])
+        groups.setdefault(f"size {arm.size:g}", []).append([name, time, *cells])
     return Table(("time of one", *columns), groups)
 
 
@@ -54,7 +55,7 @@ def differences(findings: Findings) -> Table:
     """The keys in which each candidate differs from the baseline, at the smallest size."""
     smallest = [arm for arm in findings.lab.arms if arm.size == findings.lab.sizes[0] and arm.changed]
     groups = {
-        arm.name: [[key, _value(theirs), _value(ours)] for key, (theirs, ours) in sorted(arm.changed.items())] for arm in smallest
+        arm.name: [[key, short(theirs), short(ours)] for key, (theirs, ours) in sorted(arm.changed.items())] for arm in smallest
     }
     return Table(("baseline", "candidate"), groups, prose=True)
 
@@ -70,16 +71,13 @@ def noise(findings: Findings) -> Table:
             scores, seen = result.scores[name], smallest_detectable(verdict.seeds, verdict.sd, verdict.level)
             own = stdev(scores) / fmean(scores)
             rows.append([name, f"{own:.3%}", f"{verdict.sd:.3%}", f"{result.pairing(name):.2f}", f"{seen:.2%}", ""])
-        groups[_size(size, f"{len(result.seeds)} seeds")] = rows
+        groups[f"size {size:g}, {len(result.seeds)} seeds"] = rows
     columns = ("sd over seeds", "sd of pairs", "paired / unpaired", "seen with 80% power", "wins by chance")
     return Table(columns, groups)
 
 
-def scaling(findings: Findings) -> Table | None:
-    """Fitted laws with intervals; None where there are too few sizes."""
-    found = findings.scaling
-    if found is None:
-        return None
+def scaling(found: Scaling) -> Table:
+    """Fitted laws with intervals, and what is left of the differences at a larger size."""
     rows = [
         [
             name,
@@ -120,7 +118,7 @@ def trials(findings: Findings) -> Table:
                 duration(record["seconds"]) if "seconds" in record else "-",
                 planned.trial.identity[:8],
             ]
-            groups.setdefault(_size(planned.arm.size), []).append(row)
+            groups.setdefault(f"size {planned.arm.size:g}", []).append(row)
     return Table(("test bits per byte", "time", "trial"), groups)
 
 
@@ -133,12 +131,12 @@ def provenance(findings: Findings) -> Table:
     rows = [
         ["tokens, SHA-256 of the manifest", findings.lab.data or "not begun"],
         ["code, SHA-256 of all that a trial can execute", findings.lab.code],
-        ["seeds", f"tuned with {_listed(experiment.seeds.tune)}, judged with {_listed(experiment.seeds.judge)}"],
+        ["seeds", f"tuned with {listed(experiment.seeds.tune)}, judged with {listed(experiment.seeds.judge)}"],
         ["trials", f"{len(own)}, {duration(sum(record.get('seconds', 0) for record in own))} of training in all"],
         *([["trained", f"{began[0]} to {began[-1]}"]] if began else []),
         *([f"machine of {number} trials", machine] for machine, number in machines.items()),
         *([["machine of the decoding", _machine(findings.latency.machine)]] if findings.latency else []),
-        ["train", ", ".join(f"{key} {_value(value)}" for key, value in (experiment.train or {}).items()) or "as in params.yaml"],
+        ["train", ", ".join(f"{key} {short(value)}" for key, value in (experiment.train or {}).items()) or "as in params.yaml"],
     ]
     commands = [
         ["run or resume", f"stacklm run-flow lab {findings.name}"],
@@ -151,15 +149,3 @@ def provenance(findings: Findings) -> Table:
 def _machine(machine: Mapping[str, Any]) -> str:
     versions = ("kernels", "python", "torch", "numpy")
     return ", ".join(f"{name} {value}" if name in versions else str(value) for name, value in machine.items())
-
-
-def _size(size: float, more: str = "") -> str:
-    return f"size {size:g}{', ' if more else ''}{more}"
-
-
-def _listed(values: Any) -> str:
-    return ", ".join(map(str, values))
-
-
-def _value(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)

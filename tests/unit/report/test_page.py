@@ -7,7 +7,6 @@ from markdown_it import MarkdownIt
 
 from stacklm.report.comparison import build_comparison
 from stacklm.report.page import comparison_report, title, write_report
-from stacklm.report.plots import COUNTED, draw_curves, draw_health
 from support.report_files import MANIFEST, MODELS, TRAIN
 
 HOSTILE = "<script>alert(1)</script> & </pre>\n```\n# not a heading\n\n| nor | a table |"
@@ -39,9 +38,7 @@ class Outline(HTMLParser):
 def written(results, folder):
     """The page and the Markdown of a comparison of these results."""
     comparison = build_comparison(results, TRAIN, MANIFEST, data_sha256="ab" * 32)
-    write_report(
-        comparison_report(comparison, results, [], draw_curves(results, COUNTED, folder), draw_health(results, folder)), folder
-    )
+    write_report(comparison_report(comparison, results, folder), folder)
     return Outline((folder / "index.html").read_text(encoding="utf-8")), (folder / "report.md").read_text(encoding="utf-8")
 
 

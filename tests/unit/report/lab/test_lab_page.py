@@ -87,12 +87,12 @@ def test_the_interval_over_documents_holds_the_truth(findings):
 
 
 def test_five_sizes_have_a_scaling_fit_and_fewer_have_none(findings):
-    assert findings.scaling is None and tables.scaling(findings) is None
+    assert findings.scaling is None
     lab = make_lab("[0.5, 1, 2, 3, 4]")
     found = Findings("one", lab, course(lab, record=recorded)[0])
     gain = found.scaling.beyond["better"]
     assert gain.low < TRUTH["better"] / 2 - 1 < gain.high and found.scaling.size == 4 * found.arm("baseline", 4).cost.parameters
-    (rows,) = tables.scaling(found).groups.values()
+    (rows,) = tables.scaling(found.scaling).groups.values()
     assert [row[0] for row in rows] == [*TRUTH]
 
 
