@@ -30,6 +30,8 @@ from stacklm.cli_types import (
     StageModel,
     StageName,
 )
+from stacklm.config.schema import ParamsError, listed, nearest
+from stacklm.files import read_json, write_text
 
 if TYPE_CHECKING:
     from stacklm.config.model import Stacked
@@ -118,7 +120,6 @@ def accept(
 @app.command()
 def report() -> None:
     """Show again what the last comparison found, and where its page is."""
-    from stacklm.files import read_json
     from stacklm.report.tables import summary
 
     paths = _paths(_project(), "compare")
@@ -193,7 +194,6 @@ def plan(
 @app.command()
 def claims(write: Annotated[Path | None, typer.Option(help="Write them to this file as a page in Markdown.")] = None) -> None:
     """Put what was published about the first models beside what this code counts and what the experiments have found."""
-    from stacklm.files import write_text
     from stacklm.lab.claims import page
     from stacklm.pipeline.lab import claims_here
 
@@ -269,7 +269,6 @@ def stage(
 @app.command("dvc-yaml")
 def dvc_yaml() -> None:
     """Regenerate dvc.yaml from the table of stages (after a change of what a stage reads, writes or imports)."""
-    from stacklm.files import write_text
     from stacklm.pipeline.dvc import dvc_yaml
 
     path = _project().root / "dvc.yaml"
@@ -282,7 +281,6 @@ add_examples(app)
 
 def main() -> None:
     """The entry point: a user error is one clear message, not a traceback."""
-    from stacklm.config.schema import ParamsError
     from stacklm.data import DataError
 
     for stream in (sys.stdout, sys.stderr):
@@ -314,8 +312,6 @@ def _project(assignments: list[str] | None = None) -> Project:
 
 def _chosen(params: Params, name: str | None) -> list[str]:
     """The model of that name, or all in their order."""
-    from stacklm.config.schema import ParamsError, listed, nearest
-
     if name is None:
         return list(params.models)
     if name not in params.models:
@@ -327,7 +323,6 @@ def _stacked(model: str | None, preset: str | None) -> tuple[Stacked, int, int]:
     """Architecture, vocabulary and context of a stacked model of params.yaml, by default the first, or of a preset."""
     from stacklm.config.model import Stacked
     from stacklm.config.params import load
-    from stacklm.config.schema import listed
     from stacklm.model.build import PRESETS
 
     if preset:
