@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from stacklm.cli_benchmark import benchmark
 from stacklm.cli_examples import add_examples
 from stacklm.cli_export import app as export_app
+from stacklm.cli_export import load as load_
+from stacklm.cli_export import register
 from stacklm.cli_lab import app as lab_app
 from stacklm.cli_lab import verify
 from stacklm.cli_start import doctor, init, leak
@@ -52,8 +55,11 @@ app.command()(doctor)
 app.command()(init)
 app.command("try", epilog=EPILOG)(try_)
 app.command()(leak)
+app.command()(register)
+app.command("load")(load_)
 app.command()(generate)
 app.command()(serve)
+app.command()(benchmark)
 
 
 @app.command("run-flow")

@@ -1,4 +1,4 @@
-"""Trained models for other programs: `stacklm export hf`."""
+"""Trained models for other programs: `stacklm export hf`, `stacklm register` and `stacklm load`."""
 
 from __future__ import annotations
 
@@ -33,3 +33,41 @@ def hf(
             raise
         raise ParamsError("needs transformers: `pip install 'stacklm[huggingface]'`") from None
     print(f"wrote {folder}: AutoModelForCausalLM.from_pretrained({str(folder)!r}, trust_remote_code=True)")
+
+
+def register(
+    name: Name,
+    alias: Annotated[str, typer.Option(help="The alias that moves to this model, such as production.")],
+    license: License = None,
+) -> None:
+    """Register a trained model in MLflow under an alias, with its model card. It takes seconds; training does not do it."""
+    from stacklm.pipeline.models import register
+    from stacklm.pipeline.project import Project
+    from stacklm.pipeline.tracking.store import tracking_uri
+
+    project = Project.find()
+    address = register(project, name, alias, license)
+    print(f"registered {name} as {address}; to serve it:")
+    print(f"MLFLOW_TRACKING_URI={tracking_uri(project)} mlflow models serve -m {address} --env-manager local")
+
+
+def load(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN_OR_ALIAS",
+            help="A trained model such as dense-2, the id of a run in MLflow, or models:/NAME@ALIAS.",
+            autocompletion=runs,
+        ),
+    ],
+) -> None:
+    """Load a trained model, compare weights, tokenizer, settings, data and code with what is on record, and say what it is.
+
+    In Python, `stacklm.load` gives model, tokenizer and config.
+    """
+    from stacklm.console import table
+    from stacklm.pipeline.models import load
+
+    loaded = load(target)
+    facts = {name: "not known" if value is None else value for name, value in loaded.facts.items()}
+    print(table(["", ""], [(name, str(value)) for name, value in (facts | loaded.verdicts).items()], left=2))

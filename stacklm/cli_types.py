@@ -92,6 +92,8 @@ StackedModel = Annotated[str | None, _option("A stacked model of params.yaml; by
 TrainedModel = Annotated[
     str | None, _option("A trained model, such as dense, or dense-2 for its seed 2; by default the first.", runs)
 ]
+FOLDER = "A trained model, such as dense-2, or the folder of one; by default the first of params.yaml."
+BenchmarkedModel = Annotated[str | None, _argument(FOLDER, runs)]
 Addresses = Annotated[list[str], _argument("Stages of one model or all, such as pretrain@dense or pretrain.", addresses)]
 StageName = Annotated[str, _argument("A stage of dvc.yaml, such as shards.", stages)]
 StageModel = Annotated[str | None, _argument("The model, for the stages that run once per model.", models)]

@@ -23,7 +23,7 @@ class StdlibSource:
 
 @dataclass(frozen=True)
 class FilesSource:
-    """Local files: .txt, .md, .jsonl, .parquet, each also as .gz or .zst.
+    """Local files: .txt, .md, .raw, .tokens, .jsonl, .parquet, each also as .gz or .zst.
 
     With `document_bytes: 0` a file takes about 120 bytes of memory for each of its bytes.
     """

@@ -95,9 +95,9 @@ def _mapping(kind: type, value: Any, indent: str, seen: set[type], kinds: Iterab
             for key, one in item.items():
                 yield f"{indent}  {key}:"
                 yield from _mapping(type(one), one, f"{indent}    ", seen)
-        elif isinstance(item, tuple) and item and dataclasses.is_dataclass(item[0]):
-            yield from _keys(type(item[0]), indent, "  ", seen)
-            yield f"{indent}{name}:"
+        elif typing.get_origin(hint) is tuple and dataclasses.is_dataclass(kept := typing.get_args(hint)[0]):
+            yield from _keys(typing.cast(type, kept), indent, "  ", seen)
+            yield f"{indent}{name}:{'' if item else ' []'}"
             yield from (f"{indent}  - {{{', '.join(f'{k}: {_scalar(v)}' for k, v in plain(one).items())}}}" for one in item)
         else:
             yield f"{indent}{key}: {_scalar(item)}"
@@ -109,7 +109,7 @@ def _keys(kind: type, indent: str, lead: str, seen: set[type]) -> Iterator[str]:
         return
     seen.add(kind)
     for name, hint, default in _fields(kind):
-        if name != "kind":
+        if name != "kind" or default is dataclasses.MISSING:
             yield from _comment(indent, lead, f"{key_of(name)}: {descriptions(kind).get(name, '')} {_facts(hint, default)}")
             if isinstance(hint, type) and dataclasses.is_dataclass(hint):
                 yield from _keys(hint, indent, f"{lead}  ", seen)

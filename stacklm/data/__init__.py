@@ -1,7 +1,9 @@
 """Data: from a source of text to batches of token ids.
 
     formats     local files of text, read as documents of bytes, with an account of all that was read
-    sources     where text comes from; stage `inputs`
+    sources     where text comes from
+    benchmarks  files of benchmarks as items to score
+    inputs      stage `inputs`
     documents   the documents of a data set on disk
     download    stage `download`: duplicates, near-duplicates, splits and how hard they are
     tokenizer   a vocabulary, learned and used; stage `tokenizer`

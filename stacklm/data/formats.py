@@ -1,4 +1,4 @@
-"""Local files of text, read as documents of bytes: .txt, .md, .jsonl and .parquet, each also as .gz or .zst.
+"""Local files of text, read as documents of bytes: .txt, .md, .raw, .tokens, .jsonl and .parquet, each also as .gz or .zst.
 
 `Account` counts what became of every file, row, document and byte; `opened` is the one place that looks at a file's first bytes and
 compares them with its name; the readers, one per format, come last.
@@ -99,7 +99,8 @@ def skipped_files(skipped: Mapping[str, str]) -> str:
 
 HEAD_BYTES = 1 << 16
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-FORMATS = {".txt": "text", ".md": "text", ".jsonl": "text", ".parquet": "Parquet"}
+FORMATS = {".txt": "text", ".md": "text", ".raw": "text", ".tokens": "text", ".jsonl": "text", ".parquet": "Parquet"}
+"""By ending; `.raw` and `.tokens` are those of WikiText's files."""
 SIGNATURES = {
     "gzip": rb"\x1f\x8b",
     "zstd": rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18",  # a frame, or one that readers skip
@@ -214,7 +215,7 @@ def text_of(row: Mapping[str, Any], column: str, place: str) -> bytes | None:
 
     Raises `DataError` naming the place if the row has no such column, or no text in it.
     """
-    check_column(row, column, place)
+    check_column(row.names if isinstance(row, _Repeated) else row, column, place)
     text = row[column]
     if text is None:
         return None
@@ -284,16 +285,25 @@ def _cut(line: bytes) -> int:
 
 
 def _read_jsonl(file: BinaryIO, place: str, text_column: str, document_bytes: int, account: Account) -> Iterator[bytes]:
-    """One JSON object per line; lines end in LF, CR LF or CR. A line may begin with a byte-order mark, as joined files have it."""
+    for where, row in json_rows(file, place, account):
+        yield from account.row(text_of(row, text_column, where))
+
+
+def json_rows(file: BinaryIO, place: str, account: Account) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the place and the JSON object of each line but blank ones, which are counted in `account`.
+
+    Lines end in LF, CR LF or CR. A line may begin with a byte-order mark, as joined files have it. Raises `DataError` with the
+    place of a line that is something else.
+    """
     for number, line in enumerate(io.TextIOWrapper(file, "utf-8", "surrogateescape"), 1):
         line = line.removeprefix(BYTE_ORDER_MARK.decode())
-        if not line.strip(" \t\n"):
+        if line.strip(" \t\n"):
+            yield f"{place}:{number}", _json_object(line, f"{place}:{number}")
+        else:
             account.blank_lines += 1
-            continue
-        yield from account.row(text_of(_json_object(line, text_column, f"{place}:{number}"), text_column, f"{place}:{number}"))
 
 
-def _json_object(line: str, text_column: str, place: str) -> dict:
+def _json_object(line: str, place: str) -> dict:
     if stray := STRAY_BYTES.search(line):
         byte = f"byte {ord(stray[0]) - 0xDC00:#x} at character {stray.start() + 1}"
         raise DataError(f"{place}: {byte} is not UTF-8; convert the file to UTF-8")
@@ -305,8 +315,6 @@ def _json_object(line: str, text_column: str, place: str) -> dict:
         raise DataError(f"{place}: not a line of JSON: {error}; a .jsonl file has one object per line") from None
     if not isinstance(row, dict):
         raise DataError(f"{place}: expected a JSON object with a text, got {line[:40]!r}; a .jsonl file has one object per line")
-    if isinstance(row, _Repeated):
-        check_column(row.names, text_column, place)
     return row
 
 
@@ -360,4 +368,5 @@ def _is_text(kind: pa.DataType) -> bool:
     return kind in plain or pa.types.is_fixed_size_binary(kind)
 
 
-READERS = {".txt": _read_text, ".md": _read_text, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+TEXTS = dict.fromkeys((".txt", ".md", ".raw", ".tokens"), _read_text)
+READERS = {**TEXTS, ".jsonl": _read_jsonl, ".parquet": _read_parquet}

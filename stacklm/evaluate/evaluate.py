@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 from stacklm.audit.audit import audit_trained
 from stacklm.config.evaluate import Evaluate, Sample
 from stacklm.config.train import Train
 from stacklm.data.batches import evaluation_batches
+from stacklm.data.benchmarks import read_listed
 from stacklm.data.shards import Shards
 from stacklm.data.tokenizer import Tokenizer
+from stacklm.evaluate.benchmarks import Scorer, run_benchmarks
 from stacklm.evaluate.generate import stream
 from stacklm.files import write_json
 from stacklm.model.cache import Decoder
@@ -22,13 +25,21 @@ from stacklm.train.validate import Score, score
 
 
 def evaluate(
-    config: Evaluate, train: Train, trained: Path, shards: Path, tokenizer: Path, evaluation: Path, certificate: Path
+    config: Evaluate,
+    train: Train,
+    trained: Path,
+    shards: Path,
+    tokenizer: Path,
+    benchmarks: Path,
+    evaluation: Path,
+    certificate: Path,
 ) -> None:
-    """Score every token of the valid and test sets once and write the figures, with a sample, to `evaluation` (JSON).
+    """Score every token of the valid and test sets once, and the benchmarks that are listed in the file `benchmarks`, and write
+    the figures, with a sample, to `evaluation` (JSON).
 
     The trained weights are audited first, and their `certificate` is written. Raises `AuditError` for a model that is not
     causal, `StoreError` if it was trained with another tokenizer than the one given, and `DataError` if the shards were made
-    with another one.
+    with another one, or a benchmark changed since it was listed.
     """
     words = Tokenizer.load(tokenizer)
     audit_trained(trained, train, certificate)
@@ -38,8 +49,10 @@ def evaluate(
     data = Shards.open(shards)
     data.check_tokenizer(words.digest)
     figures = {split: evaluate_split(model, data, split, settings.context_length, config.batch_size) for split in ("valid", "test")}
+    scorer, read = Scorer(model, settings.context_length, words), partial(read_listed, listing=benchmarks)
+    scores = run_benchmarks(scorer, config.benchmarks, read)
     sample = write_sample(Decoder(model, settings.context_length), words, config.sample)
-    write_json(evaluation, {**figures, "sample": {"prompt": config.sample.prompt, "text": sample}})
+    write_json(evaluation, {**figures, "benchmarks": scores, "sample": {"prompt": config.sample.prompt, "text": sample}})
     for split, figure in figures.items():
         print(f"evaluate: {split} loss {figure['loss']:.4f} nats/token, {figure['bits_per_byte']:.4f} bits per byte")
 

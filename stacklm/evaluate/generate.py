@@ -11,6 +11,7 @@ import torch
 from stacklm.config.evaluate import Evaluate, Sample
 from stacklm.data.tokenizer import Tokenizer
 from stacklm.model.cache import INPUTS, KEYS_AND_VALUES, Decoder
+from stacklm.model.layers import LanguageModel
 from stacklm.model.store import load_model
 from stacklm.train.device import setup_device
 
@@ -45,10 +46,19 @@ def open_decoder(config: Evaluate, trained: Path, tokenizer: Path, cache: str = 
 
     Raises `StoreError` where model and tokenizer do not belong together, `ValueError` where that cache is not exact.
     """
+    model, context, words = open_model(config, trained, tokenizer)
+    return Decoder(model, context, CACHES[cache]), words
+
+
+def open_model(config: Evaluate, trained: Path, tokenizer: Path) -> tuple[LanguageModel, int, Tokenizer]:
+    """The model of the folder `trained` in evaluation mode on `config.device`, its context, and its tokenizer.
+
+    Raises `StoreError` where model and tokenizer do not belong together.
+    """
     device = setup_device(config.device, config.threads)
     words = Tokenizer.load(tokenizer)
     model, settings = load_model(trained, words.digest)
-    return Decoder(model.to(device).eval(), settings.context_length, CACHES[cache]), words
+    return model.to(device).eval(), settings.context_length, words
 
 
 def generate(decoder: Decoder, ids: Sequence[int], settings: Sample) -> Iterator[int]:

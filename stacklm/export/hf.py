@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ def export_hf(folder: Path, trained: Path, tokenizer: Path, card: str) -> None:
             f"{trained}: a model of your own code, {config.architecture.path}, cannot be exported: only you know how transformers "
             "would decode with it; wrap it as https://huggingface.co/docs/transformers/custom_models says"
         )
-    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), words.end_id)
+    ends = {name: words.end_id for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     theirs = _as_transformers(model, config, ends)
     theirs.generation_config = GenerationConfig(**ends)
     logging.disable_progress_bar()
@@ -56,7 +55,7 @@ def export_hf(folder: Path, trained: Path, tokenizer: Path, card: str) -> None:
     write_text(folder / "SHA256SUMS", "".join(f"{sha256(path)}  {path.name}\n" for path in files))
 
 
-def _as_transformers(model: Any, config: ModelConfig, ends: Mapping[str, int]) -> Any:
+def _as_transformers(model: Any, config: ModelConfig, ends: dict[str, int]) -> Any:
     """The model with these weights as a `PreTrainedModel`."""
     if not isinstance(config.architecture, (Dense, Stacked)):
         model.net.model.config.update(ends)

@@ -26,6 +26,17 @@ BUSY = " is busy, it is being blocked by:"
 PLOTS = [{"out/curves": {"x": "step", "y": ["train_loss", "valid_loss"], "x_label": "step", "y_label": "loss (nats per token)"}}]
 """For `dvc plots`: of a folder, DVC draws each file."""
 
+ARTIFACTS = {
+    "models": {
+        "path": "out/models",
+        "type": "model",
+        "desc": "All trained models, a folder for each model and seed.",
+        "labels": ["stacklm"],
+    },
+}
+"""For DVC's registry of models: `git tag models@v1.0.0` makes a version, `dvc artifacts get` brings it. Names are static, so the
+one artifact is the folder, to which every model of params.yaml belongs."""
+
 
 class StageFailed(RuntimeError):
     """A stage did not end well; the message is the stage's own, or DVC's where DVC failed."""
@@ -112,7 +123,8 @@ def dvc_yaml() -> str:
     yaml.indent(mapping=2, sequence=4, offset=2)
     buffer = io.StringIO(HEADER)
     buffer.seek(0, io.SEEK_END)
-    yaml.dump({"stages": {stage.name: _definition(stage) for stage in STAGES}, "plots": PLOTS}, buffer)
+    stages = {stage.name: _definition(stage) for stage in STAGES}
+    yaml.dump({"stages": stages, "artifacts": ARTIFACTS, "plots": PLOTS}, buffer)
     return buffer.getvalue()
 
 

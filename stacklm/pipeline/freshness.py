@@ -102,7 +102,8 @@ class Pipeline:
             changes, changed_code = self._changes(opened, item, code)
             if not changes and not changed_code and not upstream:
                 return Outlook(Verdict.KEEP, [])
-            verdict = max((outlook.verdict for outlook in upstream.values()), key=list(Verdict).index, default=Verdict.SAME)
+            before = (outlook.verdict for address, outlook in upstream.items() if not stage(address.partition("@")[0]).always)
+            verdict = max(before, key=list(Verdict).index, default=Verdict.SAME)  # what an always-run stage makes is known
             if verdict in (Verdict.SAME, Verdict.RESTORE):
                 try:
                     outputs, same = restorable(opened, {**restored, **{name: _hash_of(units) for name, units in code.items()}})
@@ -140,20 +141,25 @@ class Pipeline:
         return changes, changed
 
     def _always(self, item: Instance, restored: dict[str, Any]) -> Outlook:
-        """An always-run stage is stale when running it now would make something else, or when its outputs are missing."""
+        """An always-run stage is stale when running it now would make something else, or when its outputs are missing.
+
+        Adds what it will make to the outputs that will be `restored`.
+        """
         stage, settings = item.stage, item.settings(load(self._project.params_file))
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), self._open(item.address) as opened:
             written = {argument: Path(folder) / argument for argument in stage.writes}
             stage.load()(**settings, **written)
             recorded = {out.def_path: out.hash_info for out in opened.outs if out.def_path in stage.writes.values()}
             made = {stage.writes[argument]: path.read_bytes() for argument, path in written.items()}
+        hashes = {path: _md5(data) for path, data in made.items()}
+        restored |= hashes
         if not all(recorded.values()):
             return Outlook(Verdict.RUN, ["dvc.lock has no run of it"])
-        if any(hashlib.md5(data, usedforsecurity=False).hexdigest() != recorded[path].value for path, data in made.items()):
-            return Outlook(Verdict.RUN, ["the source's files changed"])
+        if changed := [path for path, known in hashes.items() if known != recorded[path]]:
+            owners = ("a benchmark's" if "benchmarks" in path else "the source's" for path in changed)
+            return Outlook(Verdict.RUN, [f"{owner} files changed" for owner in owners])
         if all((self._project.root / path).is_file() and (self._project.root / path).read_bytes() == made[path] for path in made):
             return Outlook(Verdict.KEEP, [])
-        restored |= recorded
         return Outlook(Verdict.SAME, ["its outputs are missing or changed"])
 
     @contextlib.contextmanager
@@ -172,9 +178,14 @@ class Pipeline:
 
 def _hash_of(units: Mapping[str, str]) -> Any:
     """DVC's hash of a file about that code."""
+    return _md5(code_text(units).encode())
+
+
+def _md5(data: bytes) -> Any:
+    """DVC's hash of a file with that content."""
     from dvc_data.hashfile.hash_info import HashInfo
 
-    return HashInfo("md5", hashlib.md5(code_text(units).encode(), usedforsecurity=False).hexdigest())
+    return HashInfo("md5", hashlib.md5(data, usedforsecurity=False).hexdigest())
 
 
 def lock_entries(project: Project) -> dict[str, dict]:

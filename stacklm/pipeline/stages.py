@@ -122,11 +122,11 @@ class Instance:
 STAGES: tuple[Stage, ...] = (
     Stage(
         name="inputs",
-        function="stacklm.data.sources:list_inputs",
-        params={"config": "data"},
-        writes={"inputs": "out/inputs.json"},
+        function="stacklm.data.inputs:list_all_inputs",
+        params={"config": "data", "evaluate": "evaluate"},
+        writes={"inputs": "out/inputs.json", "benchmarks": "out/benchmarks.json"},
         always=True,
-        help="List the source's files with sizes and hashes, so that a change outside the project is seen.",
+        help="List the files of the source and of benchmarks with sizes and hashes, so that a change of them is seen.",
     ),
     Stage(
         name="download",
@@ -179,10 +179,15 @@ STAGES: tuple[Stage, ...] = (
         function="stacklm.evaluate.evaluate:evaluate",
         params={"config": "evaluate", "train": "train"},
         uses={"train": passes},
-        reads={"trained": "out/models/{run}", "shards": "out/shards", "tokenizer": "out/tokenizer"},
+        reads={
+            "trained": "out/models/{run}",
+            "shards": "out/shards",
+            "tokenizer": "out/tokenizer",
+            "benchmarks": "out/benchmarks.json",
+        },
         writes={"evaluation": "out/evaluations/{run}.json", "certificate": "out/certificates/{run}.json"},
         per=("model", "seed"),
-        help="Audit one model's trained weights, score it on the whole valid and test sets, and let it write.",
+        help="Audit one model's trained weights, score it on whole sets and benchmarks, and let it write.",
     ),
     Stage(
         name="compare",

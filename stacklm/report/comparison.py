@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from stacklm.config.model import Dense
 from stacklm.config.schema import plain
 from stacklm.config.train import Train
+from stacklm.report.benchmarks import over_seeds
 from stacklm.report.runs import Result, by_model
 from stacklm.units import percent
 
@@ -138,6 +139,9 @@ def _ranked(facts: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     yield "test_bits_per_byte", facts["test"]["bits_per_byte"]
     yield "valid_bits_per_byte", facts["valid"]["bits_per_byte"]
     yield "test_loss", facts["test"]["loss"]
+    for title, figures in facts["benchmarks"].items():
+        name, score = next(iter(figures["scores"].items()))
+        yield f"{title}_{name}", score["value"]
     yield from ((key, facts[key]) for key in ("total_parameters", "tokens", "training_flops"))
 
 
@@ -166,6 +170,7 @@ def _facts(runs: Sequence[Result], config: Train, manifest: Mapping[str, Any]) -
         "training_flops": last["flops"],
         "train_loss": fmean(fmean(_late(run, config)) for run in runs),
         **{split: {measure: _mean(run.evaluation[split][measure] for run in runs) for measure in MEASURES} for split in SPLITS},
+        "benchmarks": over_seeds([run.evaluation.get("benchmarks", {}) for run in runs]),
         "seeds": bits,
         "test_sd": stdev(one["test"] for one in bits.values()) if len(runs) > 1 else None,
     }

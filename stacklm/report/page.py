@@ -30,6 +30,10 @@ CURVES = (
     "Thin: training loss, averaged over seeds and neighbouring steps. Lower is better. The horizontal axes are logarithmic and "
     "begin shortly before the first validation."
 )
+BENCHMARKS = (
+    "Means over seeds. An interval over seeds says what to expect of other seeds on these items, one over items what to expect "
+    "of this model on other items. docs/benchmarks.md says what each score is, and how far published ones can be compared."
+)
 HEALTH = (
     "What one optimizer step changed as a share of the weights, by what parameters are for, and the scale of activations behind "
     "each stack or block (of many, some are shown). Parts that lie far apart, or keep rising, deserve a look: docs/training.md."
@@ -92,6 +96,10 @@ def _sections(comparison: Mapping[str, Any], results: Sequence[Result], folder: 
     if comparison["differences"]:
         yield Section("Differences", tables=[tables.differences(comparison)], half=True)
         yield Section("How well the models are matched", tables=[tables.matching(comparison)], half=True)
+    scored = {name: facts["benchmarks"] for name, facts in comparison["models"].items() if facts["benchmarks"]}
+    if scored:
+        made = [tables.benchmarks(scored), tables.benchmark_sets(scored), tables.published(scored)]
+        yield Section("Benchmarks", BENCHMARKS, tables=[one for one in made if any(one.groups.values())])
     if health := draw_health(results, folder):
         yield Section("Health while training", HEALTH, figures=health)
     yield Section("Times and memory", TIMING, link="speed")

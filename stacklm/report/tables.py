@@ -11,6 +11,7 @@ from typing import Any
 from stacklm.config.model import Architecture, Dense, FactoredAttention, HuggingFace, PublishedAttention, Python, Stacked
 from stacklm.config.schema import flatten, listed
 from stacklm.console import table
+from stacklm.report.benchmarks import PUBLISHED
 from stacklm.report.comparison import MATCH_AXES, MATCHED, outcome
 from stacklm.report.runs import Result, by_model
 from stacklm.units import count, duration, interval, percent, quantity, signed
@@ -61,7 +62,9 @@ def findings(comparison: Mapping[str, Any]) -> str:
         )
         for name, facts in comparison["models"].items()
     ]
-    return f"{table(columns, rows)}\n\n{comparison['finding']}"
+    scored = {name: facts["benchmarks"] for name, facts in comparison["models"].items() if facts["benchmarks"]}
+    parts = [table(columns, rows), *([benchmark_text(scored)] if scored else []), comparison["finding"]]
+    return "\n\n".join(parts)
 
 
 def _spread(facts: Mapping[str, Any]) -> str:
@@ -175,6 +178,69 @@ def verdicts(comparison: Mapping[str, Any]) -> Table:
     ]
     seeds = f"Over {len(comparison['provenance']['seeds'])} seeds, margin {comparison['provenance']['margin']:.1%}"
     return Table(columns=["difference", "interval", "sd of differences", "verdict"], groups={seeds: rows})
+
+
+def benchmark_text(models: Mapping[str, Mapping[str, Any]]) -> str:
+    """Scores on benchmarks, as of `over_seeds` by model, above the published ones of the same kinds, for a terminal."""
+    made = [benchmarks(models), published(models)]
+    return "\n\n".join(
+        table(
+            ["benchmark", *one.columns],
+            [row for rows in one.groups.values() for row in rows],
+            left=1 + one.prose * len(one.columns),
+        )
+        for one in made
+        if any(one.groups.values())
+    )
+
+
+def benchmarks(models: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Scores on benchmarks by model, each with its interval, and what chance would have."""
+    groups: dict[str, list[list[str]]] = {}
+    for title, first in next(iter(models.values())).items():
+        over = f"intervals over {first['over']}" if first["over"] else "two seeds give no interval"
+        rows = groups[f"{title}: {first['items']:,} {first['unit']}; {over}"] = []
+        for score in first["scores"]:
+            cells = [_scored(score, figures[title]["scores"][score]) for figures in models.values()]
+            chance = f"{first['chance']:.1%}" if first["chance"] and score.startswith("accuracy") else "-"
+            rows.append([f"{title}, {score.replace('_', ' ')}", *cells, chance])
+        if first["ties"] is not None:
+            rows.append([f"{title}, ties", *(f"{figures[title]['ties']:.4g}" for figures in models.values()), "-"])
+    return Table(columns=[*models, "chance"], groups=groups)
+
+
+def benchmark_sets(models: Mapping[str, Mapping[str, Any]]) -> Table:
+    """The accuracy on each set of pairs by model."""
+    return Table(
+        columns=list(models),
+        groups={
+            f"{title}, by set": [
+                [name, *(f"{figures[title]['sets'][name]:.1%}" for figures in models.values())] for name in first["sets"]
+            ]
+            for title, first in next(iter(models.values())).items()
+            if first["sets"]
+        },
+    )
+
+
+def published(models: Mapping[str, Mapping[str, Any]]) -> Table:
+    """What was published of the kinds of benchmarks that were scored."""
+    kinds = {figures["kind"] for figures in next(iter(models.values())).values()}
+    rows = [
+        [f"{one.kind}, {one.score.replace('_', ' ')}", _figure(one.score, one.value), one.model, one.trained_on, one.source]
+        for one in PUBLISHED
+        if one.kind in kinds
+    ]
+    return Table(columns=["published", "model", "trained on", "source"], groups={"Published, of other models": rows}, prose=True)
+
+
+def _scored(score: str, figures: Mapping[str, Any]) -> str:
+    value, *ends = (None if figures[end] is None else _figure(score, figures[end]) for end in ("value", "low", "high"))
+    return f"{value}" if None in ends else f"{value} ({' to '.join(map(str, ends))})"
+
+
+def _figure(score: str, value: float) -> str:
+    return f"{value:.1%}" if score.startswith("accuracy") else f"{value:.4f}" if score == "bits_per_byte" else _perplexity(value)
 
 
 def matching(comparison: Mapping[str, Any]) -> Table:

@@ -8,6 +8,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from stacklm.config.params import load
+from stacklm.files import sha256
 from support.checkout import Checkout
 from support.prose import blocks
 
@@ -34,3 +35,22 @@ def test_a_model_that_is_not_trained_is_named(finished: Checkout, fresh: Checkou
     assert "no trained model 'dens'; there are dense-1, stacked-1" in missing
     assert "dvc repro" in fresh.cli("export", "hf", str(tmp_path / "hf"), "dense", code=2)
     assert not (tmp_path / "hf").exists()
+
+
+def test_a_model_is_loaded_by_name_and_by_an_alias_that_it_was_given(finished: Checkout, tmp_path: Path) -> None:
+    checkout = finished.copy(tmp_path / "project")
+    text = checkout.cli("load", "dense-1")
+    assert "path                 out/models/dense-1\n" in text
+    assert [line.split(maxsplit=1)[1] for line in text.splitlines()[-6:]] == ["as recorded"] * 6
+    assert "models:/stacklm@production" in checkout.cli("register", "dense", "--alias", "production", "--license", "mit")
+    text = checkout.cli("load", "models:/stacklm@production")
+    assert [line.split(maxsplit=1)[1] for line in text.splitlines()[-5:]] == ["as recorded"] * 5
+    assert "champion" in checkout.cli("register", "dense", "--alias", "champion", code=2)
+    assert "nope not found" in checkout.cli("load", "models:/stacklm@nope", code=2)
+
+
+def test_dvc_brings_the_models_of_a_tag(finished: Checkout, tmp_path: Path) -> None:
+    checkout = finished.copy(tmp_path / "project")
+    checkout.run("git", "-c", "user.name=t", "-c", "user.email=t@example.com", "tag", "-a", "models@v1.0.0", "-m", "first")
+    checkout.run("dvc", "artifacts", "get", ".", "models", "--rev", "v1.0.0", "-o", "brought")
+    assert sha256(checkout.root / "brought") == sha256(checkout.root / "out/models")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from functools import cache
@@ -13,6 +12,7 @@ import tokenizers
 import torch
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
+from stacklm.code import digest
 from stacklm.config.model import Dense, Model, Stack, Stacked
 from stacklm.config.schema import plain
 from stacklm.config.tokenizer import END_OF_TEXT
@@ -77,7 +77,7 @@ def record(project: Project, model: str, seed: int = 1) -> dict:
         "code": "c0de" * 16,
         "versions": {"python": "3.11.7", "torch": "2.13.0"},
     }
-    return {"fingerprint": hashlib.sha256(json.dumps(record).encode()).hexdigest(), **record}
+    return {"fingerprint": digest(record), **record}
 
 
 @cache
@@ -127,12 +127,12 @@ def publish_model(project: Project, model: str, weights: int = 1, seed: int = 1)
     out, run = project.root / "out", f"{model}-{seed}"
     torch.manual_seed(weights)
     architecture = MODELS[model].architecture
-    network, context, digest = build(architecture, VOCAB, TRAIN.context_length), TRAIN.context_length, sha256(out / "tokenizer")
-    save_model(out / "models" / run, network, architecture, VOCAB, context, digest)
+    network, context = build(architecture, VOCAB, TRAIN.context_length), TRAIN.context_length
+    save_model(out / "models" / run, network, architecture, VOCAB, context, sha256(out / "tokenizer"))
     write_rows(out / "models" / run / "metrics.jsonl", metrics(TRAIN.max_steps))
     *times, last = timing(TRAIN.max_steps)
-    digest = read_json(out / "models" / run / "config.json")["sha256"]
-    write_rows(out / "timing" / f"{run}.jsonl", [*times, {**last, "model_sha256": digest}])
+    weights = read_json(out / "models" / run / "config.json")["sha256"]
+    write_rows(out / "timing" / f"{run}.jsonl", [*times, {**last, "model_sha256": weights}])
     write_json(out / "records" / f"pretrain@{run}.json", record(project, model, seed))
 
 
@@ -149,7 +149,12 @@ def publish_evaluation(project: Project, model: str, loss: float = 1.5, seed: in
     }
     write_json(
         out / "evaluations" / f"{run}.json",
-        {"valid": split, "test": split, "sample": {"prompt": "def ", "text": "def f(): pass"}},
+        {
+            "valid": split,
+            "test": split,
+            "benchmarks": {"blimp": {"scores": {"accuracy": {"value": loss / 3, "low": 0.1, "high": 0.9}}}},
+            "sample": {"prompt": "def ", "text": "def f(): pass"},
+        },
     )
     write_json(out / "records" / f"evaluate@{run}.json", {"inputs": {f"out/models/{run}": sha256(out / "models" / run)}})
 
@@ -158,9 +163,9 @@ def publish_report(project: Project, *models: str, best: str | None = None) -> N
     """Leave what compare leaves of these models."""
     out = project.root / "out"
     write_text(out / "report" / "report.md", "# Comparison\n")
-    write_json(
-        out / "comparison.json", {"best": best, "models": dict.fromkeys(models or ["stacked"]), "provenance": {"seeds": [1]}}
-    )
+    facts = {model: {"seeds": {"1": {"test": 1.0}, "2": {"test": 1.1}}} for model in models or ["stacked"]}
+    comparison = {"finding": "A finding.", "best": best, "models": facts, "provenance": {"seeds": [1], "alpha": 0.025}}
+    write_json(out / "comparison.json", comparison)
     write_json(out / "records" / "compare.json", {"inputs": {"out/models": sha256(out / "models")}})
 
 

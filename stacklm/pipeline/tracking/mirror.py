@@ -162,6 +162,14 @@ class Mirror:
             new = [Metric(key, value, now, 0, **of) for key, value in scores.items() if known.get(key) != value]
             if new:
                 self._client.log_batch(self._id, new)
+        scores = {
+            f"benchmarks/{title}/{name}": score["value"]
+            for title, figures in evaluation.get("benchmarks", {}).items()
+            for name, score in figures["scores"].items()
+        }
+        new = [Metric(key, value, now, 0) for key, value in scores.items() if self._metrics.get(key) != value]
+        if new:
+            self._client.log_batch(self._id, new)
 
     def _attach(self, name: str, path: Path) -> bool:
         """Upload a folder as artifact `name`, or a file into it, unless that very content is there; tell whether it was new."""

@@ -72,6 +72,7 @@ its settings, its data, a sample of what the model writes, the report and the mo
 |---|---|
 | `bits_per_byte/...`, `loss/...` (nats per token), `word_perplexity/...` | how well text is predicted: `train` each batch, \
 `valid` a fixed part of the validation set while training, `valid_whole` and `test` every token of the set after training |
+| `benchmarks/...` | scores on the benchmarks of `evaluate.benchmarks` |
 | `model/...` | size and cost |
 | `progress/...` | tokens, FLOPs and seconds so far: x-axes for the charts above |
 | `optimizer/...` | learning rate, norm of the gradient |

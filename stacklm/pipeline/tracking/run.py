@@ -35,6 +35,9 @@ FLOW_RUN, FLOW_RUN_ID = "STACKLM_FLOW_RUN", "STACKLM_FLOW_RUN_ID"
 FINGERPRINT = "stacklm.fingerprint"
 """The tag by which a run is found."""
 
+CONFIG = "config.json"
+"""The file of a trained model that has its settings and the digests of weights and tokenizer."""
+
 POINTS = 2000
 """Points of a curve, at most about: more are not seen, and make MLflow slow."""
 
@@ -146,6 +149,22 @@ class Pretraining:
             return {}
         return {name: self.project.root / path for name, path in paths.items() if (self.project.root / path).exists()}
 
+    def card(self, licence: str | None = None) -> str:
+        """The model card of a published run; `licence` is its owner's, as an identifier of SPDX."""
+        from stacklm.export.card import model_card
+
+        compared = self.project.root / stage("compare").writes["comparison"]
+        comparison = read_json(compared) if compared.exists() and self.reports() else None
+        weights = read_json(self.trained / CONFIG)["sha256"]
+        return model_card(self.facts(), self._settings(), weights, self.evaluation(), comparison, licence)
+
+    def _settings(self) -> dict[str, Any]:
+        """A params.yaml that repeats the run, from the records of its stages."""
+        items = (Instance(stage("download")), Instance(stage("tokenizer")), self.item)
+        params = {key: value for item in items for key, value in self._record(item.record).get("params", {}).items()}
+        seed, entry = params["train"].pop("seed"), params.pop(f"models.{self.item.model}")
+        return {**params, "seeds": [seed], "models": {self.item.model: entry}, "evaluate": {}}
+
     def _record(self, path: str) -> dict[str, Any]:
         record = self.project.root / path
         return read_json(record) if record.exists() else {}
@@ -164,7 +183,7 @@ class Pretraining:
             "seed": self.item.seed,
             "started": round(ended - (rows[-1]["seconds"] if rows else 0), 3),
             "steps": train["max_steps"],
-            "params": _params({**entry, "train": train, **settings}),
+            "params": as_params({**entry, "train": train, **settings}),
             "size": _size(read(Model, entry), data["vocab_size"], train["context_length"]),
             "data": data,
             "code": record["code"],
@@ -237,7 +256,7 @@ def points(metrics: Sequence[Mapping[str, Any]], timing: Sequence[Mapping[str, A
     ]
 
 
-def _params(settings: Mapping[str, Any]) -> dict[str, Any]:
+def as_params(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as MLflow's parameters."""
     return {key: ", ".join(map(str, value)) if isinstance(value, list) else value for key, value in flatten(settings).items()}
 

@@ -111,7 +111,7 @@ def store_identity(project: Project) -> list:
 
 def prepare() -> None:
     """Set what MLflow reads from the environment, before it is imported: no telemetry, short waits, no chatter."""
-    for name, value in {"MLFLOW_DISABLE_TELEMETRY": "true", **LIMITS}.items():
+    for name, value in {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", **LIMITS}.items():
         os.environ.setdefault(name, value)
     import mlflow  # noqa: F401  (sets the levels of its loggers)
 

@@ -26,6 +26,7 @@ from stacklm.pipeline.tracking.store import connect, experiment_name
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
+    from mlflow.entities.model_registry import ModelVersion
     from mlflow.models import ModelSignature
     from torch import nn
 
@@ -36,8 +37,12 @@ REQUIREMENTS = ("torch", "numpy", "safetensors", "tokenizers", "tiktoken", "pyar
 """What loading imports, besides this package and MLflow."""
 LARGEST_COPY = 500_000_000
 """Bytes. A larger model is linked: MLflow shows it, and its weights stay where training put them."""
-DIGEST = "stacklm.sha256"
+DIGEST, LICENCE = "stacklm.sha256", "license"
 CHAMPION = "champion"
+WEIGHTS_DIGEST = "sha256.weights"
+"""The tag that what is loaded from the files of a logged model is compared with."""
+LONGEST = 5000
+"""Characters of a description that MLflow's databases take."""
 MODEL_ID = "stacklm.model_id"
 """The tag of a version with the id of its logged model, which MLflow's own database does not keep."""
 
@@ -57,7 +62,8 @@ def log_weights(
         if model.status == LoggedModelStatus.READY and model.tags.get(DIGEST) == digest:
             return model
         client.delete_logged_model(model.model_id)
-    tags, link = {DIGEST: digest}, (trained / WEIGHTS).stat().st_size > LARGEST_COPY
+    tags = {DIGEST: digest, WEIGHTS_DIGEST: sha256(trained / WEIGHTS)}
+    link = (trained / WEIGHTS).stat().st_size > LARGEST_COPY
     if link:
         tags.update({"stacklm.link": (trained / WEIGHTS).as_uri(), "mlflow.model.isExternal": "true"})
     params = {key: str(value) for key, value in facts["params"].items()}
@@ -84,14 +90,9 @@ def register(project: Project, comparison: Mapping[str, Any]) -> None:
     if not any(run.reports() for run in runs.values()):
         return  # other models were compared than those that are published
     client, experiment = connect(project)
-    name = re.sub(r"[/:]+", "-", experiment_name()).strip("-")
-    if not client.search_registered_models(f"name = '{name}'"):
-        client.create_registered_model(name, description="The language models of each comparison.")
-    known = {version.tags.get(MODEL_ID): version.version for version in client.search_model_versions(f"name = '{name}'")}
-    versions, seed = {}, comparison["provenance"]["seeds"][0]
-    for model in comparison["models"]:
-        logged = _logged(client, experiment, runs[model, seed])
-        versions[model] = known.get(logged.model_id) or _create_version(client, name, logged)
+    seed = comparison["provenance"]["seeds"][0]
+    versions = {model: _version(client, experiment, runs[model, seed]) for model in comparison["models"]}
+    name = registered_name()
     best, champion = comparison["best"], client.get_registered_model(name).aliases.get(CHAMPION)
     if best and versions[best] != champion:
         client.set_registered_model_alias(name, CHAMPION, versions[best])
@@ -99,19 +100,48 @@ def register(project: Project, comparison: Mapping[str, Any]) -> None:
         client.delete_registered_model_alias(name, CHAMPION)
 
 
+def register_as(run: Pretraining, alias: str, licence: str | None = None) -> str:
+    """Register one published model that MLflow has, and move the alias to it; returns its address, `models:/NAME@ALIAS`."""
+    client, experiment = connect(run.project)
+    client.set_registered_model_alias(registered_name(), alias, _version(client, experiment, run, licence))
+    return f"models:/{registered_name()}@{alias}"
+
+
+def registered_name() -> str:
+    """What the registered model is called: as the experiment, without what addresses have a meaning for."""
+    return re.sub(r"[/:]+", "-", experiment_name()).strip("-")
+
+
+def _version(client: MlflowClient, experiment: str, run: Pretraining, licence: str | None = None) -> str:
+    """The version of a model, which is registered unless it is; its description is the model card as of now."""
+    name, logged = registered_name(), _logged(client, experiment, run)
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name, description="The language models of each comparison.")
+    known = {one.tags.get(MODEL_ID): one for one in client.search_model_versions(f"name = '{name}'")}
+    version = known.get(logged.model_id) or _create_version(client, name, logged)
+    if licence:
+        client.set_model_version_tag(name, version.version, LICENCE, licence)
+    card = run.card(licence or version.tags.get(LICENCE))  # the next comparison keeps what was said once
+    shown = card.partition("\n---\n")[2].strip()[:LONGEST]
+    if version.description != shown:
+        client.log_text(str(logged.source_run_id), card, "model-card.md")
+        client.update_model_version(name, version.version, shown)
+    return version.version
+
+
 def _logged(client: MlflowClient, experiment: str, run: Pretraining) -> LoggedModel:
     (found,) = client.search_runs([experiment], f"tags.`{FINGERPRINT}` = '{run.fingerprint}'", max_results=1)
     return client.search_logged_models([experiment], filter_string=f"source_run_id = '{found.info.run_id}'")[0]
 
 
-def _create_version(client: MlflowClient, name: str, logged: LoggedModel) -> str:
+def _create_version(client: MlflowClient, name: str, logged: LoggedModel) -> ModelVersion:
     return client.create_model_version(
         name,
         logged.artifact_location,
         run_id=logged.source_run_id,
         tags={"model": logged.name, MODEL_ID: logged.model_id},
         model_id=logged.model_id,
-    ).version
+    )
 
 
 def _save(folder: Path, data: Path, logged: LoggedModel, run: str) -> None:
@@ -146,21 +176,21 @@ class _Writer:
 
     def __init__(self, folder: Path) -> None:
         from stacklm.data.tokenizer import Tokenizer
-        from stacklm.model.cache import Decoder
         from stacklm.model.store import load_model
 
         self._words = Tokenizer.load(folder / TOKENIZER)
         model, config = load_model(folder / TRAINED, self._words.digest)
-        self._model = model.eval()
-        self._decoder = Decoder(self._model, config.context_length)
+        self._model, self._context = model.eval(), config.context_length
 
     def predict(self, prompts: Any, params: dict[str, Any] | None = None) -> list[str]:
         """The text that follows each prompt; `prompts` is a frame of one column, and `params` are settings of `Sample`."""
         from stacklm.evaluate.generate import stream
+        from stacklm.model.cache import Decoder
 
+        decoder = Decoder(self._model, self._context)  # of this request alone: a server answers several at once
         sample = read(Sample, plain(Sample()) | (params or {}), "params")
         texts = prompts.iloc[:, 0] if hasattr(prompts, "iloc") else prompts
-        return ["".join(stream(self._decoder, self._words, text, sample)) for text in texts]
+        return ["".join(stream(decoder, self._words, text, sample)) for text in texts]
 
     def get_raw_model(self) -> nn.Module:
         return self._model

@@ -135,7 +135,7 @@ def test_parquet_of_bytes_passes_through_and_other_columns_are_errors(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.csv", "a", "a.gz", "a.txt.bz2", ".txt"])
 def test_an_unsupported_ending_names_the_supported_ones(tmp_path, name):
-    with pytest.raises(DataError, match=re.escape("end in .txt, .md, .jsonl, .parquet, each also with .gz or .zst")):
+    with pytest.raises(DataError, match=re.escape("end in .txt, .md, .raw, .tokens, .jsonl, .parquet, each also with .gz or .zst")):
         endings(tmp_path / name)
 
 

@@ -66,7 +66,7 @@ def test_an_instance_reads_what_its_own_model_and_seed_made():
     items = {item.address: item for item in instances(params)}
     read = {address: {one.address for one in inputs_of(item, params)} for address, item in items.items()}
     assert read["pretrain@dense-7"] == {"shards", "audit@dense"}
-    assert read["evaluate@dense-7"] == {"pretrain@dense-7", "shards", "tokenizer"}
+    assert read["evaluate@dense-7"] == {"pretrain@dense-7", "shards", "tokenizer", "inputs"}
     assert {f"{stage}@{model}-{seed}" for stage in ("pretrain", "evaluate") for model in params.models for seed in (1, 7)} < read[
         "compare"
     ]

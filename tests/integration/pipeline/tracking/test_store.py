@@ -68,7 +68,7 @@ def test_a_project_keeps_everything_inside_and_may_move(tmp_path, mlflow_databas
     publish_report(first, "stacked", "dense", best="stacked")
     assert sync_all(first)
     found = read_elsewhere(first, tmp_path, *load)
-    assert set(found["paths"]) == {"params.yaml", "tokenizer", "evaluation", "report"}
+    assert set(found["paths"]) == {"params.yaml", "tokenizer", "evaluation", "report", "model-card.md"}
     assert len(list(first.state.glob("mlartifacts/*/artifacts/report/report.md"))) == 2
     assert [path.name for path in outer.iterdir()] == [before]
 

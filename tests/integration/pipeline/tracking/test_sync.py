@@ -79,7 +79,7 @@ def test_each_split_is_an_input_with_its_use_and_its_scores(published):
 def test_artifacts_are_complete(published):
     sync_all(published)
     run, tracker = runs(published)[0].info.run_id, client(published)
-    assert {f.path for f in tracker.list_artifacts(run)} == {"params.yaml", "tokenizer", "evaluation", "report"}
+    assert {f.path for f in tracker.list_artifacts(run)} == {"params.yaml", "tokenizer", "evaluation", "report", "model-card.md"}
     assert {f.path for f in tracker.list_artifacts(run, "tokenizer")} == {"tokenizer/tokenizer.json", "tokenizer/token_bytes.json"}
     assert {f.path for f in tracker.list_artifacts(run, "report")} == {"report/report.md"}
     assert (published.state / "mlartifacts" / run).is_dir()
@@ -123,6 +123,7 @@ def test_a_new_evaluation_of_the_same_weights_replaces_the_old(published):
     sync_all(published)
     (run,) = runs(published)
     assert run.data.metrics["loss/test"] == 1.25
+    assert run.data.metrics["benchmarks/blimp/accuracy"] == 1.25 / 3
     assert "| 1.25 | 1.25 |" in run.data.tags["mlflow.note.content"]
 
 

@@ -7,6 +7,7 @@ import importlib.metadata
 import re
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,13 @@ def test_it_continues_text_as_generate_does(logged):
     assert loaded.predict(["def "]) == [expected(project, "def ")]
     assert loaded.predict(prompts, params=GREEDY) == [expected(project, prompt, **GREEDY) for prompt in prompts]
     assert loaded.predict(["def "], params={"seed": 2}) != loaded.predict(["def "])
+
+
+def test_requests_at_the_same_time_do_not_mix(logged):
+    prompts = [f"def f{i}" for i in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda prompt: logged[2].predict([prompt], params=GREEDY), prompts))
+    assert together == [logged[2].predict([prompt], params=GREEDY) for prompt in prompts]
 
 
 def test_settings_that_cannot_be_used_are_named(logged):

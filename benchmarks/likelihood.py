@@ -1,0 +1,66 @@
+"""What scoring one sequence at a time costs, and what batches of equal length would change: minimal pairs of BLiMP.
+
+    stacklm run-flow pretrain && python benchmarks/likelihood.py ../shared/data/blimp/blimp.jsonl.zst
+
+Prints a row for each trained model of the first seed; times are CPU seconds of one thread.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from stacklm.config.evaluate import Benchmark, Evaluate
+from stacklm.console import table
+from stacklm.data.benchmarks import read_items
+from stacklm.evaluate.benchmarks import Scorer
+
+BATCH = 32
+
+
+def batched(scorer: Scorer, pairs: list[tuple[list[int], list[int]]]) -> list[float]:
+    """The log-likelihood of each continuation, scored in batches of sequences of one length."""
+    found = [0.0] * len(pairs)
+    by_length: dict[int, list[int]] = defaultdict(list)
+    for i, (context, continuation) in enumerate(pairs):
+        by_length[len(context) + len(continuation)].append(i)
+    for places in by_length.values():
+        for start in range(0, len(places), BATCH):
+            chosen = places[start : start + BATCH]
+            ids_BT = torch.tensor([[*pairs[i][0], *pairs[i][1]] for i in chosen])
+            logs_BTV = scorer.model(ids_BT[:, :-1]).float().log_softmax(-1)
+            totals_B = logs_BTV.gather(-1, ids_BT[:, 1:, None]).double().sum((1, 2))
+            for i, total in zip(chosen, totals_B.tolist(), strict=True):
+                found[i] = total
+    return found
+
+
+def timed(score: Callable[[], list[float]]) -> tuple[list[float], float]:
+    score()
+    start = time.process_time()
+    return score(), time.process_time() - start
+
+
+def main(file: str) -> None:
+    items = read_items(Benchmark("blimp", file, limit=6))
+    rows = []
+    for folder in sorted(Path("out/models").glob("*-1")):
+        scorer = Scorer.load(Evaluate(device="cpu", threads=1), folder, Path("out/tokenizer"))
+        pairs = [scorer.encode(item.context, text) for item in items for text in item.continuations]
+        with torch.inference_mode():
+            alone, slow = timed(lambda: [scorer.loglikelihood(*pair)[0] for pair in pairs])  # noqa: B023
+            together, fast = timed(lambda: batched(scorer, pairs))  # noqa: B023
+        apart = [abs(a - b) for a, b in zip(alone, together, strict=True)]
+        times = [f"{1000 * seconds / len(pairs):.2f}" for seconds in (slow, fast)]
+        differ = [f"{sum(map(bool, apart))} of {len(pairs)}", f"{max(apart):.1e}"]
+        rows.append([folder.name, *times, f"{slow / fast:.1f}", *differ])
+    print(table(["model", "one at a time, ms", "in batches, ms", "ratio", "differ", "by at most, nats"], rows))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

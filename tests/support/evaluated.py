@@ -1,0 +1,59 @@
+"""A project's text, tokenizer, shards and untrained models, to be evaluated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from stacklm.config.data import Data, FilesSource
+from stacklm.config.evaluate import Evaluate, Sample
+from stacklm.config.tokenizer import TokenizerConfig
+from stacklm.data.benchmarks import list_benchmarks
+from stacklm.data.download import download
+from stacklm.data.encode import write_shards
+from stacklm.data.sources import list_inputs
+from stacklm.data.tokenizer import Tokenizer, train_tokenizer
+from stacklm.evaluate.evaluate import evaluate
+from stacklm.files import read_json
+from stacklm.model.build import build
+from stacklm.model.store import save_model
+from support.train_files import MODELS, TRAIN
+
+CONTEXT = 16
+CONFIG = Evaluate(batch_size=4, sample=Sample(prompt="the", max_new_tokens=6), device="cpu", threads=1)
+
+
+class Project:
+    """Text, tokenizer and shards; `save` adds a model, `evaluate` judges it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.tokenizer, self.shards = root, root / "tokenizer", root / "shards"
+        self.vocab_size = 280
+        lines = [json.dumps({"text": f"paragraph {i}: the sum of {i} and {i * i} is é {i + i * i}"}) for i in range(120)]
+        (root / "text.jsonl").write_text("\n".join(lines) + "\n")
+        data = Data(FilesSource(paths=("text.jsonl",)), valid_fraction=0.2, test_fraction=0.2)
+        list_inputs(data, root / "inputs.json")
+        download(data, root / "inputs.json", root / "documents")
+        train_tokenizer(TokenizerConfig(self.vocab_size), root / "documents", self.tokenizer)
+        write_shards(root / "documents", self.tokenizer, self.shards)
+        self.digest = Tokenizer.load(self.tokenizer).digest
+
+    def save(self, name: str, kind: str = "dense", uniform: bool = False, tokenizer: str | None = None) -> str:
+        torch.manual_seed(4)
+        architecture = MODELS[kind].architecture
+        model = build(architecture, self.vocab_size, CONTEXT)
+        if uniform:
+            for parameter in model.head.parameters():
+                nn.init.zeros_(parameter)
+        save_model(self.root / name, model, architecture, self.vocab_size, CONTEXT, tokenizer or self.digest)
+        return name
+
+    def evaluate(self, name: str, config: Evaluate = CONFIG) -> dict:
+        outputs = self.root / f"{name}.json", self.root / f"{name}-certificate.json"
+        list_benchmarks(config.benchmarks, self.root / "benchmarks.json")
+        inputs = self.root / name, self.shards, self.tokenizer, self.root / "benchmarks.json"
+        evaluate(config, TRAIN, *inputs, *outputs)
+        return read_json(self.root / f"{name}.json")
