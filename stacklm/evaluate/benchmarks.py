@@ -53,22 +53,21 @@ class Scorer:
         return [self.loglikelihood(*self.encode(item.context, continuation)) for continuation in item.continuations]
 
     def encode(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """The ids of both, as lm-eval has them: encoded together, white space between them to the right.
-
-        The end token, which begins a document, stands for an empty context.
-        """
-        if not context:
-            return [self.words.end_id], self.words.encode(continuation)
+        """The ids of both, as lm-eval has them: encoded together, white space between them to the right."""
         before = self.words.encode(context.rstrip())
         return before, self.words.encode(context + continuation)[len(before) :]
 
     @torch.inference_mode()
     def loglikelihood(self, context: Sequence[int], continuation: Sequence[int]) -> tuple[float, bool]:
-        """The log-likelihood, in nats, of a continuation after a context of one token or more, and whether it is the greedy one.
+        """The log-likelihood, in nats, of a continuation, and whether it is the greedy one.
 
-        A continuation is predicted in pieces of at most as many tokens as the model reads, each after all tokens before it that
-        fit: what does not fit is cut off on the left.
+        It is predicted in pieces of at most as many tokens as the model reads, each after all tokens before it that fit: what does
+        not fit is cut off on the left. The end token, which begins a document, stands for an empty context. Raises `ValueError`
+        for a continuation without a token, such as one that is part of the context's last.
         """
+        if not continuation:
+            raise ValueError("a continuation without a token of its own has no likelihood; let it begin with a space")
+        context = context or [self.words.end_id]
         ids = torch.tensor([*context, *continuation], device=next(self.model.parameters()).device)
         total, greedy = 0.0, True
         for start in range(len(context), len(ids), self.context):

@@ -29,6 +29,7 @@ INSTEAD = {
     "stacklm verify default": [*STACKLM, "verify", "--help"],
     "stacklm ui": [*STACKLM, "ui", "--help"],
     "stacklm serve --model stacked": [*STACKLM, "serve", "--help"],  # tests/e2e/test_cli_serve.py runs it
+    "stacklm benchmark dense --blimp blimp.jsonl": [*STACKLM, "benchmark", "--help"],  # tests/e2e/test_benchmarks.py runs it
     "stacklm run-flow lab short-convolution": [*STACKLM, "lab", "status", "short-convolution"],
     "stacklm run-flow lab learning-rate": [*STACKLM, "lab", "status", "learning-rate"],
     "stacklm run-flow pretrain --set train.max_steps=600": [*STACKLM, "run-flow", "shards", "--set", "train.max_steps=14"],

@@ -72,7 +72,11 @@ def test_an_answer_depends_on_nothing_else_that_is_asked(project, kind):
 def test_texts_are_encoded_together_with_white_space_on_the_right(project):
     scorer = scorer_of(project)
     words = scorer.words
-    assert scorer.encode("", " the sum") == ([words.end_id], words.encode(" the sum"))
+    assert scorer.encode("", " the sum") == ([], words.encode(" the sum"))
+    assert scorer.encode(" ", "the sum") == ([], words.encode(" the sum"))
+    assert scorer.loglikelihood([], [5, 6]) == scorer.loglikelihood([words.end_id], [5, 6])
+    with pytest.raises(ValueError, match="without a token of its own"):
+        scorer.loglikelihood([5], [])
     context, continuation = scorer.encode("the sum \n", "of 4")
     assert words.decode(context) == b"the sum" and words.decode(continuation) == b" \nof 4"
     assert [*context, *continuation] == words.encode("the sum \nof 4")
