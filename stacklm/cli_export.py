@@ -69,5 +69,7 @@ def load(
     from stacklm.pipeline.models import load
 
     loaded = load(target)
-    facts = {name: "not known" if value is None else value for name, value in loaded.facts.items()}
-    print(table(["", ""], [(name, str(value)) for name, value in (facts | loaded.verdicts).items()], left=2))
+    print(table(["", ""], loaded.facts.items(), left=2))
+    print()
+    digests = {name: (loaded.found[name] or "")[:12] for name in loaded.verdicts}
+    print(table(["SHA-256 of", "", ""], [(name, digests[name], verdict) for name, verdict in loaded.verdicts.items()], left=3))

@@ -32,7 +32,7 @@ def model_card(
     `comparison` the published ones, if they are of this model. `licence` is the owner's, as an identifier of SPDX.
     """
     data, params, git = facts["data"], facts["params"], facts.get("git", {})
-    tokens = params["train.max_steps"] * params["train.global_batch_size"] * params["train.context_length"]
+    tokens = training_tokens(params)
     source = data["source"]
     texts = {
         "stdlib": "Source text of Python's standard library",
@@ -71,6 +71,13 @@ def model_card(
         .rstrip()
         + "\n"
     )
+
+
+def training_tokens(params: Mapping[str, Any]) -> int:
+    """How many tokens a training reads, by its settings as MLflow has them: numbers, or the text of them."""
+    steps, stop = int(params["train.max_steps"]), str(params.get("train.hard_stop"))
+    steps = steps if stop == "None" else min(steps, int(stop))
+    return steps * int(params["train.global_batch_size"]) * int(params["train.context_length"])
 
 
 def _over_seeds(model: str, comparison: Mapping[str, Any] | None) -> dict[str, Any]:

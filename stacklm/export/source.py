@@ -84,8 +84,8 @@ def _attached(source: Module, name: str) -> Iterator[ast.stmt]:
 
 def _text(source: Module, names: set[str]) -> str:
     """The file of one module with these names alone."""
-    kept = [source.defines[name] for name in names if name in source.defines]
-    kept += [one for name in names if name in source.defines for one in _attached(source, name)]
+    own = names & source.defines.keys()
+    kept = [source.defines[name] for name in own] + [one for name in own for one in _attached(source, name)]
     lines, parts, above = source.text.splitlines(), [], None
     for statement in source.body:
         documents = above in kept and isinstance(above, (ast.Assign, ast.AnnAssign)) and _is_text(statement)
@@ -95,17 +95,16 @@ def _text(source: Module, names: set[str]) -> str:
             parts.append(f"{parts.pop()}\n{segment}" if documents else segment)
         above = statement
     head = parts.pop(0) if _is_text(source.body[0]) else ""
-    imports = ["from __future__ import annotations", *sorted(map(_import, *zip(*_used(source, names), strict=True)))]
+    imports = [
+        "from __future__ import annotations",
+        *sorted(_import(name, *source.imports[name]) for name in names & source.imports.keys()),
+    ]
     text = "\n\n\n".join([f"{head}\n\n" + "\n".join(imports), *parts]) + "\n"
     if any(word in text for word in RENAMED):
         text = text.replace("\n\n\n", f"\n\n{OPERATIONS}\n\n\n", 1)
         for word, other in RENAMED.items():
             text = text.replace(word, other)
     return text
-
-
-def _used(source: Module, names: set[str]) -> list[tuple[str, str, str | None]]:
-    return [(name, *source.imports[name]) for name in sorted(names) if name in source.imports]
 
 
 def _import(name: str, module: str, own: str | None) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import re
 import tempfile
 import warnings
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from stacklm.code import digest
 from stacklm.config.params import load as load_params
 from stacklm.config.schema import ParamsError, listed, nearest, plain
+from stacklm.export.card import training_tokens
 from stacklm.files import read_json, sha256
 from stacklm.pipeline.code import code_files, joined
 from stacklm.pipeline.project import Project
@@ -28,16 +28,19 @@ if TYPE_CHECKING:
     from stacklm.model.layers import LanguageModel
 
 SAME, CHANGED, UNKNOWN = "as recorded", "changed since", "not known here"
+MAY_CHANGE = ("data", "code")
+"""What a training read, and a trained model does not need."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A trained model, what belongs to it, and its `facts` for people. `verdicts` compare each part with what is on record."""
+    """A trained model, what belongs to it, and its `facts` for people; `verdicts` compare the digests `found` with the record."""
 
     model: LanguageModel
     tokenizer: Tokenizer
     config: ModelConfig
-    facts: dict[str, Any]
+    facts: dict[str, str]
+    found: dict[str, str | None]
     verdicts: dict[str, str]
 
 
@@ -97,26 +100,98 @@ def load(target: str, project: Project | None = None) -> Loaded:
             return _of_mlflow(project, target)
     run = find(project, target)
     record, facts, evaluation = read_json(project.root / run.item.record), run.facts(), run.evaluation()
-    identity = {key: value for key, value in record.items() if key not in ("fingerprint", "accepted")}
     evaluated = project.root / replace(run.item, stage=stage("evaluate")).record
     trained = run.trained.relative_to(project.root).as_posix()
-    weights = read_json(evaluated)["inputs"].get(trained) if evaluated.exists() else None
-    accepted = [one["code"] for one in record.get("accepted", [])]
+    recorded = {
+        "record": [record["fingerprint"]],
+        "weights": [read_json(evaluated)["inputs"][trained]] if evaluated.exists() else [],
+        "tokenizer": [facts["data"]["tokenizer"]],
+        "data": [facts["data"]["sha256"]],
+        "code": [record["code"], *(one["code"] for one in record.get("accepted", []))],
+    }
+    found = {
+        "record": digest({key: value for key, value in record.items() if key not in ("fingerprint", "accepted")}),
+        "weights": sha256(run.trained),
+        **_now(project, run.item),
+    }
     bits = evaluation["test"]["bits_per_byte"] if evaluation else None
-    return _loaded(
-        run.trained,
-        _tokenizer(project),
-        _facts(facts["params"], bits, trained),
-        {
-            "record": record["fingerprint"],
-            "weights": weights,
-            "settings": _settings(facts["params"]),
-            "tokenizer": facts["data"]["tokenizer"],
-        },
-        {"record": digest(identity), "weights": sha256(run.trained)},
-        {"data": [facts["data"]["sha256"]], "code": [facts["code"], *accepted]},
-        _now(project, run.item),
-    )
+    return _loaded(run.trained, _tokenizer(project), facts["params"], bits, trained, recorded, found)
+
+
+def _of_mlflow(project: Project, target: str) -> Loaded:
+    from mlflow.artifacts import download_artifacts
+
+    from stacklm.pipeline.tracking.store import connect, tracking_uri
+    from stacklm.pipeline.tracking.weights import DIGEST, MODEL_ID, TOKENIZER, TRAINED, WEIGHTS, WEIGHTS_DIGEST
+
+    client, experiment = connect(project)
+    if alias := re.fullmatch(r"models:/([^@/]+)@(.+)", target):
+        identity = client.get_model_version_by_alias(*alias.groups()).tags.get(MODEL_ID)
+    elif target.startswith("models:/"):
+        identity = target.removeprefix("models:/")
+    else:
+        logged = client.search_logged_models([experiment], filter_string=f"source_run_id = '{target}'")
+        identity = logged[0].model_id if logged else None
+    if identity is None:
+        raise ParamsError(f"{target}: no model of stacklm is logged there; `stacklm sync` logs those that are trained")
+    model = client.get_logged_model(identity)
+    run = client.get_run(str(model.source_run_id)).data
+    item = Instance(stage("pretrain"), run.tags["model"], int(run.tags["seed"]))
+    recorded = {
+        "weights": [model.tags[WEIGHTS_DIGEST]] if WEIGHTS_DIGEST in model.tags else [],
+        "tokenizer": [model.tags[DIGEST].partition(" ")[2]],
+        **{name: [run.tags[f"sha256.{name}"]] for name in ("data", "code")},
+    }
+    with tempfile.TemporaryDirectory() as copy:
+        folder = Path(download_artifacts(model.artifact_location, dst_path=copy, tracking_uri=tracking_uri(project)))
+        data = next(folder.rglob(TRAINED)).parent
+        found = {"weights": sha256(data / TRAINED / WEIGHTS), **_now(project, item)}
+        bits = run.metrics.get("bits_per_byte/test")
+        return _loaded(data / TRAINED, data / TOKENIZER, run.params, bits, f"models:/{identity}", recorded, found)
+
+
+def _loaded(
+    trained: Path,
+    tokenizer: Path,
+    params: Mapping[str, Any],
+    bits: float | None,
+    path: str,
+    recorded: Mapping[str, list[str]],
+    found: Mapping[str, str | None],
+) -> Loaded:
+    """Load it and compare the digests `found` with those `recorded`, whole or their beginnings; `params` as MLflow has them."""
+    from stacklm.data.tokenizer import Tokenizer
+    from stacklm.model.store import StoreError, load_model
+
+    words = Tokenizer.load(tokenizer)
+    model, config = load_model(trained, words.digest)
+    settings = as_params({"architecture": plain(config.architecture), "train": {"context_length": config.context_length}})
+    made_of = {key: str(params.get(key)) for key in settings}
+    recorded = {**recorded, "settings": [digest(made_of)]}
+    found = {**found, "tokenizer": words.digest, "settings": digest({key: str(value) for key, value in settings.items()})}
+    verdicts = {}
+    for name, known in recorded.items():
+        there = found[name]
+        verdicts[name] = SAME if there and any(map(there.startswith, known)) else CHANGED if there and known else UNKNOWN
+    if wrong := [name for name, verdict in verdicts.items() if verdict == CHANGED and name not in MAY_CHANGE]:
+        raise StoreError(f"{path}: {listed(wrong)} not as recorded; bring back what was trained, or train it again")
+    source = params.get("data.source.name") or params.get("data.source.kind")
+    facts = {
+        "parameters": count(sum(parameter.numel() for parameter in model.parameters())),
+        "trained on": f"{count(training_tokens(params))} tokens of {source}",
+        "bits per byte, test": "not known" if bits is None else f"{bits:.4f}",
+        "path": path,
+    }
+    return Loaded(model.eval(), words, config, facts, found, verdicts)
+
+
+def _now(project: Project, item: Instance) -> dict[str, str | None]:
+    """The digests of the tokens and of the code that a training would read now; None where there are none."""
+    manifest, params = project.root / stage("pretrain").reads["shards"] / "manifest.json", load_params(project.params_file)
+    return {
+        "data": sha256(manifest) if manifest.exists() else None,
+        "code": digest(joined(code_files(project, item, params))) if item.model in params.models else None,
+    }
 
 
 @contextlib.contextmanager
@@ -131,87 +206,6 @@ def _plainly(what: str) -> Iterator[None]:
         yield
     except MlflowException as error:
         raise RuntimeError(f"{what}: {error.message}") from None
-
-
-def _of_mlflow(project: Project, target: str) -> Loaded:
-    from mlflow.artifacts import download_artifacts
-
-    from stacklm.pipeline.tracking.store import connect, tracking_uri
-    from stacklm.pipeline.tracking.weights import DIGEST, MODEL_ID, TOKENIZER, TRAINED, WEIGHTS_DIGEST
-
-    client, experiment = connect(project)
-    if alias := re.fullmatch(r"models:/([^@/]+)@(.+)", target):
-        identity = client.get_model_version_by_alias(*alias.groups()).tags.get(MODEL_ID)
-    elif target.startswith("models:/"):
-        identity = target.removeprefix("models:/")
-    else:
-        found = client.search_logged_models([experiment], filter_string=f"source_run_id = '{target}'")
-        identity = found[0].model_id if found else None
-    if identity is None:
-        raise ParamsError(f"{target}: no model of stacklm is logged there; `stacklm sync` logs those that are trained")
-    logged = client.get_logged_model(identity)
-    tags, run = logged.tags, client.get_run(str(logged.source_run_id)).data
-    with tempfile.TemporaryDirectory() as copy:
-        folder = Path(download_artifacts(logged.artifact_location, dst_path=copy, tracking_uri=tracking_uri(project)))
-        data = next(folder.rglob(TRAINED)).parent
-        return _loaded(
-            data / TRAINED,
-            data / TOKENIZER,
-            _facts(run.params, run.metrics.get("bits_per_byte/test"), f"models:/{identity}"),
-            {"weights": tags.get(WEIGHTS_DIGEST), "settings": _settings(run.params), "tokenizer": tags[DIGEST].partition(" ")[2]},
-            {"weights": sha256(data / TRAINED / "model.safetensors")},
-            {name: [run.tags[f"sha256.{name}"]] for name in ("data", "code")},
-            _now(project, Instance(stage("pretrain"), run.tags["model"], int(run.tags["seed"]))),
-        )
-
-
-def _loaded(
-    trained: Path,
-    tokenizer: Path,
-    facts: dict[str, Any],
-    recorded: dict[str, str | None],
-    found: dict[str, str],
-    made_by: dict[str, list[str]],
-    now: dict[str, str | None],
-) -> Loaded:
-    """Load it and compare `recorded` digests with those `found`; `made_by` are those of what the training read, `now` today's."""
-    from stacklm.data.tokenizer import Tokenizer
-    from stacklm.model.store import StoreError, load_model
-
-    words = Tokenizer.load(tokenizer)
-    model, config = load_model(trained, words.digest)
-    settings = {"architecture": plain(config.architecture), "train": {"context_length": config.context_length}}
-    found = {**found, "tokenizer": words.digest, "settings": _settings(as_params(settings))}
-    if wrong := [name for name, value in recorded.items() if value not in (None, found[name])]:
-        raise StoreError(f"{facts['path']}: {listed(wrong)} not as recorded; bring back what was trained, or train it again")
-    verdicts = {name: SAME if value else UNKNOWN for name, value in recorded.items()}
-    for name, digests in made_by.items():
-        there = now[name]
-        same = there is not None and any(there.startswith(one) for one in digests)
-        verdicts[name] = UNKNOWN if there is None else SAME if same else CHANGED
-    parameters = count(sum(parameter.numel() for parameter in model.parameters()))
-    return Loaded(model.eval(), words, config, {"parameters": parameters, **facts}, verdicts)
-
-
-def _now(project: Project, item: Instance) -> dict[str, str | None]:
-    """The digests of the tokens and of the code that a training would read now; None where there are none."""
-    manifest, params = project.root / stage("pretrain").reads["shards"] / "manifest.json", load_params(project.params_file)
-    return {
-        "data": sha256(manifest) if manifest.exists() else None,
-        "code": digest(joined(code_files(project, item, params))) if item.model in params.models else None,
-    }
-
-
-def _settings(params: Mapping[str, Any]) -> str:
-    """A digest of what made the model, of settings as MLflow has them."""
-    return digest({key: str(value) for key, value in params.items() if key.startswith(("architecture.", "train.context_length"))})
-
-
-def _facts(params: Mapping[str, Any], bits: float | None, path: str) -> dict[str, Any]:
-    """Of a training, by its settings as MLflow has them."""
-    tokens = math.prod(int(params[f"train.{key}"]) for key in ("max_steps", "global_batch_size", "context_length"))
-    source = params.get("data.source.name") or params.get("data.source.kind")
-    return {"trained on": f"{count(tokens)} tokens of {source}", "bits per byte, test": bits, "path": path}
 
 
 def _tokenizer(project: Project) -> Path:

@@ -40,11 +40,11 @@ def test_a_model_that_is_not_trained_is_named(finished: Checkout, fresh: Checkou
 def test_a_model_is_loaded_by_name_and_by_an_alias_that_it_was_given(finished: Checkout, tmp_path: Path) -> None:
     checkout = finished.copy(tmp_path / "project")
     text = checkout.cli("load", "dense-1")
-    assert "path                 out/models/dense-1\n" in text
-    assert [line.split(maxsplit=1)[1] for line in text.splitlines()[-6:]] == ["as recorded"] * 6
+    assert "path                 out/models/dense-1\n" in text and text.count("as recorded\n") == 6
+    assert sha256(finished.root / "out/tokenizer")[:12] in text
     assert "models:/stacklm@production" in checkout.cli("register", "dense", "--alias", "production", "--license", "mit")
     text = checkout.cli("load", "models:/stacklm@production")
-    assert [line.split(maxsplit=1)[1] for line in text.splitlines()[-5:]] == ["as recorded"] * 5
+    assert text.count("as recorded\n") == 5
     assert "champion" in checkout.cli("register", "dense", "--alias", "champion", code=2)
     assert "nope not found" in checkout.cli("load", "models:/stacklm@nope", code=2)
 
