@@ -14,7 +14,7 @@ from stacklm.config.schema import ParamsError, listed
 from stacklm.units import duration
 
 if TYPE_CHECKING:
-    from stacklm.lab.looks import Gate
+    from stacklm.lab.gate import Gate
 
 PREFIX = "try-"
 EPILOG = "The exit code is 0 for better, 3 for not worse, 4 for worse, 5 for no verdict, 2 for an error, and 130 after Ctrl-C."
@@ -64,7 +64,7 @@ def try_(
     same command resumes.
     """
     from stacklm.config.params import load
-    from stacklm.lab.gate import EXIT_CODES, changed, find_baseline, find_candidate, gate, of_steps
+    from stacklm.lab.gate import EXIT_CODES, changed, find_baseline, find_candidate, gate_experiment, of_steps
     from stacklm.pipeline.gate import audited, open_gate, planned, result, run_looks
     from stacklm.pipeline.lab import bring_tokens
     from stacklm.pipeline.locks import hold_project
@@ -77,7 +77,7 @@ def try_(
             theirs = find_baseline(baseline, params)
             ours, train = changed(find_candidate(target, params, theirs.model.optimizer), set_ or [])
             train, all_looks = (of_steps(steps, params.train) if steps else {}) | train, _numbers(looks)
-            made = gate(ours, theirs, params, budget, margin, rates, all_looks, train or None)
+            made = gate_experiment(ours, theirs, params, budget, margin, rates, all_looks, train or None)
             until = all_looks[-1] if yes else _look(seeds, all_looks) if seeds else 0
             bring_tokens(project)
             with hold_project(project, f"try {ours.name}", wait=True):

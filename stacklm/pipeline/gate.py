@@ -20,8 +20,7 @@ from stacklm.config.schema import ParamsError, differing_fields, plain
 from stacklm.data.shards import Shards
 from stacklm.files import read_json, read_jsonl, remove, write_text
 from stacklm.lab.experiment import Experiment, load_experiment
-from stacklm.lab.gate import written
-from stacklm.lab.looks import Gate, Pace, pace
+from stacklm.lab.gate import Gate, Pace, pace, written
 from stacklm.lab.schedule import Lab, Planned, Records
 from stacklm.lab.speed import seconds_per_step
 from stacklm.lab.text import arms_table
