@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations, islice
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stacklm.config.model import Dense
 from stacklm.config.schema import plain
@@ -14,10 +14,6 @@ from stacklm.config.train import Train
 from stacklm.report.benchmarks import over_seeds
 from stacklm.report.runs import Result, by_model
 from stacklm.units import percent
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 ENOUGH = 3
 """Seeds for a verdict."""
@@ -187,30 +183,18 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 def _pairs(facts: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
     """A verdict on every pair: each other model against the baseline, which comes first in `names`, then among the others."""
-    from stacklm.lab.statistics import verdicts
+    from stacklm.lab.statistics import relative_differences, verdicts
 
+    scores = {name: [row["test"] for row in facts[name]["seeds"].values()] for name in names}
     pairs = [(name, other) for other, name in combinations(names, 2)]
-    differences = {pair: _paired(facts, *pair) for pair in pairs}
+    differences = {(a, b): relative_differences(scores[a], scores[b]) for a, b in pairs}
     if pairs and len(differences[pairs[0]]) < ENOUGH:
         return [{"model": a, "against": b, "mean": float(differences[a, b].mean()), "outcome": None} for a, b in pairs]
-    found = verdicts({f"{a} {b}": values for (a, b), values in differences.items()}, MARGIN)
+    found = verdicts({f"{a} {b}": values for (a, b), values in differences.items()}, MARGIN).values()
     return [
-        {
-            "model": a,
-            "against": b,
-            **asdict(found[f"{a} {b}"]),
-            "more_seeds": found[f"{a} {b}"].more_seeds,
-            "differences": differences[a, b].tolist(),
-        }
-        for a, b in pairs
+        {"model": a, "against": b, **asdict(one), "more_seeds": one.more_seeds, "differences": differences[a, b].tolist()}
+        for (a, b), one in zip(pairs, found, strict=True)
     ]
-
-
-def _paired(facts: Mapping[str, Any], name: str, other: str) -> NDArray[np.float64]:
-    from stacklm.lab.statistics import relative_differences
-
-    ours, theirs = ([row["test"] for row in facts[one]["seeds"].values()] for one in (name, other))
-    return relative_differences(ours, theirs)
 
 
 def _best(comparison: Mapping[str, Any]) -> str | None:
