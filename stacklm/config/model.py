@@ -85,8 +85,9 @@ class Stacked:
     """per_layer: a small one in every layer, then a mix of two maps. Else the mix is one map, and one such network follows it."""
     residual: bool = False
     """Whether a stack's output is added to its input or takes its place."""
-    skip_connections: Literal["none", "input", "dense"] = "none"
-    """What a stack reads besides the output of the one before. input: x_0; dense: all those before."""
+    skip_connections: Literal["none", "input", "dense", "dynamic"] = "none"
+    """What a stack reads besides the output of the one before. input: x_0; dense: all those before; dynamic: these, each with a
+    weight that depends on the token, and the head reads so, too."""
     conv_size: ConvSize = 1
     """Tokens that the short convolution at a stack's input spans. 1: none, 2: a token shift."""
     tie_embeddings: bool = False
@@ -120,7 +121,7 @@ class Stacked:
                 f"tokens_per_extra_stack: {self.tokens_per_extra_stack} repeats the only stack, "
                 f"so it must give d_model = {self.d_model}, not {last}"
             )
-        if self.skip_connections != "none" and len(self.stacks) == 1 and not self.tokens_per_extra_stack:
+        if self.skip_connections in ("input", "dense") and len(self.stacks) == 1 and not self.tokens_per_extra_stack:
             raise ParamsError(
                 f"skip_connections: {self.skip_connections} needs at least 2 stacks; before the only one there is nothing but x_0"
             )
@@ -171,6 +172,8 @@ class Dense:
     """Tokens that the short convolution at an attention's input spans. 1: none, 2: a token shift."""
     tie_embeddings: bool = False
     """The head shares the embedding's rows."""
+    skip_connections: Literal["none", "dynamic"] = "none"
+    """dynamic: a layer, and the head, also read all earlier outputs, each with a weight that depends on the token."""
 
     def __post_init__(self) -> None:
         _check_heads(self.d_model, self.n_heads)

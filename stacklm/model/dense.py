@@ -2,7 +2,7 @@
 
 Rotary positions, queries and keys normalised per head (arXiv:2302.05442), RMSNorm before each branch
 (arXiv:1910.07467), no biases, squared ReLU or SwiGLU, and branches that add nothing at the start because their last map is zero.
-A short convolution at the attention's input, which stacked models may have as well, can be given to this one too.
+A short convolution at the attention's input and dynamic skips, which stacked models may have as well, can be given to this one.
 
 Dimension letters: B batch, T time, C width of the stream, H heads, K = C / H dim of a head.
 """
@@ -16,6 +16,7 @@ from stacklm.config.model import Dense
 from stacklm.model.kernels import checkpointed, rotate
 from stacklm.model.layers import (
     FEED_FORWARDS,
+    DynamicSkip,
     Embedding,
     Head,
     LanguageModel,
@@ -92,6 +93,8 @@ class DenseDecoder(LanguageModel):
         self.embedding = Embedding(vocab_size, config.d_model)
         self.embedding_norm = RMSNorm(config.d_model)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        dynamic = config.skip_connections == "dynamic"
+        self.skips = nn.ModuleList(DynamicSkip(n + 1, config.d_model) for n in range(config.n_layers)) if dynamic else None
         self.norm = RMSNorm(config.d_model)
         self.head = Head(config.d_model, vocab_size)
         if config.tie_embeddings:
@@ -101,6 +104,10 @@ class DenseDecoder(LanguageModel):
         """What the head reads, [B, T, C]. Raises `ValueError` for a sequence longer than the context."""
         rotation = rotations(self.positions(ids_BT), self.head_dim)
         x_BTC = self.embedding_norm(self.embedding(ids_BT))
-        for block in self.blocks:
+        outputs = [x_BTC]
+        for n, block in enumerate(self.blocks):
             x_BTC = checkpointed(block, x_BTC, rotation) if self.activation_checkpointing else block(x_BTC, rotation)
+            if self.skips is not None:
+                outputs.append(x_BTC)
+                x_BTC = self.skips[n](outputs)
         return self.norm(x_BTC)

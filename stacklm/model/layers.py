@@ -185,6 +185,25 @@ class DenseSkip(nn.Module):
         return outputs[-1] + sum(gain_C * x_BTC for gain_C, x_BTC in zip(self.weight, outputs, strict=False))
 
 
+class DynamicSkip(nn.Module):
+    """The latest output plus all earlier ones, each times a weight that the latest output chooses token by token.
+
+    After the dynamic dense connections of MUDDFormer (Xiao et al. 2025, arXiv:2502.12170), with one weight per earlier output. They
+    start at zero. Narrower outputs add nothing to the further channels of a wider one.
+    """
+
+    def __init__(self, sources: int, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.weights = Linear(width, sources, bias=True, std=0)
+
+    def forward(self, outputs: Sequence[Tensor]) -> Tensor:
+        *earlier, x_BTC = outputs
+        weights = self.weights(self.norm(x_BTC)).unsqueeze(-1).unbind(2)  # [B, T, 1] each
+        wide = (F.pad(y, (0, x_BTC.shape[-1] - y.shape[-1])) for y in earlier)
+        return x_BTC + sum(w_BT1 * y_BTC for w_BT1, y_BTC in zip(weights, wide, strict=True))
+
+
 class Positions(nn.Module):
     """The positions of a sequence's tokens: 0 to T-1, float32 [T]. A decoder with a cache replaces it by one that continues.
 

@@ -33,6 +33,7 @@ from stacklm.model.kernels import causal_attention, checkpointed, project, rotat
 from stacklm.model.layers import (
     FEED_FORWARDS,
     DenseSkip,
+    DynamicSkip,
     Embedding,
     Head,
     LanguageModel,
@@ -206,8 +207,7 @@ class StackedDecoder(LanguageModel):
         self.positions = Positions(context)
         self.embedding = Embedding(vocab_size, config.d_model)
         self.embedding_norm = nn.LayerNorm(config.d_model)
-        sources = {"none": 0, "input": 1, "dense": depth}[config.skip_connections]
-        self.skips = nn.ModuleList(DenseSkip(min(s, sources), config.d_model) for s in range(1, depth)) if sources else None
+        self.skips = skips_of(config, depth, last)
         self.stacks = nn.ModuleList(
             ParallelStack(config, stack, depth, first=s == 0) for s, stack in enumerate(config.stacks_for(context))
         )
@@ -231,8 +231,17 @@ class StackedDecoder(LanguageModel):
         for s, stack in enumerate(self.stacks):
             x_BTC = outputs[-1] if self.skips is None or s == 0 else self.skips[s - 1](outputs)
             outputs.append(checkpointed(stack, x_BTC, rotation) if self.activation_checkpointing else stack(x_BTC, rotation))
-        x_BTW = self.norm(outputs[-1])
+        x_BTW = self.norm(outputs[-1] if self.skips is None or len(self.skips) < len(self.stacks) else self.skips[-1](outputs))
         return x_BTW if self.out_proj is None else self.out_proj(x_BTW)
+
+
+def skips_of(config: Stacked, depth: int, last: int) -> nn.ModuleList | None:
+    """One for each stack but the first; if dynamic, one more for the head, which reads `last` features."""
+    if config.skip_connections == "none":
+        return None
+    if config.skip_connections == "dynamic":
+        return nn.ModuleList(DynamicSkip(s, config.d_model if s < depth else last) for s in range(1, depth + 1))
+    return nn.ModuleList(DenseSkip(1 if config.skip_connections == "input" else s, config.d_model) for s in range(1, depth))
 
 
 def attention_of(config: Stacked, stack: Stack, depth: int) -> PublishedAttention | FactoredAttention | SharedAttention:

@@ -23,6 +23,7 @@ def variants(base: Stacked, context: int) -> dict[str, Stacked]:
         "base": {},
         "residual": {"residual": True, "skip_connections": "input"},
         "dense-skip": {"residual": True, "skip_connections": "dense"},
+        "dynamic-skip": {"residual": True, "skip_connections": "dynamic"},
         "relu2": {"ffn": "relu2"},
         "swiglu": {"ffn": "swiglu"},
         "token-shift": {"conv_size": 2},

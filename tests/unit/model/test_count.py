@@ -154,6 +154,10 @@ BASE = Stacked(C, H, (Stack(N, D, F),) * S)
 WIDE = replace(BASE, stacks=(*BASE.stacks[:-1], Stack(N, 4 * D, F)))
 FOLDED = replace(BASE, attention=FactoredAttention())
 RELU2 = replace(BASE, ffn="relu2")
+DYNAMIC = [  # a norm, weights and biases for each earlier output, before every stack but the first and before the head
+    sum(2 * width + reads * (width + 1) for reads, width in enumerate([*[C] * (S - 1), W], start=1)),
+    sum(2 * reads * width for reads, width in enumerate([*[C] * (S - 1), W], start=1)),
+]
 FURTHER_KEYS = (2 * C + (T + 1) / 2) * -2 * S * N * H * (K - NARROW)
 
 
@@ -163,6 +167,7 @@ FURTHER_KEYS = (2 * C + (T + 1) / 2) * -2 * S * N * H * (K - NARROW)
         (BASE, {"residual": True}, 0, 0),
         (BASE, {"skip_connections": "input"}, C * (S - 1), 0),
         (BASE, {"skip_connections": "dense"}, C * S * (S - 1) // 2, 0),
+        (BASE, {"skip_connections": "dynamic"}, DYNAMIC[0], DYNAMIC[1]),
         (BASE, {"conv_size": 2}, S * C, 0),
         (BASE, {"conv_size": 4}, S * 3 * C, 0),
         (BASE, {"ffn": "relu2"}, S * (W**2 + 2 * W - F - N * (8 * D**2 + 7 * D)), S * 2 * (W**2 - 8 * N * D**2)),

@@ -106,6 +106,17 @@ def test_every_parameter_but_those_behind_a_zero_learns_from_the_first_step_and_
     assert not still[1]
 
 
+def test_dynamic_skips_reach_every_layer_but_the_first_and_the_head():
+    torch.manual_seed(0)
+    model = scattered(DenseDecoder(replace(CONFIG, skip_connections="dynamic"), VOCAB, CONTEXT))
+    ids = torch.arange(CONTEXT)[None]
+    rotation = rotations(torch.arange(CONTEXT, dtype=torch.float32), 8)
+    x_0 = model.embedding_norm(model.embedding(ids))
+    x_1 = model.blocks[0](x_0, rotation)
+    x_2 = model.blocks[1](model.skips[0]([x_0, x_1]), rotation)
+    assert_same(model.features(ids), model.norm(model.skips[1]([x_0, x_1, x_2])), terms_of(model, CONTEXT))
+
+
 def test_a_tied_head_is_the_embedding():
     model = DenseDecoder(Dense(d_model=16, n_heads=2, n_layers=1, d_ff=32, tie_embeddings=True), VOCAB, CONTEXT)
     assert model.head.weight is model.embedding.weight

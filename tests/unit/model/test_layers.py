@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from stacklm.model.layers import (
     DenseSkip,
+    DynamicSkip,
     Embedding,
     Head,
     Linear,
@@ -94,6 +95,18 @@ def test_a_dense_skip_adds_the_first_outputs_to_the_latest():
         assert torch.equal(skip(outputs), outputs[3])
         torch.nn.init.normal_(skip.weight)
         assert_same(skip(outputs), outputs[3] + sum(skip.weight[i] * outputs[i] for i in range(sources)), sources + 1)
+
+
+def test_a_dynamic_skip_weighs_the_earlier_outputs_token_by_token():
+    outputs = [torch.randn(2, 4, width) for width in (3, 3, 5)]
+    skip = DynamicSkip(2, 5)
+    assert torch.equal(skip(outputs), outputs[2])
+    torch.nn.init.normal_(skip.weights.weight)
+    torch.nn.init.normal_(skip.weights.bias)
+    weights = skip.weights(F.layer_norm(outputs[2], (5,)))
+    wanted = outputs[2].clone()
+    wanted[..., :3] += weights[..., :1] * outputs[0] + weights[..., 1:] * outputs[1]
+    assert_same(skip(outputs), wanted, 4)
 
 
 def test_positions_count_from_zero_up_to_the_context():

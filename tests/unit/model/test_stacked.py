@@ -166,7 +166,7 @@ def test_a_feed_forward_reads_a_normalised_input_and_dropout_acts_only_on_what_i
 
 
 @pytest.mark.parametrize("feed_forward", ["per_layer", "relu2", "swiglu"])
-@pytest.mark.parametrize("reads", ["none", "input", "dense"])
+@pytest.mark.parametrize("reads", ["none", "input", "dense", "dynamic"])
 def test_residual_stacks_add_nothing_at_the_start(feed_forward, reads):
     model = built(residual=True, ffn=feed_forward, skip_connections=reads, conv_size=4)
     ids = torch.arange(CONTEXT)[None]
@@ -190,6 +190,19 @@ def test_skips_reach_the_stack_they_belong_to():
     x_2 = model.stacks[1](x_1 + model.skips[0].weight[0] * x_0)
     x_3 = model.stacks[2](x_2 + model.skips[1].weight[0] * x_0 + model.skips[1].weight[1] * x_1)
     assert_same(model.features(ids), model.norm(x_3), terms_of(model, CONTEXT))
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_dynamic_skips_reach_every_stack_but_the_first_and_the_head(residual):
+    model = scattered(built(skip_connections="dynamic", residual=residual))
+    ids = torch.arange(CONTEXT)[None]
+    outputs = [x_0_of(model, ids)]
+    for stack, skip in zip(model.stacks, [lambda found: found[0], *model.skips[:-1]], strict=True):
+        outputs.append(stack(skip(outputs)))
+    assert_same(model.features(ids), model.norm(model.skips[-1](outputs)), terms_of(model, CONTEXT))
+    plain = built(residual=residual)
+    plain.load_state_dict(model.state_dict(), strict=False)
+    assert not torch.allclose(model.features(ids), plain.features(ids), atol=1e-2)
 
 
 def test_a_wide_output_is_projected_for_the_tied_head():
