@@ -40,6 +40,7 @@ def test_the_wheel_has_the_flows_the_templates_and_the_types(wheel: Path):
         "flows/server.py",
         "stacklm/py.typed",
         "stacklm/report/templates/page.html",
+        "stacklm/export/templates/card.md",
         "stacklm/serve/page.html",
     } <= names
     assert not [name for name in names if name.startswith(("tests", "docs"))]
