@@ -33,6 +33,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "published": TINY,
     "modern": VARIANTS["modern"],  # factored attention, rotary positions, convolution, tied embeddings, skip connections
     "modern-shared": VARIANTS["modern-shared"],  # one set of keys and values per stack, dense skip connections
+    "dynamic-skip": VARIANTS["dynamic-skip"],
     "dense": Dense(d_model=16, n_heads=2, n_layers=2, d_ff=24, conv_size=4),
 }
 every = pytest.mark.parametrize("name", ARCHITECTURES)
