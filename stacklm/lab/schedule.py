@@ -89,6 +89,9 @@ class Lab:
     def sizes(self) -> list[float]:
         return sorted({arm.size for arm in self.arms})
 
+    def arms_of(self, size: float) -> list[Arm]:
+        return [arm for arm in self.arms if arm.size == size]
+
     def trial(self, arm: Arm, rate: float, seed: int) -> Trial:
         """The training of one arm with that learning rate and seed."""
         key = arm.name, arm.size, rate, seed
@@ -99,7 +102,7 @@ class Lab:
 
     def tuning(self, records: Records, size: float) -> Tuning:
         """The learning rates that every arm of a size needs so far, and the scores of those whose trials are all there."""
-        arms = [arm for arm in self.arms if arm.size == size]
+        arms = self.arms_of(size)
         if not self.experiment.seeds.tune:  # the baseline alone, with its own rate
             own = {arm.name: arm.model.optimizer.peak_lr for arm in arms}
             return Tuning({name: [rate] for name, rate in own.items()}, {name: {rate: [0.0]} for name, rate in own.items()})
@@ -125,7 +128,7 @@ class Lab:
         arms, so that pairs are complete early."""
         found = []
         for size in self.sizes:
-            arms = {arm.name: arm for arm in self.arms if arm.size == size}
+            arms = {arm.name: arm for arm in self.arms_of(size)}
             tuning = self.tuning(records, size)
             tuned = [(arms[name], rate) for name, rates in tuning.rates.items() for rate in rates]
             judged = [(arms[name], rate) for name, rate in (tuning.best or {}).items()]
@@ -159,7 +162,7 @@ class Lab:
 
     def flops_to_come(self, records: Records) -> float:
         """Training FLOPs of all that is left, with the judging that follows a tuning which is not finished."""
-        judged = [arm for size in self.sizes if not self.tuning(records, size).complete for arm in self.arms if arm.size == size]
+        judged = [arm for size in self.sizes if not self.tuning(records, size).complete for arm in self.arms_of(size)]
         later = sum(arm.cost.training_flops for arm in judged) * len(self.experiment.seeds.judge)
         return later + sum(planned.arm.cost.training_flops for planned in self.pending(records))
 
@@ -168,10 +171,9 @@ class Lab:
         chosen = self.tuning(records, size).best
         if chosen is None:
             return {}
-        arms = [arm for arm in self.arms if arm.size == size]
         scores = {}
         for seed in seeds:
-            identities = {arm.name: self.trial(arm, chosen[arm.name], seed).identity for arm in arms}
+            identities = {arm.name: self.trial(arm, chosen[arm.name], seed).identity for arm in self.arms_of(size)}
             if all(identity in records for identity in identities.values()):
                 scores[seed] = {name: score(records[identity], "test") for name, identity in identities.items()}
         return scores
@@ -182,7 +184,7 @@ class Lab:
         A seed with which any arm failed is left out for all, and counted.
         """
         scores = self._scores(records, size, self.experiment.seeds.judge if seeds is None else seeds)
-        arms, chosen = [arm.name for arm in self.arms if arm.size == size], self.tuning(records, size).best or {}
+        arms, chosen = [arm.name for arm in self.arms_of(size)], self.tuning(records, size).best or {}
         whole = {seed: row for seed, row in scores.items() if all(map(math.isfinite, row.values()))}
         if len(whole) < 3:
             return None

@@ -36,7 +36,7 @@ def arm_rows(lab: Lab, latency: Latency | None) -> tuple[list[str], list[list[st
     columns = ["parameters", "training FLOPs", "tokens", "depth", "KV bytes per token"]
     rows = []
     for arm in lab.arms:
-        baseline = next(one for one in lab.arms if one.name == "baseline" and one.size == arm.size)
+        baseline = next(one for one in lab.arms_of(arm.size) if one.name == "baseline")
         rows.append([arm.name, *(_against(fact, getattr(arm.cost, fact), getattr(baseline.cost, fact)) for fact in facts)])
         if latency:
             ours, theirs = latency.of(arm), latency.of(baseline)
@@ -136,7 +136,7 @@ def _result(findings: Findings, result: Result) -> str:
         for name, scores in result.scores.items()
     ]
     speed = flops_per_second(lab, findings.records)
-    flops = sum(arm.cost.training_flops for arm in lab.arms if arm.size == result.size)
+    flops = sum(arm.cost.training_flops for arm in lab.arms_of(result.size))
     seconds = flops / speed if speed else None
     columns = ("arm", "learning rate", "test bits per byte", "difference", "interval", "verdict")
     lines = [

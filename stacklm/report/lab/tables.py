@@ -53,7 +53,7 @@ def arms(findings: Findings) -> Table:
 
 def differences(findings: Findings) -> Table:
     """The keys in which each candidate differs from the baseline, at the smallest size."""
-    smallest = [arm for arm in findings.lab.arms if arm.size == findings.lab.sizes[0] and arm.changed]
+    smallest = [arm for arm in findings.lab.arms_of(findings.lab.sizes[0]) if arm.changed]
     groups = {
         arm.name: [[key, short(theirs), short(ours)] for key, (theirs, ours) in sorted(arm.changed.items())] for arm in smallest
     }

@@ -16,12 +16,8 @@ from support.lab_records import course, make_lab, recorded
 SMALL = ModelConfig(Stacked(64, 4, (Stack(4, 16, 16), Stack(4, 32, 32))), vocab_size=50, context_length=16)
 
 
-def text_of(claim):
-    return "\n".join((claim.model, claim.text, claim.verdict, *claim.figures))
-
-
 def test_layers_side_by_side_are_one_attention_layer():
-    text = text_of(claims.layers(128))
+    text = str(claims.layers(128))
     assert "128 layers, 2 of them in series" in text
     assert "64 * 4 = 256 heads with keys of 128 and values of 8" in text and "values of 32, a map 512 -> 2048" in text
 
@@ -33,7 +29,7 @@ def test_the_width_at_which_it_is_a_tenth_is_the_least():
     assert claims.dense_body(width - 64, 128) < 10 * claims.body(found) <= claims.dense_body(width, 128)
     assert f"against a width of about {width:,}" in claim.verdict and width == 1024
     assert claims.dense_body(512, 128) == pytest.approx(12 * 128 * 512**2, rel=0.001)  # but for gains
-    assert "403 M: 1/2.6" in text_of(claim) and "3.93 B: 1/25.3" in text_of(claim)
+    assert "403 M: 1/2.6" in str(claim) and "3.93 B: 1/25.3" in str(claim)
 
 
 def test_sizes_are_those_of_the_models():
@@ -42,17 +38,17 @@ def test_sizes_are_those_of_the_models():
 
 
 def test_a_stack_more_for_each_further_context():
-    text = text_of(claims.context("seed-2x64"))
+    text = str(claims.context("seed-2x64"))
     assert "+2K context" in text and "at a context of 8,192: 5 stacks" in text
 
 
 def test_the_head_is_counted():
-    text = text_of(claims.head("seed-2x64"))
+    text = str(claims.head("seed-2x64"))
     assert "52% of all parameters" in text and "float32: 1.8 GB" in text and "gradient: 5.41 GB" in text
 
 
 def test_the_memory_of_a_dense_twin_is_of_the_same_size():
-    text = text_of(claims.memory("seed-2x64"))
+    text = str(claims.memory("seed-2x64"))
     assert "dense, 12 layers, 1,024 wide" in text and "keys and values 303 kB per token" in text and "98.3 kB" in text
 
 
@@ -63,7 +59,7 @@ def test_a_claim_about_loss_rests_on_the_verdicts_of_experiments():
     verdict = findings.final.verdicts["worse"]
     assert claim.verdict == f"worse {verdict.mean:+.1%}: worse; not measured yet"
     assert any(f"({verdict.low:+.2%} to {verdict.high:+.2%})" in figure for figure in claim.figures)
-    assert "stacklm run-flow lab two" in text_of(claim) and claim.commands == ["stacklm lab show one", "stacklm lab show two"]
+    assert "stacklm run-flow lab two" in str(claim) and claim.commands == ["stacklm lab show one", "stacklm lab show two"]
 
 
 def test_the_page_in_the_documentation_is_what_code_and_records_say():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stacklm.config.params import load, parse, preview
+from stacklm.config.params import load, preview
 from stacklm.model.count import count
 from stacklm.plan.plan import memory_options, plan
 from stacklm.plan.text import describe, print_plan, size
@@ -46,12 +46,8 @@ def test_the_disk_holds_every_checkpoint_that_is_kept(file):
 
 
 def test_more_rows_at_once_take_more_memory(file):
-    params = load(file)
-    from stacklm.config.schema import plain
-
-    tree = plain(params)
-    tree["train"] |= {"global_batch_size": 512, "micro_batch_size": 512}
-    more, fewer = (plan(settings, ["dense"], None).largest for settings in (parse(tree), params))
+    big = ["train.global_batch_size=512", "train.micro_batch_size=512"]
+    more, fewer = (plan(preview(file, changes), ["dense"], None).largest for changes in (big, []))
     assert more.total > fewer.total + 5_000_000
 
 
