@@ -26,7 +26,7 @@ from stacklm.lab.speed import seconds_per_step
 from stacklm.lab.text import arms_table
 from stacklm.lab.trial import JUDGED, Trial, certified
 from stacklm.pipeline.code import changed_units, shortened
-from stacklm.pipeline.lab import Files
+from stacklm.pipeline.lab import Files, trial_of
 from stacklm.pipeline.project import EXPERIMENTS, Project
 from stacklm.pipeline.trials import failures, run_here
 from stacklm.plan.memory import training_memory
@@ -66,8 +66,11 @@ def open_gate(project: Project, name: str, made: Experiment, again: bool) -> tup
             files.move(kept)
         else:
             remove(files.origin.parent)
-    wanted = plain(candidate.model)["architecture"]  # at any rate and for however long, in any experiment
-    seen = {one["train"]["seed"] for one in files.records().values() if one.get("model", {}).get("architecture") == wanted}
+    seen = {
+        trial.train.seed  # at any rate and for however long, in any experiment
+        for trial in map(trial_of, files.records().values())
+        if trial and candidate.model and trial.model.architecture == candidate.model.architecture
+    }
     while seen.intersection(with_seeds(made, first).seeds.judge):
         first += len(made.seeds.judge)
     write_text(files.file, written(with_seeds(made, first), HEAD))

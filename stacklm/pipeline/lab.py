@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from stacklm.code import digest
-from stacklm.config.model import own_code
+from stacklm.config.model import Model, own_code
 from stacklm.config.params import Params, load
 from stacklm.config.schema import ParamsError, differing_fields, listed, nearest, plain, read
 from stacklm.config.train import Train
@@ -33,6 +33,7 @@ from stacklm.lab.findings import Findings
 from stacklm.lab.schedule import Lab
 from stacklm.lab.speed import Latency, decode_latency, seconds_per_step
 from stacklm.lab.text import short_text
+from stacklm.lab.trial import Trial
 from stacklm.pipeline.code import LAB, changed_units, joined, shortened
 from stacklm.pipeline.project import EXPERIMENTS, Project, check_tools, environment, experiments, trainings_at_once
 from stacklm.pipeline.stages import Instance, stage
@@ -159,9 +160,13 @@ class Files:
         self.file.rename(to.file)
 
     def records(self) -> dict[str, dict[str, Any]]:
-        """The records of all experiments of the project, by identity."""
-        files = sorted((self.project.root / EXPERIMENTS).glob("*/records/*.json"))
-        return {path.stem: read_json(path) for path in files}
+        """The records of all experiments of the project, by the identity of their trials as `trial_of` has them."""
+        found = {}
+        for path in sorted((self.project.root / EXPERIMENTS).glob("*/records/*.json")):
+            record = read_json(path)
+            trial = trial_of(record)
+            found[trial.identity if trial else path.stem] = record
+        return found
 
     def findings(self) -> Findings:
         """All that the records say so far."""
@@ -246,6 +251,16 @@ class Files:
             "code": code,
             **models,
         }
+
+
+def trial_of(record: Mapping[str, Any]) -> Trial | None:
+    """The trial of a record; one that was made before a setting existed had its default. None where settings are not on record,
+    as of one that diverged, or cannot be read any more."""
+    try:
+        model, train = read(Model, record["model"]), read(Train, record["train"])
+    except (KeyError, ParamsError):
+        return None
+    return Trial(model, train, record["data"], record["code"], record.get("own", ""))
 
 
 def claims_here(project: Project) -> list[Claim]:

@@ -83,7 +83,7 @@ def verify(files: Files, prefix: str | None) -> Verification:
     """
     lab, records = files.lab(), files.records()
     done = lab.done(records)
-    planned = cheapest(files.name, done, records) if prefix is None else _find(files.name, done, prefix)
+    planned = cheapest(files.name, done, records) if prefix is None else find(files.name, done, records, prefix)
     record, present = records[planned.trial.identity], files.present()
     if present["data"] != lab.data:
         raise ParamsError(f"{files.name}: the tokens here are not those of its trials (SHA-256 {lab.data[:12]}...)")
@@ -136,8 +136,10 @@ def cheapest(name: str, done: list[Planned], records: Records) -> Planned:
     return min(judged, key=lambda one: records[one.trial.identity]["flops"])
 
 
-def _find(name: str, done: list[Planned], prefix: str) -> Planned:
-    found = {one.trial.identity: one for one in done if one.trial.identity.startswith(prefix)}
+def find(name: str, done: list[Planned], records: Records, prefix: str) -> Planned:
+    """By its identity, or by the name of its record's file, which differs where settings have been added since."""
+    names = {one.trial.identity: (one.trial.identity, records[one.trial.identity].get("identity", "")) for one in done}
+    found = {one.trial.identity: one for one in done if any(own.startswith(prefix) for own in names[one.trial.identity])}
     if len(found) != 1:
         what = f"{len(found)} trials begin" if found else "no trial with a record begins"
         known = list(found) or [one.trial.identity for one in done]

@@ -127,6 +127,19 @@ def files(tmp_path: Path) -> Files:
     return Files(Project(tmp_path, tmp_path / ".stacklm"), "alone")
 
 
+def test_a_record_made_before_a_setting_existed_is_of_a_trial_with_its_default(files):
+    trial = files.begin().pending({})[0].trial
+    before, other = trial.facts, trial.facts
+    del before["model"]["architecture"]["conv_size"], before["train"]["precision"]
+    other["model"]["architecture"]["gone"] = 1
+    for name, facts in (("before", before), ("other", other)):
+        files.save({"identity": name, **facts})
+    assert {identity: record["identity"] for identity, record in files.records().items()} == {
+        trial.identity: "before",
+        "other": "other",
+    }
+
+
 def test_trials_run_without_prefect_and_one_that_fails_is_tried_twice(files, monkeypatch):
     lab = files.begin()
     unlucky = lab.pending({})[1].trial

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stacklm.config.schema import ParamsError
-from stacklm.pipeline.verify import Verification, cheapest
+from stacklm.pipeline.verify import Verification, cheapest, find
 from support.lab_records import course, make_lab, recorded
 
 RECORD = {
@@ -61,6 +61,9 @@ def test_the_cheapest_trial_is_the_first_judged_one_of_the_fewest_operations():
     judged = [one for one in done if one.purpose == "judge"]
     assert found.purpose == "judge" and found.arm.size == 1
     assert records[found.trial.identity]["flops"] == min(records[one.trial.identity]["flops"] for one in judged)
+    assert find("one", done, records, found.trial.identity[:12]) == found
+    older = records | {found.trial.identity: {**records[found.trial.identity], "identity": "made before"}}
+    assert find("one", done, older, "made be") == found
     failed = records | {found.trial.identity: {"failed": "diverged"}}
     assert cheapest("one", done, failed) != found
     with pytest.raises(ParamsError, match="no trial has been judged yet"):
