@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
 from stacklm.config.model import Model
 from stacklm.config.params import Params, assign, load_plain
-from stacklm.config.schema import Differences, ParamsError, Positive, Range, differing_fields, flatten, listed, plain, read
+from stacklm.config.schema import (
+    Differences,
+    ParamsError,
+    Positive,
+    Range,
+    default_of,
+    differing_fields,
+    flatten,
+    key_of,
+    listed,
+    plain,
+    read,
+)
 from stacklm.config.train import Train
 from stacklm.lab import probes
 from stacklm.lab.budget import CLOSE, Axis, Cost, cost, fitted, mismatch, scaled
@@ -198,3 +210,18 @@ def _check_declared(name: str, candidate: Candidate, differences: Mapping[str, A
                 f"candidates.{name}: differs from the baseline in {key} ({ours!r} instead of {baseline!r}), which is not declared; "
                 "give both the same value, or name the key in `differs`"
             )
+
+
+def stated(value: Any) -> Any:
+    """`plain` without the fields that have their default, but with every `kind`, as the first key."""
+    if isinstance(value, Mapping):
+        return {name: stated(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [stated(item) for item in value]
+    if not is_dataclass(value):
+        return value
+    kept = {"kind": kind} if (kind := getattr(value, "kind", None)) else {}
+    for field in fields(value):
+        if (own := getattr(value, field.name)) != default_of(field):
+            kept[key_of(field.name)] = stated(own)
+    return kept

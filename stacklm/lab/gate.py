@@ -3,7 +3,6 @@ where it stands: what each look takes and can see, the interval as it narrows, a
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import math
 import re
@@ -19,11 +18,11 @@ from ruamel.yaml import YAML
 from stacklm.config.model import Dense, Model
 from stacklm.config.optimizer import Optimizer
 from stacklm.config.params import NAME_PATTERN, Params, assign, load_plain, read_value
-from stacklm.config.schema import ParamsError, default_of, differing_fields, key_of, listed, nearest, plain, read
+from stacklm.config.schema import ParamsError, differing_fields, listed, nearest, plain, read
 from stacklm.config.train import Train
 from stacklm.console import table
 from stacklm.lab.budget import Axis, cost, fitted, mismatch
-from stacklm.lab.experiment import Arm, Candidate, Experiment, Seeds, settings
+from stacklm.lab.experiment import Arm, Candidate, Experiment, Seeds, settings, stated
 from stacklm.lab.schedule import Lab, Planned, Records, Result
 from stacklm.lab.statistics import Verdict, judge, relative_differences, sequential_level, smallest_detectable
 from stacklm.lab.text import measured_sigma, sentence, shown
@@ -178,21 +177,6 @@ def written(experiment: Experiment, head: str) -> str:
     yaml.default_flow_style, yaml.width = None, 120
     yaml.dump(stated(experiment), buffer)
     return f"# {head}\n{buffer.getvalue()}"
-
-
-def stated(value: Any) -> Any:
-    """`plain` without the fields that have their default, but with every `kind`, as the first key."""
-    if isinstance(value, Mapping):
-        return {name: stated(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [stated(item) for item in value]
-    if not dataclasses.is_dataclass(value):
-        return value
-    kept = {"kind": kind} if (kind := getattr(value, "kind", None)) else {}
-    for field in dataclasses.fields(value):
-        if (own := getattr(value, field.name)) != default_of(field):
-            kept[key_of(field.name)] = stated(own)
-    return kept
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from stacklm.code import digest
-from stacklm.config.schema import plain
-from stacklm.lab.experiment import Arm
+from stacklm.lab.experiment import Arm, stated
 from stacklm.lab.trial import machine, own_digest
 from stacklm.model.build import build
 from stacklm.model.cache import Decoder
@@ -80,7 +79,8 @@ def decode_latency(arms: Sequence[Arm], vocab_size: int, context: int, rounds: i
 
 
 def _shape(arm: Arm) -> str:
-    return digest(plain(arm.model.architecture))[:16] + own_digest(arm.model.architecture)[:16]
+    """Without what is at its default, so that a setting that is added later changes nothing."""
+    return digest(stated(arm.model.architecture))[:16] + own_digest(arm.model.architecture)[:16]
 
 
 def _training(arm: Arm, vocab_size: int) -> Work:

@@ -11,8 +11,8 @@ from ruamel.yaml import YAML
 
 from stacklm.code import digest
 from stacklm.config.params import Params, parse
-from stacklm.config.schema import plain, read
-from stacklm.lab.experiment import Arm, Experiment, arms, settings
+from stacklm.config.schema import read
+from stacklm.lab.experiment import Arm, Experiment, arms, settings, stated
 from stacklm.lab.findings import Findings
 from stacklm.lab.schedule import Lab, Planned
 from stacklm.lab.speed import Latency
@@ -108,5 +108,5 @@ def timed(arms: Sequence[Arm], medians: Sequence[float]) -> Latency:
         context=16,
         rounds=25,
         seconds={arm.key: (median, 0.9 * median, 1.2 * median) for arm, median in zip(arms, medians, strict=True)},
-        architectures={arm.key: digest(plain(arm.model.architecture))[:16] for arm in arms},
+        architectures={arm.key: digest(stated(arm.model.architecture))[:16] for arm in arms},
     )
