@@ -49,6 +49,7 @@ def _foretell(dep: Any, restored: Outputs) -> None:
 
     if dep.def_path in restored:
         dep.hash_info, dep.meta = restored[dep.def_path], type(dep.meta)()  # the meta from dvc.lock holds a hash too
+        dep.get_hash = lambda: dep.hash_info  # DVC asks for it once more, and there may be no such file yet
         return
     dep.save()
     folder = f"{dep.def_path}/"
