@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import re
@@ -160,10 +161,10 @@ def test_the_entry_point_names_the_model():
 
     from stacklm.evaluate.lm_eval import StackLM
 
-    # By its own name of importlib.metadata: a test before this one may have loaded that module again.
-    (entry,) = registry.md.entry_points(group="lm_eval.models", name="stacklm")
+    (entry,) = importlib.metadata.entry_points(group="lm_eval.models", name="stacklm")
     models: registry.Registry = registry.Registry("model")
-    models.register("stacklm", target=entry)  # as lm-eval does with what it discovers
+    # As lm-eval does with what it discovers; by its text, since the entry is of another class once importlib_metadata is imported.
+    models.register("stacklm", target=entry.value)
     assert models.get("stacklm") is StackLM
 
 
