@@ -80,7 +80,7 @@ class StacklmCache:
         return self.kept.tokens
 
     def reorder_cache(self, beams_B: Tensor) -> None:
-        """Let row b go on from what was row `beams_B[b]`."""
+        """Let row b continue what was row `beams_B[b]`."""
         for past in self.kept._pasts:
             past._room = None if past._room is None else past._room.index_select(0, beams_B)
         for module in self.twin.modules():

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 ENOUGH = 3
-"""Seeds for an interval over them. With one seed there is that over items, with two none."""
+"""Seeds for a verdict, and for an interval over them. Benchmarks of one seed have that over items, of two none."""
 
 
 @dataclass(frozen=True)

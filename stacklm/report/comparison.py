@@ -11,12 +11,10 @@ from typing import Any
 from stacklm.config.model import Dense
 from stacklm.config.schema import plain
 from stacklm.config.train import Train
-from stacklm.report.benchmarks import over_seeds
+from stacklm.report.benchmarks import ENOUGH, over_seeds
 from stacklm.report.runs import Result, by_model
 from stacklm.units import percent
 
-ENOUGH = 3
-"""Seeds for a verdict."""
 MARGIN = 0.005
 """The relative difference in test bits per byte that does not matter, declared before any run."""
 SMALLEST_DIFFERENCE = 0.005

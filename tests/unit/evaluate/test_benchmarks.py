@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,14 +18,6 @@ from stacklm.evaluate import benchmarks as module
 from stacklm.evaluate.benchmarks import FIGURES, Scorer, mean_interval, perplexity, share
 from support.evaluated import CONFIG, CONTEXT, Project
 from support.train_files import MODELS
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    before = Path.cwd()
-    os.chdir(tmp_path_factory.mktemp("project"))
-    yield Project(Path.cwd())
-    os.chdir(before)
 
 
 def scorer_of(project: Project, kind: str = "dense") -> Scorer:

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,14 +21,6 @@ from stacklm.model.store import StoreError, load_model, save_model
 from stacklm.train.validate import Score
 from support.evaluated import CONFIG, Project
 from support.train_files import MODELS, TRAIN
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    before = Path.cwd()
-    os.chdir(tmp_path_factory.mktemp("project"))
-    yield Project(Path.cwd())
-    os.chdir(before)
 
 
 def test_a_uniform_model_scores_ln_v_and_the_rest_follows_by_hand(project: Project) -> None:
