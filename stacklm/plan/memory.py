@@ -7,6 +7,7 @@ one operation is not seen, nor what the allocator keeps back: a line fitted to m
 
 from __future__ import annotations
 
+import gc
 import importlib
 import math
 import sys
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stacklm.config.model import Architecture, Dense, Model, Stacked
+from stacklm.config.model import Dense, Model, Stacked
 from stacklm.config.schema import ParamsError
 from stacklm.config.train import Train
 from stacklm.data.batches import TrainBatches
@@ -79,7 +80,7 @@ def training_memory(model: Model, vocab_size: int, train: Train) -> Memory:
     """The peak of training on a CPU."""
     micro_batches = min(2, train.global_batch_size // train.micro_batch_size)  # a third leaves and finds what the second did
     train = replace(train, global_batch_size=micro_batches * train.micro_batch_size, compile=False)
-    with _explained(model.architecture), tracing(vocab_size) as timeline:
+    with _explained(model, vocab_size, train.context_length), tracing(vocab_size) as timeline:
         run = fresh_run(model, vocab_size, train)
         timeline.follow(run.model)
         for _ in range(2):  # the first allocates the optimizer's state
@@ -93,7 +94,7 @@ def training_memory(model: Model, vocab_size: int, train: Train) -> Memory:
 @lru_cache
 def evaluation_memory(model: Model, vocab_size: int, context: int, batch_size: int) -> Memory:
     """The peak of scoring `batch_size` sequences at once on a CPU."""
-    with _explained(model.architecture), tracing(vocab_size) as timeline, torch.no_grad():
+    with _explained(model, vocab_size, context), tracing(vocab_size) as timeline, torch.no_grad():
         network = build(model.architecture, vocab_size, context).eval()
         _read_weights(network)
         timeline.follow(network)
@@ -102,13 +103,16 @@ def evaluation_memory(model: Model, vocab_size: int, context: int, batch_size: i
 
 
 @contextmanager
-def _explained(architecture: Architecture) -> Iterator[None]:
+def _explained(model: Model, vocab_size: int, context: int) -> Iterator[None]:
     """Say of a model that is not of this package why what works with data may fail here."""
+    if isinstance(model.architecture, (Stacked, Dense)):
+        yield
+        return
     try:
+        with torch.device("meta"):
+            build(model.architecture, vocab_size, context)  # what it imports is imported here: a trace gives constants no data
         yield
     except Exception as error:
-        if isinstance(architecture, (Stacked, Dense)):
-            raise
         raise ParamsError(
             f"the memory of this model cannot be planned, since that runs it on tensors without data: {error}"
         ) from error
@@ -140,9 +144,25 @@ def fresh_run(model: Model, vocab_size: int, train: Train) -> Run:
 
 @contextmanager
 def tracing(vocab_size: int) -> Iterator[Timeline]:
-    """Inside the block tensors have no data and are followed; nothing is computed and next to nothing allocated."""
-    with _compiler_not_imported(), Timeline(vocab_size) as timeline:
+    """Inside the block tensors have no data and are followed; nothing is computed and next to nothing allocated.
+
+    Without Python's garbage collector: when it finds the tensors of a model whose objects refer to each other in a circle depends
+    on all that runs in the process. The plan is of the longest that they can live.
+    """
+    with _compiler_not_imported(), without_garbage_collector(), Timeline(vocab_size) as timeline:
         yield timeline
+
+
+@contextmanager
+def without_garbage_collector() -> Iterator[None]:
+    """Inside the block what nothing refers to any more is freed at once, and what refers to itself is not freed."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class DatalessTensor(Tensor):

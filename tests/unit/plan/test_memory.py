@@ -20,7 +20,7 @@ from stacklm.config.optimizer import Adafactor, AdamW, Muon
 from stacklm.config.schema import ParamsError
 from stacklm.config.train import Train
 from stacklm.plan import memory
-from stacklm.plan.memory import COMPONENTS, Memory, evaluation_memory, fresh_run, training_memory
+from stacklm.plan.memory import COMPONENTS, Memory, evaluation_memory, fresh_run, training_memory, without_garbage_collector
 from stacklm.plan.text import milestones_of
 from stacklm.train.loss import token_losses
 from stacklm.train.trainer import is_milestone, train_step
@@ -81,11 +81,16 @@ def settings_of(name: str, run: str, **changes) -> tuple[Model, Train]:
 
 
 def real_peak(model: Model, train: Train) -> int:
-    with RealPeak() as real:
+    with without_garbage_collector(), RealPeak() as real:
         run = fresh_run(model, VOCAB, train)
         for _ in range(2):
             train_step(run, step=1)
     return real.peak
+
+
+def in_a_fresh_process(code: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, env=environment, check=True)
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -119,10 +124,23 @@ def test_evaluation_is_planned_to_the_byte(name):
 
 @pytest.mark.parametrize("name", ["gpt", "linear-attention", pytest.param("llama", marks=needs_transformers)])
 def test_models_from_elsewhere_are_planned_too(name):
-    """But for the workspace of torch's recurrent layers, which has no size on the meta device."""
-    (model, train) = settings_of("dense", "adamw")
+    """Llama's within 10%: without data it cannot tell that no mask is needed, and makes one."""
+    model, train = settings_of("dense", "adamw")
     model = replace(model, architecture=CUSTOM[name])
-    assert training_memory(model, VOCAB, train).tensors == pytest.approx(real_peak(model, train), rel=0.1)
+    assert training_memory(model, VOCAB, train).tensors == pytest.approx(real_peak(model, train), rel=0.1 if name == "llama" else 0)
+
+
+@needs_transformers
+def test_a_model_of_transformers_is_planned_in_a_fresh_process():
+    """Where its modules are not imported yet: those that are made inside of a trace would have constants without data."""
+    code = f"""if True:
+        from dataclasses import replace
+        from test_memory import CUSTOM, real_peak, settings_of, training_memory
+        model, train = settings_of("dense", "adamw")
+        model = replace(model, architecture=CUSTOM["llama"])
+        assert training_memory(model, {VOCAB}, train).tensors
+        assert real_peak(model, train)"""
+    in_a_fresh_process(code)
 
 
 def test_a_model_that_asks_for_numbers_is_told_why_it_cannot_be_planned(tmp_path):
@@ -143,9 +161,7 @@ def test_a_plan_needs_no_compiler_and_leaves_it_usable():
         assert "torch._dynamo" not in sys.modules
         import torch
         assert torch._dynamo.config.cache_size_limit and torch.compiler.disable(len)([1]) == 1"""
-    subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parent, env={**os.environ, "PYTHONPATH": str(ROOT / "tests")}, check=True
-    )
+    in_a_fresh_process(code)
 
 
 def test_the_interval_widens_with_the_tensors_and_not_with_the_process():
