@@ -49,9 +49,7 @@ class Combined(StackedDecoder):
     def __init__(self, vocab_size: int, context_length: int, d_ff: int, convolutions: bool, gate: bool, stacks: int = 2) -> None:
         each = (Stack(4, 24, d_ff),) * stacks
         attention = FactoredAttention(rope=True, qk_norm=True)
-        config = Stacked(
-            96, 4, each, attention=attention, ffn="swiglu", residual=True, conv_size=4, skip_connections="dynamic"
-        )
+        config = Stacked(96, 4, each, attention=attention, ffn="swiglu", residual=True, conv_size=4, skip_connections="dynamic")
         super().__init__(config, vocab_size, context_length)
         self.stacks = nn.ModuleList(
             MoreStack(config, one, stacks, first=s == 0, convolutions=convolutions, gate=gate) for s, one in enumerate(each)

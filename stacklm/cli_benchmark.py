@@ -61,8 +61,7 @@ def _find(model: str | None, tokenizer: Path | None) -> tuple[Evaluate, str, Pat
 
     folder = Path(model or "")
     if not model or not folder.is_dir():
-        params, name, trained, words = find_trained(model)
-        return params.evaluate, name, trained, words
+        return find_trained(model)
     root, folder = project_root(), folder.resolve()
     config = load(root / PARAMS_FILE).evaluate if root else Evaluate()
     return config, folder.name, folder, (tokenizer or folder.parents[1] / "tokenizer").resolve()

@@ -12,7 +12,7 @@ import typer
 from stacklm.cli_types import Cache, TrainedModel
 
 if TYPE_CHECKING:
-    from stacklm.config.params import Params
+    from stacklm.config.evaluate import Evaluate
 
 
 def generate(
@@ -34,10 +34,10 @@ def generate(
     from stacklm.config.schema import plain, read
     from stacklm.evaluate.generate import continue_text
 
-    params, _, trained, tokenizer = find_trained(model)
+    evaluate, _, trained, tokenizer = find_trained(model)
     given = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    sample = plain(params.evaluate.sample) | {name: value for name, value in given.items() if value is not None}
-    config = replace(params.evaluate, sample=read(type(params.evaluate.sample), sample, "generate"))
+    sample = plain(evaluate.sample) | {name: value for name, value in given.items() if value is not None}
+    config = replace(evaluate, sample=read(type(evaluate.sample), sample, "generate"))
     text = sys.stdin.buffer.read() if prompt is None else os.fsencode(prompt)  # an argument may hold any bytes
     for piece in continue_text(config, trained, tokenizer, text, cache):
         print(piece, end="", flush=True)
@@ -56,9 +56,9 @@ def serve(
     """Serve a trained model on this machine: the completions part of the OpenAI API, and a page to type into."""
     from stacklm.serve.server import LOOPBACK, Engine, listen, serve
 
-    params, name, trained, tokenizer = find_trained(model)
+    evaluate, name, trained, tokenizer = find_trained(model)
     with listen(host, port) as listener:
-        engine = Engine.open(name, params.evaluate, trained, tokenizer, max_tokens, seed)
+        engine = Engine.open(name, evaluate, trained, tokenizer, max_tokens, seed)
         if host not in LOOPBACK:
             warning = f"{host} is not this machine alone: whoever reaches it can use the model, without a key or encryption"
             print(f"stacklm: {warning}", file=sys.stderr)
@@ -69,25 +69,12 @@ def serve(
         serve(listener, engine, LOOPBACK if host in LOOPBACK else ("*",))
 
 
-def find_trained(model: str | None) -> tuple[Params, str, Path, Path]:
-    """Settings, name, folder and tokenizer of a trained model, such as `dense-2`; of `dense` the first, of none the first of all.
-
-    Raises `ParamsError`, which says what to do, where there is none.
-    """
+def find_trained(model: str | None) -> tuple[Evaluate, str, Path, Path]:
+    """Settings, name, folder and tokenizer of a trained model; see `stacklm.pipeline.models.find`."""
     from stacklm.config.params import load
-    from stacklm.config.schema import ParamsError, listed, nearest
+    from stacklm.pipeline.models import find, tokenizer_of
     from stacklm.pipeline.project import Project
-    from stacklm.pipeline.stages import Instance, instances, stage
 
     project = Project.find()
-    params = load(project.params_file)
-    all_of_them = [item for item in instances(params) if item.stage.resumable]
-    item = next((one for one in all_of_them if model in (one.run, one.model, None)), None)
-    if item is None:
-        names = listed(one.run for one in all_of_them)
-        raise ParamsError(f"no model {model!r}; the trained ones are {names}{nearest(model, params.models)}")
-    trained = item.paths(item.stage.writes, project.root)["trained"]
-    if not trained.exists():
-        raise ParamsError(f"{item.run} is not trained yet: `dvc repro {item.address}` or `stacklm run-flow pretrain` does it")
-    tokenizer = Instance(stage("tokenizer"))
-    return params, item.run, trained, tokenizer.paths(tokenizer.stage.writes, project.root)["tokenizer"]
+    found = find(project, model)
+    return load(project.params_file).evaluate, found.item.run, found.trained, tokenizer_of(project)

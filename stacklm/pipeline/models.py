@@ -18,7 +18,7 @@ from stacklm.export.card import training_tokens
 from stacklm.files import read_json, sha256
 from stacklm.pipeline.code import code_files, joined
 from stacklm.pipeline.project import Project
-from stacklm.pipeline.stages import Instance, stage
+from stacklm.pipeline.stages import Instance, instances, stage
 from stacklm.pipeline.tracking.run import Pretraining, as_params
 from stacklm.units import count
 
@@ -44,16 +44,21 @@ class Loaded:
     verdicts: dict[str, str]
 
 
-def find(project: Project, name: str) -> Pretraining:
-    """The published training of that name, such as `dense-2`, or `dense` for its first seed. Raises `ParamsError`."""
-    trained = list(Pretraining.finished(project))
-    found = next((one for one in trained if name in (one.item.run, one.item.model)), None)
-    if found is None:
-        names = [one.item.run for one in trained]
-        raise ParamsError(
-            f"no trained model {name!r}; there are {listed(names) or 'none: `dvc repro` trains them'}{nearest(name, names)}"
-        )
-    return found
+def find(project: Project, name: str | None = None) -> Pretraining:
+    """The published training of that name, such as `dense-2`; of `dense` the one of its first seed, of none the first of all.
+
+    Raises `ParamsError`, which says what to do, where there is none.
+    """
+    trained = {one.item.run: one for one in Pretraining.finished(project)}
+    known = {item.run: item for item in instances(load_params(project.params_file)) if item.stage.resumable}
+    known |= {run: one.item for run, one in trained.items() if run not in known}  # of models that params.yaml has no longer
+    item = next((item for item in known.values() if name in (item.run, item.model, None)), None)
+    if item is None:
+        names = {item.model: None for item in known.values() if item.model}
+        raise ParamsError(f"no model {name!r}; there are {listed(known)}{nearest(str(name), names)}")
+    if item.run not in trained:
+        raise ParamsError(f"{item.run} is not trained yet: `dvc repro {item.address}` or `stacklm run-flow pretrain` does it")
+    return trained[item.run]
 
 
 def export(project: Project, folder: Path, name: str, licence: str | None = None) -> None:
@@ -61,7 +66,7 @@ def export(project: Project, folder: Path, name: str, licence: str | None = None
     from stacklm.export.hf import export_hf
 
     run = find(project, name)
-    export_hf(folder, run.trained, _tokenizer(project), run.card(licence))
+    export_hf(folder, run.trained, tokenizer_of(project), run.card(licence))
 
 
 def register(project: Project, name: str, alias: str, licence: str | None = None) -> str:
@@ -115,7 +120,7 @@ def load(target: str, project: Project | None = None) -> Loaded:
         **_now(project, run.item),
     }
     bits = evaluation["test"]["bits_per_byte"] if evaluation else None
-    return _loaded(run.trained, _tokenizer(project), facts["params"], bits, trained, recorded, found)
+    return _loaded(run.trained, tokenizer_of(project), facts["params"], bits, trained, recorded, found)
 
 
 def _of_mlflow(project: Project, target: str) -> Loaded:
@@ -208,5 +213,6 @@ def _plainly(what: str) -> Iterator[None]:
         raise RuntimeError(f"{what}: {error.message}") from None
 
 
-def _tokenizer(project: Project) -> Path:
+def tokenizer_of(project: Project) -> Path:
+    """The folder of the tokenizer that all models of a project share."""
     return project.root / stage("tokenizer").writes["tokenizer"]

@@ -30,7 +30,7 @@ def test_top_k_and_temperature_reach_the_draws(finished: Checkout) -> None:
 
 
 def test_what_cannot_be_is_one_clear_message(fresh: Checkout, finished: Checkout) -> None:
-    assert "no model 'dens'; the trained ones are stacked-1, dense-1 (did you mean `dense`?)" in finished.cli(
+    assert "no model 'dens'; there are stacked-1, dense-1 (did you mean `dense`?)" in finished.cli(
         "generate", "a", "--model", "dens", code=2
     )
     assert "top_p: 2.0 is not allowed" in finished.cli("generate", "a", "--top-p", "2", code=2)

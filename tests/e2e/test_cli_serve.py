@@ -57,7 +57,7 @@ def test_what_it_prints_works_and_a_signal_ends_it_in_the_middle_of_a_stream(fin
 
 
 def test_what_cannot_be_is_one_clear_message(fresh: Checkout, finished: Checkout) -> None:
-    assert "no model 'dens'; the trained ones are stacked-1, dense-1" in finished.cli("serve", "--model", "dens", code=2)
+    assert "no model 'dens'; there are stacked-1, dense-1" in finished.cli("serve", "--model", "dens", code=2)
     assert "stacked-1 is not trained yet: `dvc repro pretrain@stacked-1`" in fresh.cli("serve", code=2)
     with listen("127.0.0.1", 0) as listener:
         port = str(listener.getsockname()[1])

@@ -23,7 +23,7 @@ from stacklm.data import DataError
 from stacklm.evaluate.generate import continue_text
 from stacklm.files import read_json, write_json
 from stacklm.model.store import StoreError, load_model
-from stacklm.pipeline.models import CHANGED, SAME, UNKNOWN, load, register
+from stacklm.pipeline.models import CHANGED, SAME, UNKNOWN, find, load, register
 from stacklm.pipeline.project import Project
 from stacklm.pipeline.tracking.store import tracking_uri
 from stacklm.pipeline.tracking.sync import sync_all
@@ -51,8 +51,19 @@ def test_a_name_gives_model_tokenizer_and_config_with_a_verdict_on_each_fingerpr
     assert found.facts["path"] == "out/models/dense-1" and found.facts["bits per byte, test"] == f"{0.75 / math.log(2):.4f}"
     same = dict.fromkeys(("record", "weights", "settings", "tokenizer", "data"), SAME)
     assert found.verdicts == {**same, "code": CHANGED}  # a made-up hash is on record
-    with pytest.raises(ParamsError, match="no trained model 'dens'"):
+    with pytest.raises(ParamsError, match="no model 'dens'"):
         load("dens", trained)
+
+
+def test_a_name_without_a_seed_is_that_of_the_first_seed_and_no_name_that_of_the_first_model(project: Project):
+    (project.root / "params.yaml").write_text(TINY_PARAMS.replace("seeds: [1]", "seeds: [2, 10]"))
+    for run in (("dense", 10), ("dense", 2), ("stacked", 2)):
+        publish_model(project, run[0], seed=run[1])
+    assert [find(project, name).item.run for name in ("dense", "dense-10", None)] == ["dense-2", "dense-10", "stacked-2"]
+    with pytest.raises(ParamsError, match="stacked-10 is not trained yet"):
+        find(project, "stacked-10")
+    (project.root / "params.yaml").write_text(TINY_PARAMS.replace("  dense:", "  other:"))
+    assert find(project, "dense-10").item.run == "dense-10"
 
 
 def test_in_python_it_is_one_function_which_warns_of_changes(trained: Project, monkeypatch):
