@@ -32,7 +32,8 @@ def hf(
         if error.name != "transformers":
             raise
         raise ParamsError("needs transformers: `pip install 'stacklm[huggingface]'`") from None
-    print(f"wrote {folder}: AutoModelForCausalLM.from_pretrained({str(folder)!r}, trust_remote_code=True)")
+    code = ", trust_remote_code=True" if any(folder.glob("*.py")) else ""
+    print(f"wrote {folder}: AutoModelForCausalLM.from_pretrained({str(folder)!r}{code})")
 
 
 def register(

@@ -8,15 +8,17 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer as Fast
 from tokenizers import processors
-from transformers import GenerationConfig, PreTrainedTokenizerFast, logging
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, logging
 
-from stacklm.config.model import Dense, Python, Stacked
+from stacklm.config.model import Architecture, Dense, HuggingFace, Python, Stacked
 from stacklm.config.schema import ParamsError, plain
 from stacklm.config.tokenizer import END_OF_TEXT
 from stacklm.data.tokenizer import Tokenizer
 from stacklm.export.source import bundle
 from stacklm.files import sha256, write_text
 from stacklm.model.build import ModelConfig
+from stacklm.model.dense import DenseDecoder
+from stacklm.model.layers import SLOWEST
 from stacklm.model.store import load_model
 
 CODE = "stacklm.export.modeling_stacklm"
@@ -24,8 +26,8 @@ README = "README.md"
 
 
 def export_hf(folder: Path, trained: Path, tokenizer: Path, card: str) -> None:
-    """Write the folder. `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` loads it, an architecture of
-    transformers itself without `trust_remote_code`.
+    """Write the folder. `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` loads it; where it `is_native`,
+    without `trust_remote_code`.
 
     Raises `ParamsError` for a folder that holds something and for a model of the user's code; `StoreError` and `DataError` where
     model and tokenizer are damaged or do not belong together.
@@ -44,7 +46,7 @@ def export_hf(folder: Path, trained: Path, tokenizer: Path, card: str) -> None:
     theirs.generation_config = GenerationConfig(**ends)
     logging.disable_progress_bar()
     theirs.save_pretrained(folder)
-    if isinstance(config.architecture, (Dense, Stacked)):
+    if not is_native(config.architecture):
         for name, text in bundle(CODE).items():
             write_text(folder / name, text)
     _save_tokenizer(folder, tokenizer, config.context_length)
@@ -57,9 +59,11 @@ def export_hf(folder: Path, trained: Path, tokenizer: Path, card: str) -> None:
 
 def _as_transformers(model: Any, config: ModelConfig, ends: dict[str, int]) -> Any:
     """The model with these weights as a `PreTrainedModel`."""
-    if not isinstance(config.architecture, (Dense, Stacked)):
+    if isinstance(config.architecture, HuggingFace):
         model.net.model.config.update(ends)
         return model.net.model
+    if isinstance(config.architecture, Dense) and is_native(config.architecture):
+        return _as_qwen3(model, config.architecture, config, ends)
     from stacklm.export.modeling_stacklm import StacklmConfig, StacklmForCausalLM
 
     modeling = CODE.rpartition(".")[2]
@@ -73,6 +77,56 @@ def _as_transformers(model: Any, config: ModelConfig, ends: dict[str, int]) -> A
     with torch.random.fork_rng(devices=[]):
         theirs = StacklmForCausalLM(settings)
     theirs.load_state_dict(model.state_dict())
+    return theirs
+
+
+def is_native(architecture: Architecture) -> bool:
+    """Whether it is an architecture of transformers: of the user's choice, or a dense model whose parts are all those of Qwen3."""
+    if isinstance(architecture, Dense):
+        return architecture.ffn == "swiglu" and architecture.conv_size == 1 and architecture.skip_connections == "none"
+    return isinstance(architecture, HuggingFace)
+
+
+QWEN3 = {
+    "attention_norm": "input_layernorm",
+    "attention.query": "self_attn.q_proj",
+    "attention.query_norm": "self_attn.q_norm",
+    "attention.key": "self_attn.k_proj",
+    "attention.key_norm": "self_attn.k_norm",
+    "attention.value": "self_attn.v_proj",
+    "attention.output": "self_attn.o_proj",
+    "feed_forward_norm": "post_attention_layernorm",
+    "feed_forward.gate": "mlp.gate_proj",
+    "feed_forward.up": "mlp.up_proj",
+    "feed_forward.down": "mlp.down_proj",
+}
+"""The modules of a layer here, and in Qwen3."""
+
+
+def _as_qwen3(model: DenseDecoder, settings: Dense, config: ModelConfig, ends: dict[str, Any]) -> Any:
+    """The same function as a `Qwen3ForCausalLM` (arXiv:2505.09388), which has no norm behind the embedding: that of a token does
+    not depend on others, so its table is stored normalised, apart from a tied head."""
+    shape = Qwen3Config(
+        vocab_size=config.vocab_size,
+        hidden_size=settings.d_model,
+        intermediate_size=settings.d_ff,
+        num_hidden_layers=settings.n_layers,
+        num_attention_heads=settings.n_heads,
+        num_key_value_heads=settings.n_heads,
+        head_dim=model.head_dim,
+        max_position_embeddings=config.context_length,
+        rms_norm_eps=torch.finfo(torch.float32).eps,
+        rope_parameters={"rope_type": "default", "rope_theta": SLOWEST},
+        tie_word_embeddings=False,
+        **ends,
+    )
+    weights = {"model.norm.weight": model.norm.weight, "lm_head.weight": model.head.weight}
+    weights["model.embed_tokens.weight"] = model.embedding_norm(model.embedding.weight)
+    for n, block in enumerate(model.blocks):
+        weights |= {f"model.layers.{n}.{QWEN3[name.removesuffix('.weight')]}.weight": w for name, w in block.named_parameters()}
+    with torch.random.fork_rng(devices=[]):
+        theirs = Qwen3ForCausalLM(shape)
+    theirs.load_state_dict(weights)
     return theirs
 
 

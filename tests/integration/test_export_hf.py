@@ -242,6 +242,31 @@ def test_an_architecture_of_transformers_is_exported_as_itself(root: Path, tmp_p
     assert theirs.config.eos_token_id == 0 and not list((tmp_path / "hf").glob("*.py"))
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_plain_dense_model_is_a_qwen3_which_any_attention_serves(root: Path, tmp_path: Path, tied: bool):
+    """vLLM, among others, puts its own attention in the place of transformers' own, by this table."""
+    from stacklm.export.hf import export_hf
+
+    name = f"plain-{tied}"
+    save(root, name, Dense(d_model=16, n_heads=2, n_layers=3, d_ff=24, ffn="swiglu", tie_embeddings=tied))
+    export_hf(tmp_path / "hf", root / name, root / "out/tokenizer", "# A card\n")
+    assert not list((tmp_path / "hf").glob("*.py"))
+    seen = []
+
+    def attention(module, query, key, value, mask, **settings):
+        seen.append((module.layer_idx, settings["scaling"]))
+        found = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=settings["scaling"])
+        return found.transpose(1, 2), None
+
+    transformers.AttentionInterface.register("ours", attention)
+    ours, ids_BT = load_model(root / name)[0].eval(), some_ids(CONTEXT)
+    for way in ("eager", "sdpa", "ours"):
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", attn_implementation=way).eval()
+        torch.testing.assert_close(theirs(ids_BT).logits, ours(ids_BT), rtol=0, atol=1e-5)
+    assert type(theirs).__name__ == "Qwen3ForCausalLM" and seen == [(n, 8**-0.5) for n in range(3)]
+    assert tokenizer_of(tmp_path / "hf")("def ")["input_ids"][0] == theirs.generation_config.eos_token_id == 0
+
+
 def test_code_of_the_user_and_folders_in_use_are_refused(root: Path, tmp_path: Path):
     from stacklm.export.hf import export_hf
 
