@@ -10,7 +10,7 @@ from tokenizers import Tokenizer as Fast
 from tokenizers import processors
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, logging
 
-from stacklm.config.model import Architecture, Dense, HuggingFace, Python, Stacked
+from stacklm.config.model import Architecture, Dense, HuggingFace, Python
 from stacklm.config.schema import ParamsError, plain
 from stacklm.config.tokenizer import END_OF_TEXT
 from stacklm.data.tokenizer import Tokenizer
