@@ -54,8 +54,8 @@ def find(project: Project, name: str | None = None) -> Pretraining:
     known |= {run: one.item for run, one in trained.items() if run not in known}  # of models that params.yaml has no longer
     item = next((item for item in known.values() if name in (item.run, item.model, None)), None)
     if item is None:
-        names = {item.model: None for item in known.values() if item.model}
-        raise ParamsError(f"no model {name!r}; there are {listed(known)}{nearest(str(name), names)}")
+        names = [item.model for item in known.values()]
+        raise ParamsError(f"no model {name!r}; there are {listed(known)}{nearest(name, names)}")
     if item.run not in trained:
         raise ParamsError(f"{item.run} is not trained yet: `dvc repro {item.address}` or `stacklm run-flow pretrain` does it")
     return trained[item.run]

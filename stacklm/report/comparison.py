@@ -227,7 +227,8 @@ def _finding(comparison: Mapping[str, Any]) -> str:
     if not pairs:
         bits = models[comparison["baseline"]]["test"]["bits_per_byte"]
         return (
-            f"On the test set {comparison['baseline']} needs {bits:.4f} bits per byte; there is no other model to compare it with."
+            f"On the test set {comparison['baseline']} needs {bits:.4f} bits per byte; "
+            "no comparison, since only one model was evaluated."
         )
     parts = [_part(comparison, pair) + _price(comparison, pair) for pair in pairs]
     if seeds < ENOUGH:

@@ -83,17 +83,10 @@ def test_an_experiment_on_a_task_shows_accuracy_and_no_verdict():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("probe", "accuracy"),
-    [
-        (KHop(k=1, cycles=2, cycle_length=4), 0.6),  # taking either neighbour of a node is right in half the cases
-        (Recall(pairs=3, keys=8, values=8), LEARNT),
-    ],
-    ids=["khop", "recall"],
-)
-def test_a_tiny_dense_model_learns_what_takes_one_hop(tmp_path, probe, accuracy):
-    model = Model(Dense(64, 2, 2, 128, ffn="swiglu", conv_size=4), AdamW(peak_lr=4e-3))
-    steps = {"max_steps": 500, "warmup_steps": 50, "checkpoint_every": 100, "keep_every": 100, "eval_every": 500}
+@pytest.mark.parametrize("probe", [KHop(k=1, cycles=2, cycle_length=4), Recall(pairs=3, keys=8, values=8)], ids=["khop", "recall"])
+def test_a_tiny_dense_model_learns_what_takes_one_hop(tmp_path, probe):
+    model = Model(Dense(64, 2, 2, 128, ffn="swiglu"), AdamW(peak_lr=2e-3))
+    steps = {"max_steps": 1200, "warmup_steps": 120, "checkpoint_every": 100, "keep_every": 100, "eval_every": 1200}
     record = trained(probe, model, tmp_path, global_batch_size=64, micro_batch_size=64, **steps)
-    assert record["test"]["accuracy"] > accuracy > 2 * probe.chance
-    assert record["learnt_at"] in ([100, 200, 300, 400, 500] if accuracy == LEARNT else [None, 400, 500])
+    assert record["test"]["accuracy"] > LEARNT > 2 * probe.chance
+    assert 100 <= record["learnt_at"] <= 1200
