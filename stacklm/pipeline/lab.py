@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -163,9 +163,8 @@ class Files:
         """The records of all experiments of the project, by the identity of their trials as `trial_of` has them."""
         found = {}
         for path in sorted((self.project.root / EXPERIMENTS).glob("*/records/*.json")):
-            record = read_json(path)
-            trial = trial_of(record)
-            found[trial.identity if trial else path.stem] = record
+            identity, record = _read_record(path, path.stat().st_mtime_ns)
+            found[identity] = record
         return found
 
     def findings(self) -> Findings:
@@ -251,6 +250,15 @@ class Files:
             "code": code,
             **models,
         }
+
+
+@cache
+def _read_record(path: Path, changed: int) -> tuple[str, dict[str, Any]]:
+    """The identity of the record's trial and the record. Its time of change is an argument, so that it is read again when it
+    changes, and only then: a report reads the records of all experiments, and there are many."""
+    record = read_json(path)
+    trial = trial_of(record)
+    return trial.identity if trial else path.stem, record
 
 
 def trial_of(record: Mapping[str, Any]) -> Trial | None:

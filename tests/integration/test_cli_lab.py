@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from support import ROOT
 from support.checkout import Checkout
@@ -39,3 +40,10 @@ def test_a_file_that_cannot_be_read_hides_no_other(clone: Checkout):
 def test_a_project_without_experiments_says_so(clone: Checkout):
     shutil.rmtree(clone.root / "experiments")
     assert "there are no experiments" in clone.cli("lab", "show")
+
+
+def test_every_experiment_is_a_stage_of_dvc():
+    names = {path.stem for path in (ROOT / "experiments").glob("*.yaml")} - {"dvc"}
+    names = {name for name in names if not name.startswith("try-")}  # those of `stacklm try` on this machine
+    stages = YAML(typ="safe").load(ROOT / "experiments" / "dvc.yaml")["stages"]
+    assert {*stages["lab"]["matrix"]["experiment"]} == names

@@ -140,6 +140,16 @@ def test_a_record_made_before_a_setting_existed_is_of_a_trial_with_its_default(f
     }
 
 
+def test_a_record_is_read_once_and_again_when_its_file_changes(files, monkeypatch):
+    files.save({"identity": "one", "seconds": 1})
+    assert files.records()["one"]["seconds"] == 1
+    with monkeypatch.context() as patched:
+        patched.setattr("stacklm.pipeline.lab.read_json", lambda path: pytest.fail(f"{path} was read again"))
+        assert files.records()["one"]["seconds"] == 1
+    files.save({"identity": "one", "seconds": 2})
+    assert files.records()["one"]["seconds"] == 2
+
+
 def test_trials_run_without_prefect_and_one_that_fails_is_tried_twice(files, monkeypatch):
     lab = files.begin()
     unlucky = lab.pending({})[1].trial
