@@ -91,12 +91,14 @@ def _reports() -> dict[str, Path]:
     for one in text:
         one.write_report()
         for task in tasks:
-            with suppress(ParamsError):  # too few arms in common
-                one.write_correlation(task)
+            if one.experiment.candidates.keys() & task.experiment.candidates.keys():  # most have none, and findings take time
+                with suppress(ParamsError):  # too few arms in common
+                    one.write_correlation(task)
     found = [folder for one in text for folder in (one.report, *sorted(one.report.parent.glob("correlation-*")))]
     return {f"experiments/{folder.parent.name}/{folder.name}/index.md": folder for folder in found}
 
 
+@cache
 def _experiments() -> list[Experiment]:
     """Those that have records."""
     project = Project.find(ROOT)
