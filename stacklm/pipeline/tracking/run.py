@@ -6,7 +6,6 @@ a run that was trained elsewhere and came through DVC has them read from its out
 
 from __future__ import annotations
 
-import bisect
 import getpass
 import hashlib
 import os
@@ -18,6 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from stacklm.config.model import Model
 from stacklm.config.schema import flatten, read
@@ -238,10 +239,14 @@ class Point(NamedTuple):
 
 def points(metrics: Sequence[Mapping[str, Any]], timing: Sequence[Mapping[str, Any]], steps: int) -> list[Point]:
     """All points to show of a run of `steps` optimizer steps. Of growing rows it is always a beginning of the same points."""
-    clock = _Clock(timing)
+    known = [0, *(row["step"] for row in timing)], [0.0, *(row["seconds"] for row in timing)]
+
+    def clock(step: int) -> float:
+        return float(np.interp(step, *known))
+
     timed = timing[-1]["step"] if timing else -1
     validated = [
-        {**row, "seconds": clock.at(row["step"]) if row["step"] <= timed else None}
+        {**row, "seconds": clock(row["step"]) if row["step"] <= timed else None}
         for row in metrics
         if row.get("valid_bits_per_byte") is not None
     ]
@@ -250,7 +255,7 @@ def points(metrics: Sequence[Mapping[str, Any]], timing: Sequence[Mapping[str, A
     curves += [(row_key, key, factor, timing) for row_key, (key, factor) in TIMING.items()]
     curves += [(key, key, 1, metrics) for key in dict.fromkeys(key for row in metrics for key in row) if key.startswith(HEALTH)]
     return [
-        Point(key, row["step"], row[row_key] * factor, clock.at(row["step"]))
+        Point(key, row["step"], row[row_key] * factor, clock(row["step"]))
         for row_key, key, factor, rows in curves
         for row in _thin((row for row in rows if row.get(row_key) is not None), steps)
     ]
@@ -318,20 +323,3 @@ def _thin(rows: Iterator[Mapping[str, Any]], steps: int) -> Iterator[Mapping[str
         if row["step"] // width != bucket or row["step"] == steps:
             bucket = row["step"] // width
             yield row
-
-
-class _Clock:
-    """Seconds of training at any step, between the rows that have them by a straight line."""
-
-    def __init__(self, timing: Sequence[Mapping[str, Any]]) -> None:
-        self._steps = [0, *(row["step"] for row in timing)]
-        self._seconds = [0.0, *(row["seconds"] for row in timing)]
-
-    def at(self, step: int) -> float:
-        i = bisect.bisect_left(self._steps, step)
-        if i == len(self._steps):
-            return self._seconds[-1]
-        if self._steps[i] == step or i == 0:
-            return self._seconds[i]
-        share = (step - self._steps[i - 1]) / (self._steps[i] - self._steps[i - 1])
-        return self._seconds[i - 1] + share * (self._seconds[i] - self._seconds[i - 1])
