@@ -163,7 +163,8 @@ class Files:
         """The records of all experiments of the project, by the identity of their trials as `trial_of` has them."""
         found = {}
         for path in sorted((self.project.root / EXPERIMENTS).glob("*/records/*.json")):
-            identity, record = _read_record(path, path.stat().st_mtime_ns)
+            stat = path.stat()
+            identity, record = _read_record(path, stat.st_mtime_ns, stat.st_ino)
             found[identity] = record
         return found
 
@@ -253,9 +254,10 @@ class Files:
 
 
 @cache
-def _read_record(path: Path, changed: int) -> tuple[str, dict[str, Any]]:
-    """The identity of the record's trial and the record. Its time of change is an argument, so that it is read again when it
-    changes, and only then: a report reads the records of all experiments, and there are many."""
+def _read_record(path: Path, changed: int, inode: int) -> tuple[str, dict[str, Any]]:
+    """The identity of the record's trial and the record. Time of change and inode are arguments, so that it is read again when
+    it changes, and only then: a report reads the records of all experiments, and there are many. The inode is a new one
+    whenever a record is saved: two saves may fall into one tick of the file system's clock."""
     record = read_json(path)
     trial = trial_of(record)
     return trial.identity if trial else path.stem, record

@@ -239,10 +239,10 @@ class Point(NamedTuple):
 
 def points(metrics: Sequence[Mapping[str, Any]], timing: Sequence[Mapping[str, Any]], steps: int) -> list[Point]:
     """All points to show of a run of `steps` optimizer steps. Of growing rows it is always a beginning of the same points."""
-    known = [0, *(row["step"] for row in timing)], [0.0, *(row["seconds"] for row in timing)]
+    at, passed = (np.array([0, *(row[key] for row in timing)], float) for key in ("step", "seconds"))
 
     def clock(step: int) -> float:
-        return float(np.interp(step, *known))
+        return float(np.interp(step, at, passed))
 
     timed = timing[-1]["step"] if timing else -1
     validated = [
