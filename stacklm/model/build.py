@@ -1,4 +1,4 @@
-"""From settings to a model, and the published ones by name."""
+"""Building a model from its settings, and presets of the published models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stacklm.model.stacked import StackedDecoder
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """All that fixes the shape of a model."""
+    """Everything that determines the shape of a model."""
 
     architecture: Architecture
     vocab_size: Count
@@ -25,9 +25,9 @@ class ModelConfig:
 def build(architecture: Architecture, vocab_size: int, context: int) -> LanguageModel:
     """A fresh model.
 
-    The weights come from torch's global generator, so `torch.manual_seed` fixes them. Build on the CPU and then move the
-    model, and they are the same on every device; inside `with torch.device("meta")` nothing is drawn or allocated. Raises
-    `ParamsError` for a model from a file that cannot be used.
+    The weights come from torch's global generator, so `torch.manual_seed` fixes them. They are the same on every device if the
+    model is built on the CPU and then moved; inside `with torch.device("meta")` nothing is drawn or allocated. Raises `ParamsError`
+    for a model from a file that cannot be used.
     """
     if isinstance(architecture, Python):
         return load_custom(architecture, vocab_size, context)
@@ -50,7 +50,7 @@ PRESETS: dict[str, ModelConfig] = {
         vocab_size=110_000,
         context_length=2048,
     ),
-    # 514,390,448 parameters; published as "1024, 8 layers, 4 stacks", with a slip in its size (78M)
+    # 514,390,448 parameters; published as "1024, 8 layers, 4 stacks", with its size misstated (78M)
     "seed-4x8": ModelConfig(
         Stacked(
             d_model=1024,
@@ -62,4 +62,4 @@ PRESETS: dict[str, ModelConfig] = {
         context_length=2048,
     ),
 }
-"""The two models that the project began with, as published: a vocabulary of 110,000, a context of 2,048, 4 heads."""
+"""The two models that the project started from, as published: a vocabulary of 110,000, a context of 2,048, 4 heads."""

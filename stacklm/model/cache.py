@@ -1,11 +1,11 @@
-"""Decoding with a cache, so that each token is read once.
+"""Decoding with a cache, so that each token is processed once.
 
-A decoder is the model's own tree of modules with the same parameters. Only the modules that look across time are replaced, by
-ones that keep what they need of the tokens so far. Two things can be kept:
+A decoder is the model's own module tree with the same parameters. Only the modules that mix across time are replaced, by ones
+that cache what they need of earlier tokens. There are two kinds of cache:
 
     KEYS_AND_VALUES   of every head: works for every model
-    INPUTS            x_s alone, C numbers per stack. Where keys are neither rotated nor normalised they are a linear map of it, as
-                      values are, so the maps move onto the query and behind the sum: (x W_q) . (x_u W_k) = (x W_q W_k^T) . x_u
+    INPUTS            only x_s, C numbers per stack. Keys that are neither rotated nor normalised are a linear map of it, as values
+                      are, so these maps move to the query and after the sum: (x W_q) . (x_u W_k) = (x W_q W_k^T) . x_u
 
 Dimension letters: B batch, T new tokens, U all tokens so far, C width of the stream, G heads of queries, H heads of keys and values
 (query head g reads head g mod H), K dim of queries and keys, D dim of values.
@@ -28,32 +28,32 @@ from stacklm.model.stacked import FactoredAttention, PublishedAttention, SharedA
 
 
 class Cache:
-    """How many tokens were read, and what is kept of them; U is the number of all tokens so far."""
+    """The number of tokens so far, U, and what is cached of them."""
 
     def __init__(self, context: int) -> None:
         self.context, self.tokens = context, 0
         self._pasts: list[Past] = []
 
     def past(self) -> Past:
-        """Something more to keep."""
+        """Register one more tensor to keep per token."""
         self._pasts.append(Past(self))
         return self._pasts[-1]
 
     @property
     def bytes_per_token(self) -> int:
-        """Of one sequence; 0 before the first token."""
+        """Bytes per token of one sequence; 0 before the first token."""
         return sum(past.bytes_per_token for past in self._pasts)
 
 
 class Past:
-    """One tensor of the tokens so far, time in the second-to-last dimension. Memory for the whole context is allocated at once."""
+    """One cached tensor, with time in the second-to-last dimension. Memory for the whole context is allocated up front."""
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
         self._room: Tensor | None = None
 
     def extend(self, new: Tensor) -> Tensor:
-        """Keep those of the newest tokens, [..., T, K]; returns all so far, [..., U, K]."""
+        """Append the entries of the new tokens, [..., T, K]; return all so far, [..., U, K]."""
         stop = self._cache.tokens
         start = stop - new.shape[-2]
         if start == 0 or self._room is None:
@@ -67,7 +67,7 @@ class Past:
 
 
 class CountingPositions(nn.Module):
-    """Positions that continue those of the tokens before."""
+    """Positions that continue from the previous tokens."""
 
     def __init__(self, positions: Positions, cache: Cache) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class CountingPositions(nn.Module):
 
 
 class FoldedOnce(nn.Module):
-    """Published attention whose weights are folded once, and not per token."""
+    """Published attention with weights folded once instead of per token."""
 
     def __init__(self, attention: PublishedAttention) -> None:
         super().__init__()
@@ -98,11 +98,11 @@ class FoldedOnce(nn.Module):
 
 
 class KeysAndValues(nn.Module):
-    """Keys, as transformed, and values: H * (K + D) numbers per token and stack, or dense layer."""
+    """Transformed keys, and values: H * (K + D) numbers per token and stack (or dense layer)."""
 
     def __init__(self, attention: Attention | FoldedOnce | FactoredAttention | SharedAttention, cache: Cache) -> None:
         super().__init__()
-        self.attention: Any = attention  # each takes the rotation, or None, that its model makes
+        self.attention: Any = attention  # each takes its model's rotation, or None
         self.keys, self.values = cache.past(), cache.past()
 
     def forward(self, x_BTC: Tensor, rotation: Rotation | None) -> Tensor:
@@ -112,10 +112,10 @@ class KeysAndValues(nn.Module):
 
 
 class Inputs(nn.Module):
-    """The input of a stack alone, C numbers per token: all G heads attend to it as to the keys and values of a single one.
+    """Only the input of a stack, C numbers per token: all G heads attend to it as the keys and values of a single head.
 
-    The key bias is left out: it adds the same to all scores of a query. Raises `ValueError` where keys are rotated or normalised,
-    and so no linear map of the input.
+    The key bias is left out: it adds the same to all scores of a query. Raises `ValueError` if keys are rotated or normalised,
+    and so not a linear map of the input.
     """
 
     def __init__(self, attention: FoldedOnce | FactoredAttention, cache: Cache) -> None:
@@ -130,7 +130,7 @@ class Inputs(nn.Module):
 
     def forward(self, x_BTC: Tensor, rotation: None) -> Tensor:
         x_BUC = self.inputs.extend(x_BTC)
-        if x_BUC.shape == x_BTC.shape:  # nothing came before: the keys and values of all are used here and now
+        if x_BUC.shape == x_BTC.shape:  # no earlier tokens: plain attention over a whole sequence
             return self.attention(x_BTC, rotation)
         q_BTGK = self.attention.query.shared(x_BTC).flatten(2).unflatten(2, (len(self.key_GKC), -1))
         q_BGTC = torch.einsum("btgk,gkc->bgtc", q_BTGK, self.key_GKC) * q_BTGK.shape[-1] ** -0.5
@@ -140,7 +140,7 @@ class Inputs(nn.Module):
 
 
 class CachedConv(nn.Module):
-    """The last few inputs, to which the next token's convolution reaches back."""
+    """A short convolution that keeps the last few inputs for the next token."""
 
     def __init__(self, convolution: ShortConv, cache: Cache) -> None:
         super().__init__()
@@ -181,10 +181,10 @@ INPUTS: Replacements = {
 
 
 class Decoder:
-    """A model that reads the tokens of a batch of sequences piece by piece, each token once."""
+    """A model that processes a batch of sequences incrementally, each token once."""
 
     def __init__(self, model: LanguageModel, context: int, replacements: Replacements = KEYS_AND_VALUES) -> None:
-        """Raises `ValueError` for a model in training mode, or one that what is kept is not enough for."""
+        """Raises `ValueError` for a model in training mode, or one that the given kind of cache cannot decode."""
         if model.training:
             raise ValueError("the model is in training mode, where dropout changes its features; call its `eval` first")
         self.cache = Cache(context)
@@ -205,9 +205,9 @@ class Decoder:
 
     @torch.no_grad()
     def features(self, ids_BT: Tensor) -> Tensor:
-        """The features of the next tokens, [B, T, W], as those of the model for all tokens so far.
+        """The features of the next tokens, [B, T, W], equal to the model's for the whole sequence so far.
 
-        Raises `ValueError` where that are more than the context.
+        Raises `ValueError` if that is longer than the context.
         """
         tokens = self.cache.tokens + ids_BT.shape[1]
         if tokens > self.cache.context:
@@ -217,7 +217,7 @@ class Decoder:
 
 
 def with_cache(module: Any, replacements: Replacements, cache: Cache) -> Any:
-    """The same tree of modules with the same parameters, with the replacements in it."""
+    """A copy of the module tree with the same parameters and with the replacements in it."""
     if type(module) in replacements:
         return replacements[type(module)](module, cache)
     twin = copy.copy(module)
@@ -226,16 +226,16 @@ def with_cache(module: Any, replacements: Replacements, cache: Cache) -> Any:
 
 
 def attend(q_BGTK: Tensor, k_BHUK: Tensor, v_BHUD: Tensor) -> Tensor:
-    """Attention of the newest T of U positions to those up to each one's own, [B, G, T, D]."""
+    """Causal attention of the last T of U positions, [B, G, T, D]."""
     groups, new = q_BGTK.shape[1] // k_BHUK.shape[1], q_BGTK.shape[2]
     if new < k_BHUK.shape[2]:
         return look_back(q_BGTK * q_BGTK.shape[-1] ** -0.5, k_BHUK, v_BHUD)
-    k_BGTK, v_BGTD = (part.repeat(1, groups, 1, 1) for part in (k_BHUK, v_BHUD))  # nothing came before: a whole sequence
+    k_BGTK, v_BGTD = (part.repeat(1, groups, 1, 1) for part in (k_BHUK, v_BHUD))  # no earlier tokens: a whole sequence
     return causal_attention(*(part.transpose(1, 2) for part in (q_BGTK, k_BGTK, v_BGTD))).transpose(1, 2)
 
 
 def look_back(q_BGTK: Tensor, k_BHUK: Tensor, v_BHUD: Tensor) -> Tensor:
-    """The same for few new positions and scaled queries. What is kept is read as it lies and not copied for each group of heads."""
+    """The same for few new positions and scaled queries. Reads the cache in place, without a copy per group of heads."""
     heads, new, length = k_BHUK.shape[1], q_BGTK.shape[2], k_BHUK.shape[2]
     later_TU = torch.ones(new, length, dtype=torch.bool, device=q_BGTK.device).triu(length - new + 1)
     queries = q_BGTK.unflatten(1, (-1, heads)).transpose(1, 2).flatten(2, 3)  # [B, H, G / H * T, K]

@@ -1,6 +1,6 @@
-"""What an architecture consists of and costs, counted from its modules without allocating or running it.
+"""Parameters and FLOPs of an architecture, counted from its modules without allocating or running it.
 
-Every parameter has a role. Optimizers group by role, never by the number of dimensions: packed biases have two.
+Every parameter has a role. Optimizers group by role, never by number of dimensions: packed biases have two.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from stacklm.model.measured import ROLES
 
 @dataclass(frozen=True)
 class Counts:
-    """Parameters by role and in all; floating-point operations (FLOPs) per token, a multiplication and an addition being two.
+    """Parameters by role and in total; floating-point operations (FLOPs) per token, a multiply-add being two.
 
-    Operations are those of matrix products and attention. A training step does three times those of a forward: one for
-    the loss, one for the gradients of activations, one for those of weights.
+    FLOPs are those of matrix products and attention. A training step takes three times those of a forward pass: one for the loss,
+    one for the gradients of activations, one for those of weights.
     """
 
     parameters: dict[Role, int]
@@ -32,13 +32,13 @@ class Counts:
 
 
 def count(architecture: Architecture, vocab_size: int, context: int) -> Counts:
-    """Count the model of that architecture. A token attends causally, so to (T + 1) / 2 positions on average."""
+    """Count a model of that architecture. With causal attention a token attends to (T + 1) / 2 positions on average."""
     try:
         return _counted(architecture, vocab_size, context, "meta")
     except Exception:
         if isinstance(architecture, (Stacked, Dense)):
             raise
-    with torch.random.fork_rng(devices=[]):  # a model that decides something by the values of tensors
+    with torch.random.fork_rng(devices=[]):  # a model whose code depends on tensor values
         return _counted(architecture, vocab_size, context, "cpu")
 
 
@@ -56,7 +56,7 @@ def _counted(architecture: Architecture, vocab_size: int, context: int, device: 
 def forward_flops(module: Any, attended: float) -> float:
     """FLOPs per token of one forward pass, where a token attends to `attended` positions on average.
 
-    A module that multiplies knows its own `flops_per_token`; any other costs what its parts cost.
+    A module with matrix products has its own `flops_per_token`; for any other it is the sum over its children.
     """
     if hasattr(module, "flops_per_token"):
         return module.flops_per_token(attended)
@@ -66,8 +66,8 @@ def forward_flops(module: Any, attended: float) -> float:
 def roles(model: nn.Module) -> dict[str, Role]:
     """The role of every parameter, by its name in `model.named_parameters()`; a tied head counts as the embedding.
 
-    Raises `KeyError` naming the parameter of a module that `ROLES` does not know, and `ParamsError` for one of a model of the
-    user's that has no role.
+    Raises `KeyError` naming a parameter of a module type that is not in `ROLES`, and `ParamsError` for a parameter of a user's
+    model that has no role.
     """
     if isinstance(model, Custom):
         return model.roles()

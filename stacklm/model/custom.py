@@ -1,4 +1,4 @@
-"""A model of the user's, from one file, in the place of one of this package (docs/your-model.md).
+"""A user's own model, loaded from one file (docs/your-model.md).
 
 Dimension letters: B batch, T time, W features, V vocabulary.
 """
@@ -31,18 +31,18 @@ ROLES = get_args(Role)
 SIZES = ("vocab_size", "context_length")
 _loaded: dict[tuple[Path, str], ModuleType] = {}
 _names: set[str] = set()
-"""Of the modules that were imported from beside the user's files."""
+"""Names of the modules imported from the folders of users' files."""
 
 
 class ModelError(ParamsError):
-    """A model of the user's failed; the message is about their file and line."""
+    """The user's model failed; the message names their file and line."""
 
 
 class Custom(LanguageModel):
-    """A model of which only `forward` is known, and perhaps `features` and `head`, `decode` and `role_of`.
+    """Wraps a model with `forward`, and optionally `features` and `head`, `decode` and `role_of`.
 
-    With `features` and `head` the loss is computed in chunks of logits. Else the logits stand for features, and the head does
-    nothing. `guard()` is the context of all that the user's code does.
+    With `features` and `head` the loss is computed in chunks of logits. Otherwise the logits are used as features and the head
+    is the identity. All of the user's code runs inside the context `guard()`.
     """
 
     prefix = "net."
@@ -61,7 +61,7 @@ class Custom(LanguageModel):
             raise ParamsError(f"{name}: its head gives {width} numbers for each token, and the vocabulary has {vocab_size}")
 
     @property
-    def head(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]  # an attribute would be a second name of it
+    def head(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]  # an attribute would register it twice
         return self.net.head if self.in_two_steps else self._nothing
 
     def _first_step(self, ids_BT: Tensor) -> Any:
@@ -69,7 +69,7 @@ class Custom(LanguageModel):
         return net.features(ids_BT) if self.in_two_steps else net(ids_BT)
 
     def features(self, ids_BT: Tensor) -> Tensor:
-        """What the head reads, [B, T, W]. Raises `ParamsError` where the user's code fails or gives something else."""
+        """The input of the head, [B, T, W]. Raises `ParamsError` if the user's code fails or returns anything else."""
         if ids_BT.shape[1] > self.context:
             raise ValueError(f"a sequence of {ids_BT.shape[1]} tokens is longer than the model's context of {self.context}; cut it")
         with self.guard():
@@ -82,7 +82,7 @@ class Custom(LanguageModel):
             return self._checked(self.head(x_BTW), ids_BT, "forward")
 
     def whole(self, ids_BT: Tensor) -> Tensor:
-        """The logits of the user's own `forward`, [B, T, V]; of features and head where there is none."""
+        """The logits of the user's own `forward`, [B, T, V]; without one, those of `features` and `head`."""
         if type(self.net).forward is nn.Module.forward:
             return self(ids_BT)
         with self.guard():
@@ -91,7 +91,7 @@ class Custom(LanguageModel):
 
     @property
     def keeps(self) -> str:
-        """What decoding keeps of the tokens so far."""
+        """What decoding keeps of earlier tokens."""
         return "all tokens read again" if getattr(self.net, "decode", None) is None else "its own cache"
 
     def _checked(self, found: Any, ids_BT: Tensor, method: str) -> Tensor:
@@ -107,7 +107,7 @@ class Custom(LanguageModel):
         return found
 
     def as_trained(self, checkpointing: bool, compiled: bool) -> None:
-        """Choose how forward and backward passes run: blocks computed twice, or the whole compiled."""
+        """Choose how forward and backward passes run: with activation checkpointing of blocks, compiled, or both."""
         self.activation_checkpointing = checkpointing
         if checkpointing:
             for block in self.blocks():
@@ -117,22 +117,22 @@ class Custom(LanguageModel):
             self._run = torch.compile(self._first_step, dynamic=False)
 
     def blocks(self) -> list[nn.Module]:
-        """The modules of the list that has the most parameters, such as layers in series; none where there is no list."""
+        """The modules of the `ModuleList` with the most parameters, such as layers in series; empty if there is none."""
         lists = [module for module in self.net.modules() if isinstance(module, nn.ModuleList)]
         return list(max(lists, key=lambda one: sum(p.numel() for p in one.parameters()), default=[]))
 
     def flops_per_token(self, attended: float) -> float:
-        """Of a whole sequence, in whose causal attention a token attends to that many positions on average."""
+        """Measured on a sequence of 2 * `attended` - 1 tokens, in which causal attention averages `attended` positions."""
         length = round(2 * attended - 1)
         device = next(self.parameters()).device
         was_training = self.training
-        try:  # in evaluation mode torch has fused layers, which its counter does not see into
+        try:  # in evaluation mode torch has fused layers, which its counter does not see
             return flops(self.train(), torch.zeros(1, length, dtype=torch.long, device=device)) / length
         finally:
             self.train(was_training)
 
     def roles(self) -> dict[str, Role]:
-        """The role of every parameter. Raises `ParamsError` naming those that have none."""
+        """The role of every parameter. Raises `ParamsError` naming those without one."""
         asked = getattr(self.net, "role_of", None) or (lambda name: None)
 
         def role_of(name: str) -> str | None:
@@ -152,7 +152,7 @@ class Custom(LanguageModel):
         return {f"{self.prefix}{name}": role for name, role in found.items() if role is not None}
 
     def decoding(self) -> tuple[Callable[[Tensor, bool], Tensor], nn.Module]:
-        """What gives the features of the next tokens of sequences, asked for with whether these are the first; and their head."""
+        """A function of the next ids and whether they are the first, which returns their features; and the head for these."""
         decode = getattr(self.net, "decode", None)
         if decode is None:
             return _Recomputed(self).features, self.head
@@ -171,7 +171,7 @@ class Custom(LanguageModel):
 
 
 class _Recomputed:
-    """All tokens so far are read again for each next one."""
+    """Decoding without a cache: all tokens so far are processed again for each new one."""
 
     def __init__(self, model: Custom) -> None:
         self.model = model
@@ -183,7 +183,7 @@ class _Recomputed:
 
 
 def load_custom(architecture: Python, vocab_size: int, context: int) -> Custom:
-    """The user's model, freshly made. Raises `ParamsError`: about the settings, or with the user's own error and line."""
+    """The user's model with fresh weights. Raises `ParamsError` about the settings, or with the user's own error and line."""
     files = _files(architecture)
     guard = partial(shown_as_theirs, files)
     kind = _class(architecture, files)
@@ -197,21 +197,21 @@ def load_custom(architecture: Python, vocab_size: int, context: int) -> Custom:
 
 
 def models_in(architecture: Python) -> list[str]:
-    """The names of the classes of models that a file defines, in their order. Raises `ParamsError` as `load_custom` does."""
+    """The names of the model classes that a file defines, in order. Raises `ParamsError` as `load_custom` does."""
     module = _module(architecture, _files(architecture))
     own = (one for one in vars(module).values() if inspect.isclass(one) and one.__module__ == module.__name__)
     return [one.__name__ for one in own if issubclass(one, nn.Module)]
 
 
 def model_named(target: str, settings: Mapping[str, Any]) -> Python:
-    """The model that `my_model.py` or `my_model.py:MyModel` names; without a class it is the only one, of those that take
-    `vocab_size` and `context_length` if there are any.
+    """The model named by `my_model.py` or `my_model.py:MyModel`. If no class is named, it is the only model class, or the only one
+    that takes `vocab_size` and `context_length`.
 
-    Raises `ParamsError` where there is none or more than one.
+    Raises `ParamsError` if there is none or more than one.
     """
     path, _, name = target.partition(".py:")
     architecture = Python(f"{path}.py" if name else target, name, settings=dict(settings))
-    if not architecture.file().is_file():  # it may lie below the project's root, where the command is run
+    if not architecture.file().is_file():  # it may be relative to the current directory, below the project's root
         architecture = replace(architecture, path=str(Path(architecture.path).resolve()))
     if name:
         return architecture
@@ -225,8 +225,8 @@ def model_named(target: str, settings: Mapping[str, Any]) -> Python:
 
 
 def _files(architecture: Python) -> dict[Path, str]:
-    """The user's files, with their names from the folder of the first."""
-    own_code(architecture)  # raises for a file that is missing or no Python
+    """The user's files, with their names relative to the folder of the first."""
+    own_code(architecture)  # raises for a file that is missing or not Python
     return {path.resolve(): name for name, path in beside(architecture.file())[0].items()}
 
 
@@ -242,7 +242,7 @@ def _class(architecture: Python, files: dict[Path, str]) -> type[nn.Module]:
 
 
 def _check_arguments(kind: type, arguments: dict[str, Any], architecture: Python) -> None:
-    """Raise `ParamsError` unless the class can be made with these arguments."""
+    """Raise `ParamsError` unless the class can be called with these arguments."""
     signature = inspect.signature(kind)
     try:
         signature.bind(**arguments)
@@ -255,12 +255,12 @@ def _check_arguments(kind: type, arguments: dict[str, Any], architecture: Python
 
 
 def _module(architecture: Python, files: dict[Path, str]) -> ModuleType:
-    """The user's file as a module; executed again where it or what it imports beside it has changed."""
+    """The user's file as a module; executed again if it, or a file that it imports from its folder, has changed."""
     file = architecture.file().resolve()
     key = file, digest(own_code(architecture))
     if key in _loaded:
         return _loaded[key]
-    for name in _names:  # those of other files, or as they were before
+    for name in _names:  # from other files, or older versions
         sys.modules.pop(name, None)
     spec = importlib.util.spec_from_file_location(f"stacklm_model_{key[1][:12]}", file)
     assert spec and spec.loader
@@ -279,7 +279,7 @@ def _module(architecture: Python, files: dict[Path, str]) -> ModuleType:
         sys.path.remove(folder)
         _names.update(name for name in set(sys.modules) - before if _source(sys.modules[name]) in files)
     if folder not in sys.path:
-        sys.path.append(folder)  # for imports inside of functions
+        sys.path.append(folder)  # for imports inside functions
     _loaded[key] = module
     return module
 
@@ -291,7 +291,7 @@ def _source(module: ModuleType) -> Path | None:
 
 @contextmanager
 def shown_as_theirs(files: dict[Path, str]) -> Iterator[None]:
-    """Errors that come from one of these files become a `ModelError` with its name, the line and what went wrong there."""
+    """Turn errors raised in one of these files into a `ModelError` with the file's name, the line and the original message."""
     try:
         yield
     except (ParamsError, MemoryError, torch.OutOfMemoryError):

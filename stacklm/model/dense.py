@@ -1,10 +1,10 @@
 """The dense twin: a modern decoder of L serial layers.
 
-Rotary positions, queries and keys normalised per head (arXiv:2302.05442), RMSNorm before each branch
-(arXiv:1910.07467), no biases, squared ReLU or SwiGLU, and branches that add nothing at the start because their last map is zero.
-A short convolution at the attention's input and dynamic skips, which stacked models may have as well, can be given to this one.
+Rotary positions, QK-norm per head (arXiv:2302.05442), RMSNorm before each branch (arXiv:1910.07467), no biases, squared ReLU or
+SwiGLU. The last map of each branch is initialised to zero, so branches add nothing at the start. Optional, as in stacked models: a
+short convolution at the attention's input, and dynamic skips.
 
-Dimension letters: B batch, T time, C width of the stream, H heads, K = C / H dim of a head.
+Dimension letters: B batch, T time, C width of the residual stream, H heads, K = C / H head dim.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Attention(nn.Module):
         return self.combine(a_BHTK.transpose(1, 2), x_BTC)
 
     def combine(self, a_BTHK: Tensor, x_BTC: Tensor) -> Tensor:
-        """What the heads attended to, mapped back to the stream: [B, T, C]."""
+        """The heads' outputs, projected back to the residual stream: [B, T, C]."""
         return self.output(a_BTHK.flatten(2))
 
     def flops_per_token(self, attended: float) -> float:
@@ -101,7 +101,7 @@ class DenseDecoder(LanguageModel):
             self.head.weight = self.embedding.weight
 
     def features(self, ids_BT: Tensor) -> Tensor:
-        """What the head reads, [B, T, C]. Raises `ValueError` for a sequence longer than the context."""
+        """The input of the head, [B, T, C]. Raises `ValueError` for a sequence longer than the context."""
         rotation = rotations(self.positions(ids_BT), self.head_dim)
         x_BTC = self.embedding_norm(self.embedding(ids_BT))
         outputs = [x_BTC]

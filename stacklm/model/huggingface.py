@@ -1,4 +1,4 @@
-"""A model of `transformers` in the place of one of this package.
+"""A model from `transformers`.
 
 Dimension letters: B batch, T time, V vocabulary.
 """
@@ -20,15 +20,15 @@ from stacklm.config.schema import ParamsError, nearest
 from stacklm.model.custom import Custom
 
 CACHES = ("cache", "past_key_values", "cache_params", "state")
-"""What models call what they keep of the tokens so far, as an argument and in what they return."""
+"""Names of the cache among models' arguments and outputs."""
 
 
 NO_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-"""Ids of another vocabulary."""
+"""Special-token ids, unset: the defaults are for another vocabulary."""
 
 
 class CausalLM(nn.Module):
-    """Ids [B, T] to logits [B, T, V], and to those of the next tokens with the model's own cache."""
+    """Maps ids [B, T] to logits [B, T, V]; `decode` gives those of the next tokens with the model's own cache."""
 
     def __init__(self, model: Any, roles: Mapping[str, str]) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class CausalLM(nn.Module):
         return self.model(input_ids=ids_BT, use_cache=False).logits
 
     def decode(self, ids_BT: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
-        """The logits of the next tokens, and the cache: an argument of the model by its name; all ids where it has no cache."""
+        """The logits of the next tokens, and the cache as a keyword argument of the model; for a model without one, all ids."""
         if isinstance(cache, Tensor):
             ids_BT, new = torch.cat([cache, ids_BT], dim=1), ids_BT.shape[1]
             return self.forward(ids_BT)[:, -new:], ids_BT
@@ -47,12 +47,12 @@ class CausalLM(nn.Module):
         return found.logits, {name: found[name]} if name else ids_BT
 
     def role_of(self, name: str) -> str | None:
-        """By the patterns of the settings; else, where the module's type says nothing, a matrix is what is no vector."""
+        """The role by the patterns of the settings; None: by the module's type, else by dimensions, matrix or vector."""
         return next((role for pattern, role in self._roles.items() if fnmatchcase(name.removeprefix("model."), pattern)), None)
 
 
 def from_transformers(architecture: HuggingFace, vocab_size: int, context: int) -> Custom:
-    """A model with fresh weights. Raises `ParamsError` for settings that it cannot be made from."""
+    """A model with fresh weights. Raises `ParamsError` if it cannot be built from the settings."""
     transformers = _library()
     kind = getattr(transformers, architecture.config, None)
     base = transformers.PretrainedConfig
@@ -62,7 +62,7 @@ def from_transformers(architecture: HuggingFace, vocab_size: int, context: int) 
     sizes = {"vocab_size": vocab_size, "max_position_embeddings": context}
     try:
         model = transformers.AutoModelForCausalLM.from_config(kind(**{**architecture.settings, **NO_TOKENS, **sizes}))
-    except NotImplementedError:  # where a tensor without data is asked for what it has not
+    except NotImplementedError:  # from reading values of a meta tensor
         raise
     except Exception as error:
         raise ParamsError(f"settings: no {architecture.config} can be made of them: {type(error).__name__}: {error}") from error
@@ -70,11 +70,10 @@ def from_transformers(architecture: HuggingFace, vocab_size: int, context: int) 
 
 
 def pretrained(path: str, context: int) -> tuple[Custom, HuggingFace, Callable[..., Custom]]:
-    """The model of a local folder or of the hub, for sequences of up to `context` tokens; its configuration; and what makes others
-    of it with fresh weights: of the very same shape, or for another vocabulary and context.
+    """A model from a local folder or the hub, for sequences of up to `context` tokens; its configuration; and a function that
+    builds it with fresh weights: in the same shape, or for another vocabulary and context.
 
-    Nothing of what is loaded is executed: weights are read from safetensors alone, and code that comes with them is not run. Raises
-    `ParamsError` where that cannot be done.
+    No downloaded code is executed: weights are read from safetensors only. Raises `ParamsError` if that is not possible.
     """
     transformers = _library()
     try:
@@ -99,7 +98,7 @@ def pretrained(path: str, context: int) -> tuple[Custom, HuggingFace, Callable[.
 
 def _library() -> Any:
     try:
-        transformers = import_module("transformers")  # so called, type checkers do not read all of it
+        transformers = import_module("transformers")  # imported this way, type checkers do not read all of it
     except ImportError:
         raise ParamsError("kind: huggingface needs transformers: `pip install 'stacklm[huggingface]'`") from None
     transformers.logging.set_verbosity_error()

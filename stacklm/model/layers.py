@@ -1,7 +1,7 @@
-"""Layers that the decoders are made of.
+"""Layers of the decoders.
 
-Dimension letters: B batch, T time, C inputs, E outputs, N parallel layers, K dim of a head, V vocabulary.
-Weights are drawn normal, by default with the standard deviation that keeps the variance of the input.
+Dimension letters: B batch, T time, C inputs, E outputs, N parallel layers, K head dim, V vocabulary.
+Weights are drawn from a normal distribution, by default with the standard deviation that preserves the variance of the input.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ SLOWEST = 10_000.0
 
 
 def normal_parameter(*shape: int, std: float) -> nn.Parameter:
-    """A parameter of that shape, drawn from torch's global generator of the device in use."""
+    """A normally distributed parameter of that shape, from the global generator of torch's current device."""
     weight = torch.empty(shape)
-    if not weight.is_meta:  # where there is nothing to draw, asking for it costs torch two seconds of imports
+    if not weight.is_meta:  # on the meta device `normal_` draws nothing and costs two seconds of imports
         weight.normal_(std=std)
     return nn.Parameter(weight)
 
@@ -39,14 +39,14 @@ class Embedding(nn.Module):
 
 
 class RMSNorm(nn.RMSNorm):
-    """Root mean square normalisation (arXiv:1910.07467) in the number format of its input, whatever that of its gain."""
+    """Root mean square normalisation (arXiv:1910.07467) in the dtype of its input, whatever the dtype of its gain."""
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight.to(x.dtype), self.eps)
 
 
 class Linear(nn.Module):
-    """`weight` [E, C], and `bias` [E] that starts at zero or None."""
+    """`weight` [E, C], and `bias` [E], initialised to zero, or None."""
 
     def __init__(self, inputs: int, outputs: int, bias: bool = False, std: float | None = None) -> None:
         super().__init__()
@@ -61,26 +61,26 @@ class Linear(nn.Module):
 
 
 class Head(Linear):
-    """Features to logits. Logits start at a size of 1 / sqrt(width), so the first loss is close to ln V."""
+    """Features to logits. Initial logits are of size 1 / sqrt(width), so the first loss is close to ln V."""
 
     def __init__(self, width: int, vocab_size: int, bias: bool = False) -> None:
         super().__init__(width, vocab_size, bias, std=1 / width)
 
 
 class LanguageModel(nn.Module):
-    """What loss, decoding, audit and trainer use of a model: ids [B, T] to logits [B, T, V], in one step or in two.
+    """The interface of a model to loss, decoding, audit and trainer: ids [B, T] to logits [B, T, V], in one step or two.
 
-    Where the logits of all tokens need not exist at once, `features` and `head` are called one after the other. With
-    `activation_checkpointing` the backward pass computes activations again.
+    Where the logits of all tokens need not exist at once, `features` and `head` are called separately. With
+    `activation_checkpointing` the backward pass recomputes activations.
     """
 
     head: Head
     activation_checkpointing: bool = False
     prefix: str = ""
-    """What the names of parameters begin with here, and not where they are shown or kept."""
+    """A prefix of the parameter names in the module, left out where they are shown or saved."""
 
     def features(self, ids_BT: Tensor) -> Tensor:
-        """What the head reads. Raises `ValueError` for a sequence longer than the context."""
+        """The input of the head. Raises `ValueError` for a sequence longer than the context."""
         raise NotImplementedError
 
     def forward(self, ids_BT: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class PackedLinear(nn.Module):
         return y_BTNE if self.bias is None else y_BTNE + self.bias
 
     def shared(self, x_BTC: Tensor) -> Tensor:
-        """All maps on the same input, as one product: [B, T, C] to [B, T, N, E]."""
+        """All maps on the same input, as one matrix product: [B, T, C] to [B, T, N, E]."""
         bias = None if self.bias is None else self.bias.flatten()
         return project(x_BTC, self.weight.flatten(0, 1), bias).unflatten(-1, self.weight.shape[:2])
 
@@ -152,8 +152,8 @@ FEED_FORWARDS = {"relu2": SquaredReLU, "swiglu": SwiGLU}
 class ShortConv(nn.Module):
     """x_t + sum_i w_i x_{t-i}, channel by channel, over the `reach` tokens before each: `weight` [reach, C].
 
-    It starts as the identity. A reach of 1 is a token shift (as in RWKV, arXiv:2305.13048), of 3 a convolution of width 4 (Canon
-    layers, arXiv:2512.17351).
+    Initially the identity. A reach of 1 is a token shift (as in RWKV, arXiv:2305.13048), a reach of 3 a convolution of width 4
+    (Canon layers, arXiv:2512.17351).
     """
 
     def __init__(self, width: int, reach: int) -> None:
@@ -165,16 +165,16 @@ class ShortConv(nn.Module):
         return self.slide(F.pad(x_BTC, (0, 0, self.reach, 0)))
 
     def slide(self, x_padded: Tensor) -> Tensor:
-        """The same for tokens that follow `reach` others: [B, reach + T, C] to [B, T, C]."""
+        """The same for tokens preceded by `reach` others: [B, reach + T, C] to [B, T, C]."""
         length = x_padded.shape[1] - self.reach
         taps = (x_padded[:, self.reach - i : self.reach - i + length] * w_C for i, w_C in enumerate(self.weight, start=1))
         return x_padded[:, self.reach :] + sum(taps)
 
 
 class DenseSkip(nn.Module):
-    """The latest output plus the first few of the earlier ones, each times a gain per channel: `weight` [sources, C].
+    """The latest output plus the first few of the earlier ones, each scaled by a gain per channel: `weight` [sources, C].
 
-    The gains start at zero. With all earlier outputs it is a form of DenseFormer (Pagliardini et al. 2024, arXiv:2402.02622).
+    The gains start at zero. With all earlier outputs it is a variant of DenseFormer (Pagliardini et al. 2024, arXiv:2402.02622).
     """
 
     def __init__(self, sources: int, width: int) -> None:
@@ -186,10 +186,10 @@ class DenseSkip(nn.Module):
 
 
 class DynamicSkip(nn.Module):
-    """The latest output plus all earlier ones, each times a weight that the latest output chooses token by token.
+    """The latest output plus all earlier ones, each scaled by a weight per token that is computed from the latest output.
 
-    After the dynamic dense connections of MUDDFormer (Xiao et al. 2025, arXiv:2502.12170), with one weight per earlier output. They
-    start at zero. Narrower outputs add nothing to the further channels of a wider one.
+    After the dynamic dense connections of MUDDFormer (Xiao et al. 2025, arXiv:2502.12170), with one weight per earlier output. The
+    weights start at zero. Narrower outputs are zero-padded to the width of a wider one.
     """
 
     def __init__(self, sources: int, width: int) -> None:
@@ -207,7 +207,7 @@ class DynamicSkip(nn.Module):
 class Positions(nn.Module):
     """The positions of a sequence's tokens: 0 to T-1, float32 [T]. A decoder with a cache replaces it by one that continues.
 
-    The sequence is anything of [B, T, ...]: ids, features, queries. Raises `ValueError` for more tokens than `context`.
+    The sequence is any tensor [B, T, ...]: ids, features, queries. Raises `ValueError` for more tokens than `context`.
     """
 
     def __init__(self, context: int) -> None:
@@ -222,7 +222,7 @@ class Positions(nn.Module):
 
 
 def sinusoids(positions_T: Tensor, width: int) -> Tensor:
-    """Sine and cosine of each wavelength in turn, [T, C] (Vaswani et al. 2017, arXiv:1706.03762, section 3.5)."""
+    """Sine and cosine of each wavelength, interleaved, [T, C] (Vaswani et al. 2017, arXiv:1706.03762, section 3.5)."""
     angles = _angles(positions_T, (width + 1) // 2)
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]
 
@@ -232,7 +232,7 @@ Rotation = tuple[Tensor, Tensor]
 
 
 def rotations(positions_T: Tensor, dim: int) -> Rotation:
-    """The angle by which each of the `dim` / 2 planes turns at each position (RoFormer, arXiv:2104.09864)."""
+    """The rotation angle of each of the `dim` / 2 planes at each position, as cosine and sine (RoFormer, arXiv:2104.09864)."""
     angles = _angles(positions_T, dim // 2)[:, None]
     return angles.cos(), angles.sin()
 

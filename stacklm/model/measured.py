@@ -1,4 +1,4 @@
-"""What is told of a model that says nothing about itself: roles by the types of its modules, operations by running it.
+"""Roles and FLOPs of models that do not declare them: roles by module type, FLOPs by running the model.
 
 Dimension letters: B batch, T time, V vocabulary.
 """
@@ -33,9 +33,9 @@ HEADS = ("head", "lm_head", "output")
 
 
 def roles_by_type(model: nn.Module, vocab_size: int, role_of: Callable[[str], str | None]) -> dict[str, Role | None]:
-    """The role of every parameter by its name: what `role_of` says, else what the type of its module does; None: not known.
+    """The role of every parameter by name: from `role_of`, else from the type of its module; None if unknown.
 
-    A parameter with several names, such as a tied head, is an embedding if it is one by any of them.
+    A parameter with several names, such as a tied head, is an embedding if any of them has that role.
     """
     head = head_of(model, vocab_size)
     found: defaultdict[int, list[tuple[str, Any]]] = defaultdict(list)
@@ -47,7 +47,7 @@ def roles_by_type(model: nn.Module, vocab_size: int, role_of: Callable[[str], st
 
 
 def head_of(model: nn.Module, vocab_size: int) -> nn.Module | None:
-    """The map to `vocab_size` logits: by its name, else the last one of so many outputs; None where there is none."""
+    """The module that outputs `vocab_size` logits: found by name, else the last one of that width; None if there is none."""
     maps = {name: module for name, module in model.named_modules() if getattr(module, "out_features", None) == vocab_size}
     named = [module for name, module in maps.items() if name.rpartition(".")[2] in HEADS]
     return [None, *maps.values(), *named][-1]
@@ -60,18 +60,18 @@ def _by_type(module: nn.Module, own: str, parameter: nn.Parameter, head: nn.Modu
         return known.get(own)
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return "embedding"
-    if parameter.ndim <= 1 or own.startswith("bias"):  # those of `nn.MultiheadAttention` have three dimensions
+    if parameter.ndim <= 1 or own.startswith("bias"):  # `bias_k` and `bias_v` of `nn.MultiheadAttention` have three dimensions
         return "vector"
-    if isinstance(module, nn.Conv1d) and module.groups == module.in_channels:  # one filter for each channel, no map between them
+    if isinstance(module, nn.Conv1d) and module.groups == module.in_channels:  # depthwise: channels are not mixed
         return "vector"
-    foreign = type(module).__module__.startswith("transformers.")  # whose users cannot say it
+    foreign = type(module).__module__.startswith("transformers.")  # users cannot add `role_of` to it
     return "matrix" if foreign or isinstance(module, MATRICES) else None
 
 
 def flops(model: nn.Module, ids_BT: Tensor) -> int:
-    """The FLOPs of one call, as torch counts them on whatever device: matrix products, and attention to no later positions.
+    """The FLOPs of one call, as torch counts them on any device: matrix products, and causal attention without masked positions.
 
-    Attention that is written out counts as it is computed, over all positions.
+    Attention written as matrix products counts as computed, over all positions.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -82,7 +82,7 @@ def flops(model: nn.Module, ids_BT: Tensor) -> int:
         unseen += 2 * sum(p.numel() for p in module.parameters() if p.ndim == 2) * output[0].shape[:-1].numel()
 
     attention, hooks = CausalAttention(), []
-    if not ids_BT.is_meta:  # where a kernel does an LSTM's products out of sight
+    if not ids_BT.is_meta:  # on real devices a fused kernel hides an LSTM's products
         hooks = [module.register_forward_hook(note) for module in model.modules() if isinstance(module, nn.LSTM)]
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter, attention:
@@ -94,7 +94,7 @@ def flops(model: nn.Module, ids_BT: Tensor) -> int:
 
 
 class CausalAttention(TorchFunctionMode):
-    """Inside the block `flops` adds up those of causal `scaled_dot_product_attention`, which gives zeros then."""
+    """Inside the block, causal `scaled_dot_product_attention` returns zeros and its FLOPs are added to `flops`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class CausalAttention(TorchFunctionMode):
             return self.attention(*args, **kwargs)
         if func is not F.multi_head_attention_forward:
             return func(*args, **kwargs)
-        F.scaled_dot_product_attention = self.attention  # what it calls is out of sight of this mode
+        F.scaled_dot_product_attention = self.attention  # its own calls bypass this mode
         try:
             return func(*args, **kwargs)
         finally:
@@ -122,7 +122,7 @@ class CausalAttention(TorchFunctionMode):
         is_causal: bool = False,
         **options: Any,
     ) -> Tensor:
-        """As torch's own function."""
+        """Same signature as torch's function."""
         if not is_causal:
             return SDPA(query, key, value, attn_mask, dropout_p, is_causal, **options)
         pairs = sum(min(t + 1, key.shape[-2]) for t in range(query.shape[-2]))

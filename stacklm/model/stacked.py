@@ -1,4 +1,4 @@
-"""The stacked-parallel decoder: stacks in series, in each of which N parallel decoder layers read the same input.
+"""The stacked-parallel decoder: stacks in series, each of N parallel decoder layers that read the same input.
 
     ids ─ Embedding ─ LayerNorm ─ + sinusoids ─ stack ─ … ─ stack ─ LayerNorm ─ head ─ logits
 
@@ -10,13 +10,13 @@
                                       r = reduce(x + a)                    C -> D
                                       y = r + contract(relu(expand(LayerNorm(r))))   D -> 4D -> D
 
-The published parts come first; the alternatives to its attention are at the end. An option that the published form does not have
-is None or False in it. The weights of the N layers of a stack are packed along a first dimension, so that there is no loop over
-layers or heads. `depth` is the number of stacks: residual branches start smaller with it, as 1 / sqrt(2 * depth) after GPT-2, and
-not with N.
+The published parts come first; the alternatives to its attention are at the end. Options that the published form does not have
+are None or False in it. The weights of the N layers of a stack are packed along a first dimension, so that there is no loop over
+layers or heads. `depth` is the number of stacks: residual branches are initialised smaller by 1 / sqrt(2 * depth), as in GPT-2,
+whatever N.
 
-Dimension letters: B batch, T time, C width of the stream, N parallel layers of a stack, D features that a layer emits, W = N * D,
-H heads of all N layers of a stack together, K dim of a head's queries and keys.
+Dimension letters: B batch, T time, C width of the residual stream, N parallel layers of a stack, D features that a layer emits,
+W = N * D, H heads of all N layers of a stack together, K dim of a head's queries and keys.
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ from stacklm.model.layers import (
 class PublishedAttention(nn.Module):
     """The attentions of N layers with their residual and reduction: x [B, T, C] to r [B, T, N, D].
 
-    `unfolded` is the published form. `forward` computes the same with fewer operations. Attention is linear in its values, so the
-    maps behind the softmax are multiplied with each other, once per step, before they meet the tokens: for the heads h of a layer
+    `unfolded` is the published form; `forward` computes the same with fewer FLOPs. Attention is linear in its values, so the maps
+    after the softmax are multiplied together, once per step, before they are applied to tokens: for the heads h of a layer
 
         reduce(x + a) = x W_r + sum_h A_h (x W_v,h W_o,h W_r) + biases        A_h = softmax(q_h k_h^T / sqrt(K))
 
     For D <= K the value map is W_v,h W_o,h W_r, of C x D. For D > K it stays W_v,h, and W_o,h W_r, of K x D, follows the sum.
 
-    The key bias is published and counted, but not trained: it adds the same to all scores of a query, which the softmax removes,
-    so its gradient is rounding noise, which an optimizer that divides by the gradient's size would follow.
+    The key bias is part of the published form and counted, but not trained: it adds the same to all scores of a query, which the
+    softmax removes, so its gradient is rounding noise that an optimizer which normalises gradients would follow.
     """
 
     def __init__(self, layers: int, width: int, heads: int, features: int, depth: int) -> None:
@@ -78,7 +78,7 @@ class PublishedAttention(nn.Module):
         return self.features <= self.width // self.heads
 
     def unfolded(self, x_BTC: Tensor) -> Tensor:
-        """As published, for reading and for tests."""
+        """The published form, as a reference for readers and tests."""
         q_BTHK, k_BTHK, v_BTHK = (_split_heads(part.shared(x_BTC), self.heads) for part in (self.query, self.key, self.value))
         a_BTNC = causal_attention(q_BTHK, k_BTHK, v_BTHK).unflatten(2, (self.layers, self.heads)).flatten(3)
         return self.reduce(x_BTC[:, :, None] + self.output(a_BTNC))
@@ -88,7 +88,7 @@ class PublishedAttention(nn.Module):
         return self.combine(causal_attention(*self.project(x_BTC, rotation, folded)), x_BTC, folded)
 
     def fold(self) -> Folded:
-        """The products of weights, once per step and not per token."""
+        """The products of weights, computed once per step instead of per token."""
         output = self.output.weight.unflatten(2, (self.heads, -1))
         value = self.value.weight.unflatten(1, (self.heads, -1))
         value_bias, output_bias, reduce_bias = (part.get_parameter("bias") for part in (self.value, self.output, self.reduce))
@@ -105,16 +105,16 @@ class PublishedAttention(nn.Module):
         return q_BTHK, k_BTHK, project(x_BTC, folded.value).unflatten(-1, (self.layers * self.heads, -1))
 
     def combine(self, a_BTHD: Tensor, x_BTC: Tensor, folded: Folded) -> Tensor:
-        """r [B, T, N, D] of what the heads attended to and of the residual, which passes all reductions as one C x W map."""
+        """r [B, T, N, D] from the heads' outputs and the residual, whose reductions are one C x W map."""
         if folded.down is None:
             a_BTND = sum_heads(a_BTHD, self.heads)
-        else:  # K wide, not D
+        else:  # values are K wide, not D
             a_BTND = torch.einsum("btnhk,nhdk->btnd", a_BTHD.unflatten(2, (self.layers, self.heads)), folded.down)
         residual_BTW = F.linear(x_BTC, self.reduce.weight.flatten(0, 1), folded.bias_ND.flatten())
         return a_BTND + residual_BTW.unflatten(-1, folded.bias_ND.shape)
 
     def flops_per_token(self, attended: float) -> float:
-        """Without the fold."""
+        """Excludes the folding itself, which is once per step."""
         if self.folds_values:
             values, down = self.heads * self.features, 0
         else:
@@ -124,10 +124,10 @@ class PublishedAttention(nn.Module):
 
 
 class Folded(NamedTuple):
-    """What `PublishedAttention` multiplies once per step.
+    """The weight products that `PublishedAttention` computes once per step.
 
-    `value` maps x to the values of all heads, [H * D, C] or [H * K, C]; `down`, if any, maps what a head attended to down to D
-    features, [N, H / N, D, K]; all biases together are one per feature.
+    `value` maps x to the values of all heads, [H * D, C] or [H * K, C]; `down`, if any, maps a head's output to D features,
+    [N, H / N, D, K]; all biases combine into one per feature.
     """
 
     value: Tensor
@@ -150,7 +150,7 @@ class PackedFeedForward(nn.Module):
 
 
 class Mix(nn.Module):
-    """Lets the features of the parallel layers meet: W -> hidden -> W. Unless `std` says otherwise it keeps the variance."""
+    """Joins the features of the parallel layers: W -> hidden -> W. By default the initialisation preserves the variance."""
 
     def __init__(self, width: int, hidden: int, std: float | None = None) -> None:
         super().__init__()
@@ -164,8 +164,8 @@ class Mix(nn.Module):
 class ParallelStack(nn.Module):
     """One stack, [B, T, C] to [B, T, W].
 
-    As published, each layer has a small feed-forward (`layer_ffn`) and the mix has two maps. Otherwise the mix is one map, and one
-    feed-forward with a residual (`ffn`) follows. With `residual` the stack's input is added to its output, which starts at zero.
+    In the published form each layer has a small feed-forward (`layer_ffn`) and the mix has two maps. Otherwise the mix is one map,
+    followed by one feed-forward with a residual (`ffn`). With `residual` the stack's input is added to its output, initially zero.
     """
 
     def __init__(self, config: Stacked, stack: Stack, depth: int, first: bool) -> None:
@@ -191,7 +191,7 @@ class ParallelStack(nn.Module):
             r_BTND = r_BTND + self.layer_ffn(r_BTND)
         y_BTW = self.mix(r_BTND.flatten(2))
         if self.residual:
-            y_BTW = F.pad(x_BTC, (0, y_BTW.shape[-1] - x_BTC.shape[-1])) + y_BTW  # a wider output's further channels start at zero
+            y_BTW = F.pad(x_BTC, (0, y_BTW.shape[-1] - x_BTC.shape[-1])) + y_BTW  # zero-padded to a wider output
         if self.ffn is not None and self.ffn_norm is not None:
             y_BTW = y_BTW + self.dropout(self.ffn(self.ffn_norm(y_BTW)))
         return y_BTW
@@ -219,7 +219,7 @@ class StackedDecoder(LanguageModel):
             self.head.weight = self.embedding.weight
 
     def features(self, ids_BT: Tensor) -> Tensor:
-        """What the head reads: [B, T, W] of the last stack, or C of it. Raises `ValueError` for a sequence above the context."""
+        """The input of the head, [B, T, W] of the last stack or [B, T, C]. Raises `ValueError` for a sequence above the context."""
         positions_T = self.positions(ids_BT)
         x_BTC = self.embedding_norm(self.embedding(ids_BT))
         rotation = None
@@ -236,7 +236,7 @@ class StackedDecoder(LanguageModel):
 
 
 def skips_of(config: Stacked, depth: int, last: int) -> nn.ModuleList | None:
-    """One for each stack but the first; if dynamic, one more for the head, which reads `last` features."""
+    """One per stack except the first; if dynamic, one more for the head, which reads `last` features."""
     if config.skip_connections == "none":
         return None
     if config.skip_connections == "dynamic":
@@ -254,7 +254,7 @@ def attention_of(config: Stacked, stack: Stack, depth: int) -> PublishedAttentio
 
 
 class QKTransforms(nn.Module):
-    """What queries and keys go through before attention: normalisation, if any, and rotary positions, if any."""
+    """Transforms of queries and keys before attention: optional normalisation and rotary positions."""
 
     def __init__(self, key_dim: int, qk_norm: bool = False, rope: bool = False) -> None:
         super().__init__()
@@ -271,9 +271,9 @@ class QKTransforms(nn.Module):
 
 
 class FactoredAttention(nn.Module):
-    """r [B, T, N, D] of x [B, T, C], where each head maps x to D features by one matrix M_h, in place of W_v,h W_o,h W_r.
+    """x [B, T, C] to r [B, T, N, D], where each head maps x to D features by one matrix M_h instead of W_v,h W_o,h W_r.
 
-    While D <= K it can express what the published form can, with fewer parameters and other gradients; there are no biases.
+    For D <= K it can express all that the published form can, with fewer parameters and different gradients; there are no biases.
 
         r = x W_r + sum_h A_h (x M_h)
     """
@@ -298,7 +298,7 @@ class FactoredAttention(nn.Module):
         return *self.transforms(q_BTHK, k_BTHK, rotation), v_BTHD
 
     def combine(self, a_BTHD: Tensor, x_BTC: Tensor) -> Tensor:
-        """r [B, T, N, D] of what the heads attended to and of the residual."""
+        """r [B, T, N, D] from the heads' outputs and the residual."""
         return sum_heads(a_BTHD, self.heads) + self.reduce.shared(x_BTC)
 
     def flops_per_token(self, attended: float) -> float:
@@ -308,10 +308,10 @@ class FactoredAttention(nn.Module):
 
 
 class SharedAttention(nn.Module):
-    """As `FactoredAttention`, where head h of every layer reads one set of keys and values, that of the stack.
+    """Like `FactoredAttention`, but head h of every layer reads the same keys and values, shared by the stack.
 
-    After Shazeer 2019, arXiv:1911.02150, with layers for heads. A layer maps what its heads attended to
-    down to its D features by a matrix of its own. A cache keeps N times less than one of every layer's own keys.
+    After multi-query attention (Shazeer 2019, arXiv:1911.02150), with layers in place of heads. Each layer maps its heads' outputs
+    to its D features by a matrix of its own. The KV cache is N times smaller than with keys and values per layer.
     """
 
     def __init__(
@@ -338,7 +338,7 @@ class SharedAttention(nn.Module):
         return *self.transforms(q_BTHK, key, rotation), value
 
     def combine(self, a: Tensor, x_BTC: Tensor) -> Tensor:
-        """r [B, T, N, D] of what the heads attended to, C * N / H numbers each, and of the residual."""
+        """r [B, T, N, D] from the heads' outputs, C * N / H numbers each, and the residual."""
         return self.output(a.unflatten(2, (self.layers, self.heads)).flatten(3)) + self.reduce.shared(x_BTC)
 
     def flops_per_token(self, attended: float) -> float:

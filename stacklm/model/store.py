@@ -1,4 +1,4 @@
-"""A model on disk: `model.safetensors` with every parameter once, and `config.json` with what built it."""
+"""A model on disk: `model.safetensors` with every parameter once, and `config.json` with its settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from stacklm.model.layers import LanguageModel
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 ABOUT = {"tokenizer", "sha256"}
-"""What `config.json` says beside the settings; of a model that is not of this package also `code`, by function and class."""
+"""Keys of `config.json` besides the settings; for a model from outside this package also `code`, by function and class."""
 AGAIN = "train the model again or restore the file"
 
 
@@ -45,7 +45,7 @@ def save_model(
 
 
 def contents(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter once, and of a model of the user's the buffers that it keeps, which may be drawn, by name."""
+    """Every parameter once, by name; for a user's model also its persistent buffers, which may be random."""
     found: dict[str, Tensor] = dict(model.named_parameters())
     if isinstance(model, Custom):
         kept = model.state_dict(keep_vars=True)
@@ -55,7 +55,7 @@ def contents(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write tensors to a safetensors file with the permissions of any new file: the library lets only its owner read it."""
+    """Write a safetensors file with the default permissions of new files: the library would make it readable by its owner only."""
     path.touch()
     mode = path.stat().st_mode
     save_file(tensors, path)
@@ -63,12 +63,12 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def load_model(folder: Path, tokenizer: str | None = None) -> tuple[LanguageModel, ModelConfig]:
-    """The model of that folder on the CPU, in training mode, in the number format it was saved in.
+    """The model of that folder on the CPU, in training mode, in the dtype it was saved in.
 
-    `tokenizer` is the digest of the one to be used with it: ids of another one of the same size would be in range and mean
-    other text. The caller's random state is left alone. Raises `StoreError` where a file is missing or damaged, where the
-    weights are not those that were saved or not those that the settings ask for, and where the model was trained with
-    another tokenizer or, being one from a file of the project, with other code. No code is run that lies in the folder.
+    `tokenizer` is the digest of the tokenizer to be used with it: ids of another one of the same size would be in range but mean
+    other text. The caller's random state is unchanged. Raises `StoreError` if a file is missing or damaged, if the weights are not
+    those that were saved or do not match the settings, or if the model was trained with another tokenizer or, for a model from a
+    file of the project, with other code. Code in the folder is never run.
     """
     config, about = _read_config(folder)
     if tokenizer is not None and about["tokenizer"] != tokenizer:
@@ -97,7 +97,7 @@ def load_model(folder: Path, tokenizer: str | None = None) -> tuple[LanguageMode
 
 
 def _check_code(architecture: Architecture, trained: dict[str, str], folder: Path) -> None:
-    """Raise `StoreError` where the code of a model from a file is not that with which it was trained, or comes with its weights."""
+    """Raise `StoreError` if a user's model was trained with other code than its present one, or if its code is in the folder."""
     if isinstance(architecture, Python) and architecture.file().resolve().is_relative_to(folder.resolve()):
         raise StoreError(
             f"{folder / CONFIG}: its code, {architecture.path}, lies in the model's own folder, from which none is run"
@@ -111,7 +111,7 @@ def _check_code(architecture: Architecture, trained: dict[str, str], folder: Pat
 
 
 def _read_config(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
-    """The settings of a saved model, and what `config.json` says beside them."""
+    """The settings of a saved model, and the other entries of `config.json`."""
     for file in (CONFIG, WEIGHTS):
         if not (folder / file).is_file():
             raise StoreError(f"{folder / file}: no such file; a model is a folder with {CONFIG} and {WEIGHTS}")

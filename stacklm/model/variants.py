@@ -1,4 +1,4 @@
-"""The family around a stacked model: one setting changed at a time, and depth traded for parallel layers at one budget."""
+"""Variants of a stacked model: one setting changed at a time, and depth traded for parallel layers at a fixed budget."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from stacklm.model.count import Counts, count
 
 
 def variants(base: Stacked, context: int) -> dict[str, Stacked]:
-    """Each setting of the family on its own, on the stacks of `base`, and two models in which they meet.
+    """Each setting changed on its own, on the stacks of `base`, and two models that combine settings.
 
-    The settings of attention change the factored form. At `context` tokens, `extra-stack` has one more stack. What these stacks
-    cannot have is left out.
+    Attention settings change the factored form. At `context` tokens, `extra-stack` has one more stack. Variants that are invalid
+    for these stacks are left out.
     """
     half = max(2, base.d_model // base.n_heads // 2)
     factored = FactoredAttention()
@@ -64,7 +64,7 @@ Axis = Literal["parameters", "flops"]
 
 @dataclass(frozen=True)
 class Trade:
-    """A member of a grid, what it costs on every axis, and by what share it is off the budget on the one that was held."""
+    """A model of the grid, its counts, and its relative deviation from the budget on the axis that is held fixed."""
 
     architecture: Stacked
     counts: Counts
@@ -72,11 +72,11 @@ class Trade:
 
 
 def grid(base: Stacked, vocab_size: int, context: int, axis: Axis = "parameters") -> list[Trade]:
-    """The (S, N) that cost what `base` costs, from the most parallel layers down to N = 1, a dense decoder.
+    """The shapes (S, N) that cost as much as `base`, from the most parallel layers down to N = 1, a dense decoder.
 
     The budget is all parameters, or the forward FLOPs per token at that context. N runs over the divisors of the width; S is
-    the most stacks that fit with the hidden units of `base`, which are then raised to meet the budget. The last stack
-    stays as wide as that of `base`. An N of which not even one stack fits is left out.
+    the largest number of stacks that fits with the hidden units of `base`, which are then increased to meet the budget. The last
+    stack stays as wide as that of `base`. An N for which not even one stack fits is left out.
     """
 
     def cost(architecture: Stacked) -> int:
@@ -97,7 +97,7 @@ def grid(base: Stacked, vocab_size: int, context: int, axis: Axis = "parameters"
 
 
 def shaped(base: Stacked, depth: int, layers: int, hidden: int) -> Stacked:
-    """`base` as `depth` stacks of `layers` layers and `hidden` units; the last one is wider, and has more, as in `base`."""
+    """`base` with `depth` stacks of `layers` layers and `hidden` units; the last one is wider and has more units, as in `base`."""
     last = base.stacks[-1]
     stack = Stack(layers, base.d_model // layers, hidden)
     wide = Stack(layers, last.width // layers, round(hidden * last.d_ff / base.stacks[0].d_ff))

@@ -1,8 +1,8 @@
-"""Operations that depend on the device: one name each, and behind it the kernel that is fastest there.
+"""Device-dependent operations: each name dispatches to the fastest kernel on the device.
 
-`attention` is causal attention with values narrower than keys, in blocks on a CPU and fused on a GPU; `elementwise` has norms,
-rotations and squared ReLU with gradients written out for a CPU. A model is written with the names below and is correct with the
-plain definition of each, which stands beside its test.
+`attention` is causal attention with values narrower than keys, blocked on a CPU and fused on a GPU; `elementwise` has norms, rotary
+embeddings and squared ReLU with hand-written gradients for a CPU. Models use only the names below and stay correct with the plain
+definition of each, found beside its test.
 """
 
 from stacklm.model.kernels.attention import causal_attention, checkpointed, project, sum_heads

@@ -1,9 +1,9 @@
-"""Causal attention where values are narrower than keys, by the kernel that suits the device.
+"""Causal attention with values narrower than keys, with a kernel for each device.
 
-Fused kernels want one head dim, so values of D features are padded to the K of the keys and all work behind the softmax
-is done K wide. On a CPU the blocks below do it D wide, and store no T x T map either: a block of queries meets all keys up
-to its own end, for as many heads at once as a thread takes, and the backward pass computes the scores again (as
-FlashAttention does, Dao et al. 2022, arXiv:2205.14135, with whole rows in place of a running softmax).
+Fused kernels want one head dim, so values of D features are padded to the K of the keys and all work after the softmax is
+K wide. On a CPU the blocked kernel below keeps it D wide, and stores no T x T map either: a block of queries attends to all keys
+up to its own end, for several heads at a time per thread, and the backward pass recomputes the scores (as FlashAttention does,
+Dao et al. 2022, arXiv:2205.14135, with whole rows instead of a running softmax).
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from torch.utils.flop_counter import register_flop_formula
 from stacklm.model.kernels.threads import each
 
 QUERIES = 128
-"""Queries of a block at most: few waste little on keys behind the diagonal, many make good matrix products."""
+"""Maximum queries per block: few waste little work above the diagonal, many make efficient matrix products."""
 BLOCKS = 4
-"""Blocks of a window at least."""
+"""Minimum blocks per sequence."""
 SCORES = 2**19
-"""Scores of a block at most, 2 MB in float32: with less, threads spend their time between operations, with more, memory."""
+"""Maximum scores per block, 2 MB in float32: fewer mean more per-operation overhead, more take more memory."""
 
 
 def causal_attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHD: Tensor) -> Tensor:
-    """softmax(q k / sqrt(K)) v over the positions up to each one's own: [B, T, H, D]."""
+    """softmax(q k / sqrt(K)) v over each position and those before it: [B, T, H, D]."""
     if q_BTHK.device.type == "cpu":
         return blocked_attention(q_BTHK, k_BTHK, v_BTHD)
     return fused_attention(q_BTHK, k_BTHK, v_BTHD)
 
 
 def project(x_BTC: Tensor, weight_EC: Tensor, bias_E: Tensor | None = None) -> Tensor:
-    """x W^T + b, [B, T, E], laid out in memory as the device's attention reads it: on a CPU with time innermost."""
+    """x W^T + b, [B, T, E], in the memory layout that the device's attention reads: on a CPU with time innermost."""
     if x_BTC.device.type != "cpu":
         return F.linear(x_BTC, weight_EC, bias_E)
     x_CR = x_BTC.flatten(0, 1).T
@@ -48,13 +48,13 @@ def project(x_BTC: Tensor, weight_EC: Tensor, bias_E: Tensor | None = None) -> T
 def sum_heads(a_BTHD: Tensor, heads: int) -> Tensor:
     """The sums over the H = `heads` heads of each of N layers: [B, T, N*H, D] to [B, T, N, D].
 
-    Time is innermost in memory on a CPU; sums that leave it there are made ten times faster.
+    Time is innermost in memory on a CPU; sums that keep this layout are ten times faster.
     """
     return a_BTHD.permute(2, 3, 0, 1).unflatten(0, (-1, heads)).sum(1).permute(2, 3, 0, 1)
 
 
 def fused_attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHD: Tensor) -> Tensor:
-    """The device's own kernel. The narrower of K and D is padded with zeros unless the kernel takes both as they are."""
+    """The device's own kernel. The narrower of K and D is padded with zeros unless the kernel supports different dims."""
     key_dim, features = k_BTHK.shape[-1], v_BTHD.shape[-1]
     both = q_BTHK.is_cuda and key_dim % 8 == 0 and features % 8 == 0  # CUDA's memory-efficient kernel does
     dims = (key_dim, key_dim, features) if both else (max(key_dim, features),) * 3
@@ -66,9 +66,9 @@ def fused_attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHD: Tensor) -> Tensor:
 
 @torch.library.custom_op("stacklm::blocked_attention", mutates_args=())
 def blocked_attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHD: Tensor) -> Tensor:
-    """The same in blocks; an operation of its own, so that recomputation can keep its result and FLOPs are counted.
+    """The same in blocks; a custom op, so that activation checkpointing can keep its result and FLOPs are counted.
 
-    Of a narrow format float32 copies are multiplied, so scores, softmax and sums are no less exact than in a fused kernel.
+    Inputs in a narrower format are copied to float32, so scores, softmax and sums are no less exact than in a fused kernel.
     """
     a_BTHD = torch.empty_like(v_BTHD)
     *inputs, a_BHDT = (part.permute(0, 2, 3, 1) for part in (q_BTHK, k_BTHK, v_BTHD, a_BTHD))
@@ -85,7 +85,7 @@ def blocked_attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHD: Tensor) -> Tensor:
 
 @torch.library.custom_op("stacklm::blocked_attention_backward", mutates_args=())
 def blocked_attention_backward(grad_BTHD: Tensor, q_BTHK: Tensor, k_BTHK: Tensor, v_BTHD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of q, k and v from that of the result; the scores are computed again."""
+    """The gradients of q, k and v from the output gradient; the scores are recomputed."""
     scale = q_BTHK.shape[-1] ** -0.5
     grads = torch.empty_like(q_BTHK), torch.empty_like(k_BTHK), torch.empty_like(v_BTHD)
     inputs = [part.permute(0, 2, 3, 1) for part in (q_BTHK, k_BTHK, v_BTHD, grad_BTHD)]
@@ -107,7 +107,7 @@ def blocked_attention_backward(grad_BTHD: Tensor, q_BTHK: Tensor, k_BTHK: Tensor
 
 
 def _in_pieces(work: Callable[[tuple[slice, slice]], None], q_BTHK: Tensor) -> None:
-    """Do the work for some rows and heads after others, on all threads: as many at once as have `SCORES` scores in a block."""
+    """Split the work by rows and heads over all threads, in pieces with up to `SCORES` scores per block."""
     batch, length, heads, _ = q_BTHK.shape
     threads = torch.get_num_threads()
     pairs = max(1, min(SCORES // (_block(length) * length), math.ceil(batch * heads / threads)))
@@ -117,7 +117,7 @@ def _in_pieces(work: Callable[[tuple[slice, slice]], None], q_BTHK: Tensor) -> N
 
 
 def _blocks(q_BHKT: Tensor) -> Iterator[tuple[tuple, tuple, Tensor]]:
-    """Where a block's queries and its keys are, and minus infinity for those of the last keys that come after a query."""
+    """Each block's queries and keys as slices, and its causal mask: minus infinity for the keys that come after a query."""
     length = q_BHKT.shape[-1]
     size = _block(length)
     later = q_BHKT.new_full((size, size), -math.inf).triu_(1)
@@ -127,7 +127,7 @@ def _blocks(q_BHKT: Tensor) -> Iterator[tuple[tuple, tuple, Tensor]]:
 
 
 def _block(length: int) -> int:
-    """The queries of a block."""
+    """Queries per block."""
     return min(QUERIES, math.ceil(length / BLOCKS))
 
 
@@ -170,7 +170,7 @@ blocked_attention.register_autograd(_backward, setup_context=_save_inputs)
 
 @register_flop_formula(torch.ops.stacklm.blocked_attention)
 def _flops(q_BTHK, k_BTHK, v_BTHD, *_, out_shape=None, **__) -> int:
-    """As torch counts its own kernels: every query meets every key."""
+    """Counted as torch counts its own kernels: every query attends to every key."""
     return 2 * math.prod(q_BTHK[:3]) * q_BTHK[1] * (q_BTHK[3] + v_BTHD[3])
 
 
@@ -186,6 +186,6 @@ checkpointed = partial(
 )
 """`checkpointed(function, *inputs)`: the same outputs and gradients, with activation checkpointing (Chen et al. 2016, 1604.06174).
 
-Of the activations only `inputs` wait for the backward pass, which computes the others again; what blocked attention returned is
-kept as well, since it is small and most of the work.
+Only `inputs` and the output of blocked attention, small but most of the work, are kept for the backward pass; it recomputes all
+other activations.
 """

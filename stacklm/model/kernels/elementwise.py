@@ -1,7 +1,7 @@
-"""Operations on single features whose gradients are written out here.
+"""Elementwise operations with hand-written gradients.
 
-What autograd makes of their parts goes over memory two or three times as often, and on a CPU memory is what such operations
-wait for. The plain forms stand in tests/unit/model/test_elementwise.py.
+Autograd's version makes two to three times as many passes over memory, and on a CPU these operations are memory-bound. The plain
+definitions are in tests/unit/model/test_elementwise.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def rms_norm(x: Tensor, gain_C: Tensor, eps: float | None) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * gain over the last dimension (arXiv:1910.07467). By default eps is that of the number format."""
+    """x / sqrt(mean(x^2) + eps) * gain over the last dimension (arXiv:1910.07467). By default eps is that of the dtype."""
     if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
         return _RMSNorm.apply(x, gain_C, torch.finfo(x.dtype).eps if eps is None else eps)
     return F.rms_norm(x, gain_C.shape, gain_C, eps)
@@ -24,9 +24,9 @@ def squared_relu(x: Tensor) -> Tensor:
 
 
 def rotate(x_BTHK: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn the pairs (i, i + K/2) by angles of which `rotation` has the cosine and the sine, [T, 1, K/2] both.
+    """Rotate the pairs (i, i + K/2) by the angles whose cosine and sine are `rotation`, [T, 1, K/2] each.
 
-    So a product of two vectors depends on their distance (RoFormer, arXiv:2104.09864).
+    The dot product of two vectors then depends on their distance (RoFormer, arXiv:2104.09864).
     """
     return _Rotate.apply(x_BTHK, *(part.to(x_BTHK.dtype) for part in rotation))
 
@@ -52,7 +52,7 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def _by_layer_norm(grad: Tensor, x: Tensor, gain_C: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
-    """In one pass, by the kernel of LayerNorm told that the mean is zero; it takes off a mean of the gradient, to be given back."""
+    """In one pass, with LayerNorm's kernel and a mean of zero; it subtracts a mean of the gradient, which is added back here."""
     kernel, mean = torch.ops.aten.native_layer_norm_backward, torch.zeros_like(inverse)
     grad_x, grad_gain_C, _ = kernel(grad, x, gain_C.shape, mean, inverse, gain_C, None, [True, True, False])
     return grad_x.addcmul_((grad @ gain_C).unsqueeze(-1), inverse, value=1 / x.shape[-1]), grad_gain_C

@@ -1,7 +1,7 @@
-"""Independent pieces of work on the threads of a CPU, each piece on one of them.
+"""Independent pieces of work in parallel on CPU threads, one thread per piece.
 
-Torch divides every operation among its threads, and they wait for each other at the end of it. Where operations are small and
-many, that waiting is most of the time, and more where other programs want the same cores. Pieces wait once, at the end of all.
+Torch splits every operation over its threads, which synchronise at its end. With many small operations this takes most of the time,
+and more when other programs use the same cores. Pieces synchronise once, after the last one.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ T = TypeVar("T")
 
 
 def each(work: Callable[[T], None], pieces: Sequence[T]) -> None:
-    """Do the work on every piece, in float arithmetic as it is written and without gradients; as many at once as torch has threads.
+    """Do the work on every piece, without autocast or gradients, on as many threads as torch uses.
 
-    Which thread takes a piece makes no difference to what comes out.
+    The result does not depend on which thread runs a piece.
     """
     threads = torch.get_num_threads()
     inference = torch.is_inference_mode_enabled()
 
     def alone(piece: T) -> None:
-        with torch.inference_mode(inference), torch.no_grad(), torch.autocast("cpu", enabled=False):  # a thread's own settings
+        with torch.inference_mode(inference), torch.no_grad(), torch.autocast("cpu", enabled=False):  # these are per thread
             work(piece)
 
     if threads == 1 or len(pieces) == 1:
@@ -38,14 +38,14 @@ def each(work: Callable[[T], None], pieces: Sequence[T]) -> None:
 
 @lru_cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that divide no operation."""
+    """Threads that each run torch operations single-threaded."""
     pool, started = ThreadPoolExecutor(threads, "stacklm"), Barrier(threads)
 
     def begin(_: int) -> None:
-        torch.get_num_threads()  # a thread's first question sets its number to the common one, after which it is its own
+        torch.get_num_threads()  # a thread's first call sets its own count to the global one
         torch.set_num_threads(1)
-        started.wait()  # so that none begins two times and another never
+        started.wait()  # so that each thread runs this exactly once
 
     list(pool.map(begin, range(threads)))
-    torch.set_num_threads(threads)  # it is also what threads to come begin with
+    torch.set_num_threads(threads)  # also the initial count of new threads
     return pool
