@@ -1,15 +1,15 @@
-"""Training: one loop, which on a CPU gives the same bits however often it is killed and resumed.
+"""Training: one loop, bitwise reproducible on a CPU however often it is killed and resumed.
 
 pretrain     the stage: builds a run, trains it, writes the model
 trainer      a run, its loop (`train`) and one optimizer step (`train_step`)
-optimizer    learning-rate schedule, parameter groups, AdamW, Muon, Adafactor, and steps that withhold NaN
+optimizer    learning-rate schedule, parameter groups, AdamW, Muon, Adafactor, and skipping updates that are NaN or Inf
 loss         the training objective, in chunks of logits
-validate     loss and bits per byte of a stream of tokens
+validate     loss and bits per byte of a token stream
 device       device, precision, activation checkpointing, compilation
-distributed  several processes: starting them, agreeing, sharing a model (DDP, FSDP)
+distributed  several processes: launching, synchronisation, DDP and FSDP
 checkpoint   checkpoints on disk
 resume       which checkpoints a run may resume from
-metrics      the files of rows that a run writes, and what it measures of itself
+metrics      the JSONL logs of a run, its timing and memory figures
 health       whether every part of a model learns
 certificate  the audit's certificate, without which nothing is trained
 """
@@ -22,16 +22,16 @@ class NonFiniteError(RuntimeError):
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that this run cannot resume from, or logs that do not lead to it."""
+    """A checkpoint that this run cannot resume from, or logs that do not match it."""
 
 
 class DiskFullError(OSError):
-    """No room for a checkpoint. The ones before it are whole."""
+    """No disk space for a checkpoint. Earlier ones are intact."""
 
 
 class NotCertifiedError(RuntimeError):
-    """A model that no audit has found to be causal."""
+    """A model without a valid certificate of causality."""
 
 
 class Interrupted(RuntimeError):
-    """The run was asked to stop, and did, with a checkpoint."""
+    """The run stopped on a signal, after saving a checkpoint."""

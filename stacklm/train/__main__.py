@@ -1,10 +1,10 @@
-"""Training alone, without the pipeline around it: for `torchrun` on one machine or several, and for a first try.
+"""Training without the pipeline: for `torchrun` on one machine or several, and for a first try.
 
     python -m stacklm.train --model dense
     torchrun --nproc-per-node 2 -m stacklm.train --model dense
 
 It reads the same settings, shards and certificate as the stage `pretrain`, needs none of the pipeline's libraries, and
-writes to a folder of its own; the same command resumes where a killed one was. See docs/devices.md.
+writes to a folder of its own; the same command resumes a killed run. See docs/devices.md.
 """
 
 from __future__ import annotations

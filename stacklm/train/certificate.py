@@ -18,16 +18,16 @@ from stacklm.train import NotCertifiedError
 AUDITED = ("stacklm.model.build", "stacklm.data.batches", "stacklm.train.device", "stacklm.train.validate")
 """The modules that the audit examines, each with everything of this package that it imports."""
 FORM = ("precision", "activation_checkpointing", "compile")
-"""The settings that choose which code a forward or backward pass runs through."""
+"""The settings that determine which code a forward or backward pass runs."""
 
 
 def form_of(config: Train) -> dict[str, Any]:
-    """The settings of the form in which a model is trained, as plain values."""
+    """The settings in `FORM`, as plain values."""
     return {key: getattr(config, key) for key in FORM}
 
 
 def audited_code(architecture: Architecture) -> str:
-    """A digest of the code of all that the audit examines: a certificate holds for that code and no other."""
+    """A digest of all code that the audit examines: a certificate is valid for that code only."""
     return digest(_audited_units() | own_code(architecture))
 
 
@@ -37,7 +37,7 @@ def _audited_units() -> dict[str, str]:
 
 
 def check_certificate(path: Path, subject: ModelConfig, config: Train) -> None:
-    """Raise `NotCertifiedError` unless the certificate says that this model is causal, as it is trained, with the present code."""
+    """Raise `NotCertifiedError` unless the certificate says that this model, trained with these settings and code, is causal."""
     try:
         certificate = read_json(path)
     except FileNotFoundError:

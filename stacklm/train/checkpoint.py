@@ -1,13 +1,13 @@
-"""Checkpoints: all a run needs to go on exactly as if it had never stopped.
+"""Checkpoints: everything a run needs to resume exactly as if it had never stopped.
 
-One folder each, `step-00000050/`: weights, optimizer state and random states as safetensors, the rest as JSON (nothing
-that can run code when read), and the SHA-256 of every file. A folder is written aside, synced and renamed, so a
-checkpoint is there in full or not at all; what the disk did to it since, the hashes tell.
+One folder each, `step-00000050/`: weights, optimizer state and random states as safetensors, the rest as JSON (loading runs no
+code), and the SHA-256 of every file. A folder is written under a temporary name, synced and renamed, so a checkpoint is complete
+or absent; the hashes detect later corruption.
 
-The format is that of `torch.distributed.checkpoint` with safetensors storage: a tensor may lie in pieces in several files,
-with the offset of each piece in its file's header. One process writes a single file, straight from the tensors' own
-memory; many write one each, with what they hold. Whoever reads picks the pieces that it needs, so a run goes on with
-another number of processes, sharded or not. Of the random states a process takes the one of its rank, where there is one.
+The format is that of `torch.distributed.checkpoint` with safetensors storage: a tensor may be split over several files, with the
+offset of each piece in its file's header. A single process writes one file, straight from the tensors' own memory; several write
+one each, with their shards. A reader loads the pieces that it needs, so a run can resume with another number of processes, sharded
+or not. Each process restores the random state of its rank, if there is one.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come: optimizer steps, tokens and seconds of training, resumes added up."""
+    """Progress of a run: optimizer steps, tokens and seconds of training, summed over resumes."""
 
     step: int
     tokens: int
@@ -65,8 +65,8 @@ class Progress:
 class Checkpoints:
     """A run's checkpoints in `folder`: the last `keep`, the one of the best validation loss, and those of milestone steps.
 
-    `identity` is a plain mapping of all that makes the run what it is; only a checkpoint of an identical run is resumed
-    (`stacklm.train.resume`). All processes of `team` see the same folder, and call `save` and `restore` together.
+    `identity` is a plain mapping of everything that defines the run; only a checkpoint of an identical run is resumed
+    (`stacklm.train.resume`). All processes of `team` share the folder, and call `save` and `restore` together.
     """
 
     def __init__(
@@ -81,10 +81,10 @@ class Checkpoints:
         self.keep, self.milestone = keep, milestone
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, valid_loss: float | None = None) -> None:
-        """Write the checkpoint of this step, then remove those that need not be kept.
+        """Write the checkpoint of this step, then remove those no longer needed.
 
-        `valid_loss` belongs to this very step. Raises `NonFiniteError` for weights or a loss that are not finite, and
-        `DiskFullError` where there is no room; the checkpoints that are there stay as they are.
+        `valid_loss` is that of this step. Raises `NonFiniteError` for weights or a loss that are not finite, and
+        `DiskFullError` if the disk is full; existing checkpoints are unchanged then.
         """
         self.team.gather(lambda: _check_finite(model, progress.step, valid_loss))
         state = {"progress": asdict(progress), "valid_loss": valid_loss, "processes": self.team.size, "identity": self.identity}
@@ -97,11 +97,11 @@ class Checkpoints:
             self.team.gather(lambda: self._complete(aside, state, hashes) if self.team.is_main else None)
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, last_step: int | None = None) -> Progress | None:
-        """Bring model, optimizer and random states to the newest whole checkpoint; None where there is none.
+        """Restore model, optimizer and random states from the newest valid checkpoint; None if there is none.
 
-        A damaged one is reported, removed and passed over for the one before; so is one of `last_step` whose validation is
-        missing, since nothing would be left to do that makes it. Raises `CheckpointError` for a step beyond `last_step`, and,
-        naming the fields that differ, for another identity.
+        A damaged one is reported and removed, and the one before it is used; likewise one of `last_step` without validation loss,
+        since no step would be left to measure it. Raises `CheckpointError` for a step beyond `last_step`, and, naming the fields
+        that differ, for another identity.
         """
         found = self.team.gather(lambda: self._newest_whole(last_step) if self.team.is_main else None)[0]
         if found is None:
@@ -119,14 +119,14 @@ class Checkpoints:
         return Progress(**state["progress"])
 
     def _complete(self, aside: Path, state: dict[str, Any], hashes: list[dict[str, str]]) -> None:
-        """What is done once, when the tensors are on the disk."""
+        """Finish a checkpoint, on the main process, once the tensors are on disk."""
         files = {name: digest for written in hashes for name, digest in written.items()}
         if missing := [name for name in files if not (aside / name).exists()]:
             raise CheckpointError(f"{aside} lacks {listed(missing)}: the folder must be one that all nodes share")
         write_json(aside / STATE, state | {"files": sorted(files)})
         write_json(aside / HASHES, {**files, STATE: sha256(aside / STATE)})
         target = self.folder / f"step-{state['progress']['step']:08d}"
-        remove(target)  # no checkpoint, whatever it is: `restore` would have resumed from it
+        remove(target)  # not a valid checkpoint: `restore` would have resumed from it
         os.replace(aside, target)
         sync(self.folder)
         for old in self._superfluous():
@@ -134,7 +134,7 @@ class Checkpoints:
 
     @contextmanager
     def _room_for(self, tensors: dict[str, torch.Tensor], step: int, aside: Path) -> Iterator[None]:
-        """After an error remove what was written; turn a full disk into an error with the numbers."""
+        """On an error remove what was written; turn a full disk into an error with sizes."""
         try:
             yield
         except BaseException as error:
@@ -171,7 +171,7 @@ class Checkpoints:
         return None
 
     def _check_identity(self, folder: Path, saved: Mapping[str, Any], step: int) -> None:
-        """What applies only from here on may differ, and with `resume: compatible` what differs by rounding too."""
+        """Settings that only affect later steps may differ, with `resume: compatible` also those that change rounding."""
         if differences := incompatible_fields(saved, self.identity, step):
             changes = listed(f"{key} was {then} and is {now}" for key, (then, now) in differences.items())
             raise CheckpointError(f"{folder} is a checkpoint of another run: {changes}; remove {folder.parent} to start again")
@@ -185,12 +185,12 @@ class Checkpoints:
 
 
 def _lack_of_room(error: BaseException) -> BaseException | None:
-    """What says that there is no room, in one of the ways in which writers say so; None for any other error."""
+    """The error that reports a full disk, in any of the forms that writers raise; None for any other error."""
     if isinstance(error, OSError):
         return error if error.errno in NO_ROOM else None
     if isinstance(error, SafetensorError):
         return error if any(f"os error {number}" in str(error) for number in NO_ROOM) else None
-    failures = (failure for failure, _ in getattr(error, "failures", {}).values())  # of the processes of a team
+    failures = (failure for failure, _ in getattr(error, "failures", {}).values())  # of a team's processes
     return next(filter(None, map(_lack_of_room, failures)), None)
 
 
@@ -200,7 +200,7 @@ def _make_empty(folder: Path) -> None:
 
 
 def _write(aside: Path, tensors: dict[str, torch.Tensor], team: ProcessGroup) -> list[Path]:
-    """Write the tensors, each once however many processes hold it; return the files that this process wrote."""
+    """Write each tensor once, however many processes hold it; return the files written by this process."""
     if team.size == 1:
         save_tensors(tensors, aside / TENSORS)
         sync(aside / TENSORS)
@@ -213,7 +213,7 @@ def _write(aside: Path, tensors: dict[str, torch.Tensor], team: ProcessGroup) ->
 
 
 def _load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rank: int) -> None:
-    """Read what this process holds: weights in place, the optimizer's state and the random states."""
+    """Load this process's part: weights in place, optimizer state and random states."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
@@ -221,7 +221,7 @@ def _load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rank
     saved: dict[str, Any] = reader.read_metadata().state_dict_metadata
     _make_state(model, optimizer, {path: (meta.size, meta.properties.dtype) for path, meta in saved.items()})
     random = {path: state for path, state in _random_states(model, rank).items() if path in saved}
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of reading alone, as each process does
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # about loading in a single process, as intended
         load({**_weights(model), **_optimizer_state(model, optimizer), **random}, storage_reader=reader, no_dist=True)
     _set_random_states(random)
 
@@ -236,12 +236,12 @@ def _check_finite(model: nn.Module, step: int, valid_loss: float | None) -> None
 
 
 def _local(tensor: Any) -> torch.Tensor:
-    """What this process holds of a tensor that may be sharded."""
+    """This process's part of a tensor that may be sharded."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def _valid_loss(folder: Path) -> float | None:
-    """The validation loss of a saved step; None where it was not measured or the note is damaged."""
+    """The validation loss of a saved step; None if it was not measured or the state is damaged."""
     try:
         return read_state(folder)["valid_loss"]
     except DamagedError:
@@ -249,14 +249,14 @@ def _valid_loss(folder: Path) -> float | None:
 
 
 def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers as `model/name`; what has several names, such as a tied head, goes by its first."""
+    """Parameters and buffers as `model/name`; one with several names, such as a tied head, is saved under its first."""
     names: dict[int, str] = {}
     tensors = model.state_dict(keep_vars=True).items()
     return {f"model/{name}": tensor.detach() for name, tensor in tensors if names.setdefault(id(tensor), name) == name}
 
 
 def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimizer's state as `optimizer/parameter/key`. Settings are not in it: they are part of the identity."""
+    """The optimizer's state as `optimizer/parameter/key`. Its settings are not included: they are part of the identity."""
     return {
         f"optimizer/{name}/{key}": value
         for name, parameter in model.named_parameters()
@@ -265,9 +265,9 @@ def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
 
 
 def _make_state(model: nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, tuple[torch.Size, torch.dtype]]) -> None:
-    """Give the optimizer a state with the saved shapes and types, yet to be filled.
+    """Allocate optimizer state with the saved shapes and types, to be loaded into.
 
-    What has its parameter's shape is sharded as the parameter is. Where a step count lies is the optimizer's rule.
+    State with its parameter's shape is sharded like the parameter. The device of step counts follows the optimizer's rule.
     """
     optimizer.state.clear()
     name_of = {parameter: name for name, parameter in model.named_parameters()}
@@ -286,7 +286,7 @@ def _make_state(model: nn.Module, optimizer: torch.optim.Optimizer, saved: dict[
 
 
 def _random_states(model: nn.Module, rank: int) -> dict[str, torch.Tensor]:
-    """The states of the generators that a process draws from, as `random/rank/device`."""
+    """The states of this process's random generators, as `random/rank/device`."""
     device = next(model.parameters()).device.type
     states = {f"random/{rank}/cpu": torch.get_rng_state()}
     if device in GPU_RANDOM:

@@ -1,6 +1,6 @@
-"""Several processes that train one model: how they start, what they must agree on, and how they share the model.
+"""Training one model with several processes: launching, synchronisation, and DDP and FSDP.
 
-A process group of one is the common case: it starts nothing and costs nothing.
+A process group of one is the common case: it starts nothing and has no overhead.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ T = TypeVar("T")
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What `torchrun` sets in every process that it starts."""
 RESTARTS = 10
-"""How often processes are started again before the run is given up."""
+"""How often processes are restarted before the run is given up."""
 FINAL = (ParamsError, DataError, NotCertifiedError, NonFiniteError, CheckpointError, DiskFullError, Interrupted)
 """Errors that a restart would not fix."""
 PRELOADED = ["stacklm.train.pretrain", "torch._dynamo", "torch.distributed.checkpoint"]
-"""What processes find imported where the system can fork them from one that has it, so that a restart takes no seconds."""
+"""Modules imported in the fork server, on systems that have one, so that a restart does not spend seconds on imports."""
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process is number `rank` of `size`; number 0 is the main one: it alone writes what there is once."""
+    """This process has rank `rank` of `size`; rank 0, the main process, alone writes files that exist once."""
 
     rank: int = 0
     size: int = 1
@@ -57,9 +57,9 @@ class ProcessGroup:
         return self.rank == 0
 
     def gather(self, work: Callable[[], T]) -> list[T]:
-        """Do the work on every process; return what each returned, by rank. An error on one is raised on all.
+        """Run `work` on every process; return all results by rank. An error on one is raised on all.
 
-        No process waits for one that gave up, and none continues before all are done.
+        No process waits for a failed one, and none continues before all are done.
         """
         if self.size == 1:
             return [work()]
@@ -76,7 +76,7 @@ class ProcessGroup:
         return [result for result, _ in outcomes]
 
     def any(self, here: bool) -> bool:
-        """Whether it is so on any process."""
+        """Whether `here` is true on any process."""
         if self.size == 1:
             return here
         flag = torch.tensor(int(here))
@@ -102,12 +102,12 @@ def is_launched() -> bool:
 
 @contextmanager
 def init_process_group(device: torch.device) -> Iterator[ProcessGroup]:
-    """The process group that this process was started for; `SINGLE` if for none.
+    """The process group that this process was launched in; `SINGLE` if in none.
 
-    On a GPU every process takes the one of its number on its machine. Raises `ParamsError` where there are too few.
+    Each process uses the GPU of its local rank. Raises `ParamsError` if there are too few.
 
-    Torch's agent keeps one store of addresses over all its restarts, so that processes may find those of dead ones (pytorch
-    issue 135712). On one machine each restart gets a part of its own; on several, agents count restarts differently.
+    Torch's agent keeps one store of addresses over all restarts, so processes may find addresses of dead ones (pytorch issue
+    135712). On one machine each restart gets its own prefix; on several, agents count restarts differently.
     """
     if not is_launched():
         yield SINGLE
@@ -119,7 +119,7 @@ def init_process_group(device: torch.device) -> Iterator[ProcessGroup]:
         store = dist.distributed_c10d.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=size)
     yield ProcessGroup(rank, size)
-    if device.type == "cuda":  # nccl asks for it; gloo may wait for ever for a thread of its own that waits for Python's lock
+    if device.type == "cuda":  # nccl requires it; gloo may deadlock with a thread of its own that waits for the GIL
         dist.destroy_process_group()
 
 
@@ -131,15 +131,15 @@ def _take_gpu(number: int) -> None:
 
 
 def full_tensor(tensor: Any) -> Tensor:
-    """What all processes together hold of a tensor that may be sharded; to be called by all of them."""
+    """The whole of a tensor that may be sharded; to be called by all processes."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def parallelize(model: LanguageModel, arithmetic: Arithmetic, config: Train, team: ProcessGroup) -> Objective:
-    """The objective that the processes of `team` minimise together; all of them call it. With fsdp the model's weights are cut.
+    """The objective that the processes of `team` minimise together; all of them call this. fsdp shards the model's weights.
 
-    Every process has as many rows as every other, so the mean of their mean losses is the mean over all tokens, and the mean of
-    their gradients its gradient: both strategies average.
+    All processes have equally many rows, so the mean of their mean losses is the mean over all tokens, and the mean of their
+    gradients is its gradient: both strategies average.
     """
     if team.size == 1:
         return Objective(model, arithmetic)
@@ -167,18 +167,18 @@ class Replicated(Objective):
 
 
 class Sharded(Objective):
-    """Every process keeps a part of each weight, gradient and moment, and gathers a stack or block while it is at work.
+    """Every process keeps a shard of each weight, gradient and moment, and gathers a stack or block while computing it.
 
     Fully sharded data parallelism (Zhao et al. 2023, arXiv:2304.11277), torch's `fully_shard`: parameters become DTensors.
-    What is in no stack or block is gathered before `features` and stays so until the backward pass, since the head is read
-    after it.
+    Parameters outside stacks and blocks are gathered before `features` and stay so until the backward pass, since the head is used
+    after `features`.
     """
 
     def __init__(self, model: LanguageModel, arithmetic: Arithmetic) -> None:
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
         super().__init__(model, arithmetic)
-        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nothing here writes into one
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nothing here writes into a view
         layers = [module for module in model.modules() if isinstance(module, (ParallelStack, Block))]
         self.parts: list[Any] = [fully_shard(module) for module in (*layers, model)]
         register_fsdp_forward_method(model, "features")
@@ -203,9 +203,9 @@ class Sharded(Objective):
 def launch(processes: int, work: Callable[..., None], *arguments: Any) -> None:
     """Run `work(*arguments)` on that many processes of this machine, as one group, until all have succeeded.
 
-    Torch's elastic agent does it, as in `torchrun`: it sees within a tenth of a second that a process is gone, ends the others
-    and starts all of them again, and the run resumes from its last checkpoint. Raises what `work` raised if that is one of
-    `FINAL`, `Interrupted` after a signal to this process, and `RuntimeError` where processes die again and again.
+    This uses torch's elastic agent, as `torchrun` does: it notices within a tenth of a second that a process has died, ends the
+    others and restarts all of them, and the run resumes from its last checkpoint. Re-raises an error of `work` that is one of
+    `FINAL`; raises `Interrupted` after a signal to this process, and `RuntimeError` if processes keep dying.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -236,7 +236,7 @@ def launch(processes: int, work: Callable[..., None], *arguments: Any) -> None:
 
 
 def _member(work: Callable[..., None], arguments: tuple) -> Exception | None:
-    """What each process does. It returns an error that is final: after any other it is started again."""
+    """The main function of each process. Errors in `FINAL` are returned; after any other the processes are restarted."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         work(*arguments)
@@ -246,7 +246,7 @@ def _member(work: Callable[..., None], arguments: tuple) -> Exception | None:
 
 
 def _end_with_parent() -> None:
-    """No orphans: they would write where the next run does. What is written is whole at any moment, so the end is immediate."""
+    """Exit with the parent: an orphan would write to the files of the next run. Files are whole at any time, so exit at once."""
     if parent := multiprocessing.parent_process():
         parent.join()
     sys.stderr.write("stacklm: the process that started this one is gone; stopping\n")
@@ -254,7 +254,7 @@ def _end_with_parent() -> None:
 
 
 def start_method(*modules: str) -> str:
-    """How to start processes of training: where the system can, from a server that has `PRELOADED` and `modules` imported."""
+    """How to start training processes: from a fork server with `PRELOADED` and `modules` imported, if the system has one."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return "spawn"
     multiprocessing.set_forkserver_preload([*PRELOADED, *modules])
@@ -263,7 +263,7 @@ def start_method(*modules: str) -> str:
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Torch's agent handles signals itself; afterwards the handlers that were there come back."""
+    """Restore the signal handlers after the block, since torch's agent installs its own."""
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
     handlers = {number: signal.getsignal(number) for number in numbers}
     try:
@@ -274,12 +274,12 @@ def _own_signals() -> Iterator[None]:
 
 
 class StopRequest:
-    """Inside the block SIGINT and SIGTERM set `signal` to their name; a second one ends the process as it always did.
+    """Inside the block SIGINT and SIGTERM set `signal` to their name; a second one ends the process as usual.
 
-    In a `patient` one it does not: one of several processes hears of one Ctrl-C twice, from the terminal and from its parent,
-    which ends it where it does not stop in time. A signal that is ignored stays so: a shell starts its
-    background jobs with SIGINT ignored, since the Ctrl-C of its terminal is for others. Only the main thread can receive
-    signals: elsewhere the block changes nothing.
+    With `patient` it does not: one of several processes receives a single Ctrl-C twice, from the terminal and from its parent,
+    which kills it if it does not stop in time. A signal that is ignored stays ignored: a shell starts background jobs with SIGINT
+    ignored, since a Ctrl-C in its terminal is not for them. Only the main thread can receive signals: in other threads the block
+    changes nothing.
     """
 
     def __init__(self, patient: bool = False) -> None:

@@ -1,16 +1,16 @@
-"""What to look at in the first minutes of a run: whether every part of the model learns, and at which scale.
+"""Metrics for the first minutes of a run: whether every part of the model learns, and at what scale.
 
-Figures are called `health/<what>/<where>`:
+Metrics are named `health/<what>/<where>`:
 
     gradient          L2 norm of the gradient, by role of the parameters (`stacklm.model.count.roles`)
-    update            L2 norm of what the optimizer's step changed, by role; estimated from a sample
+    update            L2 norm of the optimizer's update, by role; estimated from a sample
     relative_update   that norm over the norm of the weights before the step, by role
-    activation        RMS of what leaves each stack (`stack0`, ...), or each block of a dense model (`block0`, ...)
+    activation        RMS of the output of each stack (`stack0`, ...), or each block of a dense model (`block0`, ...)
     dead_features     share of the N * D features of a stack's parallel layers that are dead
-    dead_worst_layer  the largest share of dead features in one of those layers
+    dead_worst_layer  the largest share of dead features in any of those layers
     dead_hidden       share of dead hidden units: those of the small feed-forwards and the mix, or of the one feed-forward
 
-Dead is what is the same number at every token of the probe, a fixed batch: a ReLU that is never active, for one.
+A feature or unit is dead if it has the same value at every token of the probe, a fixed batch, such as a ReLU that is never active.
 """
 
 from __future__ import annotations
@@ -32,31 +32,31 @@ from stacklm.model.stacked import Mix, PackedFeedForward, ParallelStack
 from stacklm.train.distributed import full_tensor
 
 SAMPLE = 2**16
-"""Numbers of a parameter that are kept over a step, at most: 256 KiB, where a copy of a large model would take gigabytes."""
+"""Maximum elements of a parameter kept during a step: 256 KiB, where a copy of a large model would take gigabytes."""
 STILL = 1e-4
-"""What varies by less than this share of its size does not vary: above the rounding of float32 sums, below all that is learnt."""
+"""Relative variation below which a value counts as constant: above the rounding of float32 sums, below anything learnt."""
 
 PARTS = {ParallelStack: "stack", Block: "block"}
 HIDDEN = {PackedFeedForward: "contract", Mix: "contract", SquaredReLU: "down", SwiGLU: "down"}
-"""The map of each feed-forward that reads its hidden units."""
+"""The layer of each feed-forward whose input is its hidden units."""
 
 
 class Health:
-    """Looks at a model around the steps and on the probe, ids [B, T], whose health is asked for; training does not notice.
+    """Measures a model around selected steps and on the probe, ids [B, T], without affecting training.
 
         health.before_backward()
         loss.backward()
         health.before_step()
         optimizer.step()
         health.after_step()
-        row |= health.read()    also without a step before it, as at step 0: then without gradients and updates
+        row |= health.read()    also without a preceding step, as at step 0: then without gradients and updates
 
-    Nothing waits for a device before `read`. What is seen is a function of weights, gradients and probe, so equal runs have
-    equal figures. Where the optimizer steps within the backward pass there are no gradients left to be seen, and no norms of
-    them; where it does not, the first call may be left out.
+    Nothing synchronises with the device before `read`. Metrics depend only on weights, gradients and probe, so equal runs have
+    equal metrics. If the optimizer steps within the backward pass, no gradients are left, and their norms are missing; otherwise
+    the first call may be left out.
 
-    An update is estimated from every k-th number of a parameter, with k prime to their count, so that all rows and columns
-    are met alike; of parameters of up to `SAMPLE` numbers it is exact.
+    Updates are estimated from every k-th element of a parameter, with k coprime to their number, so that all rows and columns are
+    sampled evenly; for parameters of up to `SAMPLE` elements they are exact.
     """
 
     def __init__(self, model: LanguageModel, probe_BT: Tensor) -> None:
@@ -74,7 +74,7 @@ class Health:
 
     @torch.no_grad()
     def before_step(self) -> None:
-        """Take the norms of the gradients as they are: to be called before they are clipped."""
+        """Record the norms of the gradients: to be called before clipping."""
         if not self._before:
             self.before_backward()
         for role, parameters in self._parameters.items():
@@ -84,7 +84,7 @@ class Health:
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Compare the sample with what it has become."""
+        """Compare the sample with the updated weights."""
         for role, parameters in self._parameters.items():
             weights = self._before.pop(role)
             updates = [sample(full_tensor(parameter)) - weight for parameter, weight in zip(parameters, weights, strict=True)]
@@ -93,7 +93,7 @@ class Health:
             self._step |= {f"update/{role}": update, f"relative_update/{role}": update / weight}
 
     def read(self) -> dict[str, float]:
-        """The figures of the last step, if any, and of the probe now. One that is not finite is left out."""
+        """The metrics of the last step, if any, and of the probe now. Non-finite ones are left out."""
         figures = self._step | self._look()
         self._step = {}
         if not figures:
@@ -103,22 +103,22 @@ class Health:
 
     @torch.no_grad()
     def _look(self) -> dict[str, Tensor]:
-        """Run the probe through the model as it is in evaluation, with a look into every part."""
+        """Run the probe through the model in evaluation mode, with hooks on every part."""
         looks = [ActivationProbe(name, part) for name, part in parts(self.model)]
         was_training = self.model.training
         self.model.eval()
         with ExitStack() as hooks:
             for look in looks:
                 look.begin(hooks)
-            if "torch._dynamo" in sys.modules:  # where something is compiled; importing it takes seconds
-                hooks.enter_context(torch.compiler.set_stance("force_eager"))  # compiled code would pass hooks over
+            if "torch._dynamo" in sys.modules:  # only if something is compiled: importing it takes seconds
+                hooks.enter_context(torch.compiler.set_stance("force_eager"))  # compiled code would skip hooks
             self.model.features(self.probe_BT)
         self.model.train(was_training)
         return {key: value for look in looks for key, value in look.figures()}
 
 
 class ActivationProbe:
-    """What passes through one stack or block, seen by hooks on its modules."""
+    """Activations of one stack or block, measured by hooks on its modules."""
 
     def __init__(self, name: str, part: nn.Module) -> None:
         self.name, self.part = name, part
@@ -127,7 +127,7 @@ class ActivationProbe:
         self.dead_hidden: list[Tensor] = []
 
     def begin(self, hooks: ExitStack) -> None:
-        """Set the hooks, to be gone when `hooks` closes."""
+        """Register the hooks, which are removed when `hooks` closes."""
 
         def watch(module: nn.Module, found: list[Tensor]) -> None:
             hooks.enter_context(module.register_forward_pre_hook(lambda _, inputs: found.append(dead(inputs[0]).flatten())))
@@ -140,7 +140,7 @@ class ActivationProbe:
                 watch(getattr(module, reader), self.dead_hidden)
 
     def figures(self) -> Iterator[tuple[str, Tensor]]:
-        if self.scale:  # a list of the user's may hold what is called by no one
+        if self.scale:  # a user's list may hold modules that are never called
             yield f"activation/{self.name}", self.scale[0]
         if isinstance(self.part, ParallelStack):
             share_N = torch.cat(self.dead_features).unflatten(0, (self.part.attention.layers, -1)).float().mean(dim=-1)
@@ -151,7 +151,7 @@ class ActivationProbe:
 
 
 def parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The stacks or blocks of a model in their order, by name."""
+    """The stacks or blocks of a model in order, by name."""
     if isinstance(model, Custom):
         yield from ((f"block{i}", block) for i, block in enumerate(model.blocks()))
         return
@@ -161,7 +161,7 @@ def parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def sample(parameter: Tensor) -> Tensor:
-    """A view of at most `SAMPLE` numbers of a tensor, evenly spaced, flat; all of them where they are no more."""
+    """A flat view of at most `SAMPLE` elements of a tensor, evenly spaced; all of them if there are no more."""
     stride = -(-parameter.numel() // SAMPLE)
     while math.gcd(stride, parameter.numel()) > 1:
         stride += 1
@@ -169,13 +169,13 @@ def sample(parameter: Tensor) -> Tensor:
 
 
 def estimated_norm(samples: list[Tensor], sizes: list[int]) -> Tensor:
-    """The L2 norm of tensors of which samples are known, each standing for as many numbers as `sizes` says."""
+    """The L2 norm of tensors of `sizes` elements each, estimated from samples of them."""
     squares = [part.float().square().mean() * size for part, size in zip(samples, sizes, strict=True)]
     return torch.stack(squares).sum().sqrt()
 
 
 def _first(output: Any) -> Tensor:
-    """The output of a block that may give more than one."""
+    """The first output of a block that may return several."""
     return output if isinstance(output, Tensor) else output[0]
 
 

@@ -1,8 +1,8 @@
-"""The loss of next-token prediction, without ever holding the logits of all tokens.
+"""The next-token prediction loss, without ever materialising the logits of all tokens.
 
 Logits are computed for a chunk of rows at a time: R of the B * T positions of a batch. Training computes the gradients of a chunk
-along with its loss, while the logits are there: all that the gradients of a sum of losses lack is one factor, which the
-backward pass brings (as in Liger Kernel, Hsu et al. 2024, arXiv:2410.10989). So nothing is computed twice.
+along with its loss, while its logits exist: the gradients of a sum of losses then lack only a factor, which the backward pass
+supplies (as in Liger Kernel, Hsu et al. 2024, arXiv:2410.10989). So nothing is computed twice.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from stacklm.data.batches import IGNORED
 from stacklm.model.layers import Head, LanguageModel, Linear
 
 ROWS = 256
-"""Rows of a chunk: more make products no faster, and with fewer the head's gradient is read and written more often."""
+"""Rows per chunk: more do not speed up matrix products, fewer access the head's gradient more often."""
 
 LINEAR = (Head, Linear, nn.Linear)
-"""Heads that are one product. Any other, such as that of a model whose features are its logits, is called for all rows at once."""
+"""Heads that are one matrix product. Any other, such as that of a model whose features are its logits, gets all rows at once."""
 
 Arithmetic = Callable[[], AbstractContextManager]
-"""Makes the context of forward passes: none for float32, or `torch.autocast`."""
+"""Returns the context of forward passes: a null context for float32, or `torch.autocast`."""
 
 
 class Objective(nn.Module):
-    """What training minimises: the sum of a model's losses over all targets.
+    """The training objective: the sum of a model's losses over all targets.
 
-    Every forward pass has an `arithmetic()` of its own. Autocast keeps the weights that it rounded until it ends; were a later
-    pass to use those again, their gradients would come last of all, after sharded weights have been done with.
+    Every forward pass enters its own `arithmetic()`. Autocast caches rounded weights until it exits; if a later pass reused them,
+    their gradients would only arrive at the very end, after FSDP has finished with the sharded weights.
     """
 
     def __init__(self, model: LanguageModel, arithmetic: Arithmetic = nullcontext) -> None:
@@ -39,7 +39,7 @@ class Objective(nn.Module):
         self.model, self.arithmetic = model, arithmetic
 
     def forward(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Minus the log-probability of all targets but `IGNORED` ones together, in nats: a scalar, float32 or wider."""
+        """Minus the summed log-probability of all targets except `IGNORED` ones, in nats: a scalar, float32 or wider."""
         with self.arithmetic():
             features_RC, targets_R = self.model.features(inputs_BT).flatten(0, 1), targets_BT.flatten()
             if type(self.model.head) in LINEAR:
@@ -48,15 +48,15 @@ class Objective(nn.Module):
             return F.cross_entropy(logits_RV.to(_wide(logits_RV.dtype)), targets_R, reduction="sum", ignore_index=IGNORED)
 
     def no_sync(self) -> AbstractContextManager:
-        """Around passes whose gradients are added up and not shared yet: one process never shares any (see `distributed`)."""
+        """Context of passes that accumulate gradients without synchronising them; does nothing for one process."""
         return nullcontext()
 
     def unsharded(self) -> AbstractContextManager:
-        """Around calls of single modules of the model, after forward passes without a backward pass."""
+        """Context of calls to single modules of the model, after forward passes without a backward pass."""
         return nullcontext()
 
     def gather(self) -> None:
-        """Give the model its whole weights, to be saved; it can be trained no further."""
+        """Gather the model's full weights for saving; it cannot be trained further."""
 
 
 @torch.no_grad()
@@ -72,7 +72,7 @@ def token_losses(model: LanguageModel, inputs_BT: Tensor, targets_BT: Tensor) ->
 
 
 class _SummedLoss(torch.autograd.Function):
-    """The sum of the losses of features [R, C] for targets [R], under a head of a weight [V, C] and perhaps a bias [V]."""
+    """The sum of the losses of features [R, C] for targets [R], with a head of weight [V, C] and optional bias [V]."""
 
     @staticmethod
     def forward(ctx, features_RC: Tensor, targets_R: Tensor, *head: Tensor) -> Tensor:
@@ -85,14 +85,14 @@ class _SummedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients in place, so that there are not two of the weight's; autograd refuses a second backward pass."""
+        """Scales the gradients in place, to avoid a second copy of the weight's; autograd refuses a second backward pass."""
         (factor,) = grad_outputs
         grad_RC, *head_grads = (grad.mul_(factor) for grad in ctx.saved_tensors)
         return grad_RC, None, *head_grads
 
 
 def _add_gradients(x_RC: Tensor, targets_R: Tensor, out_RC: Tensor, head: list[Tensor], grad_VC: Tensor, *grad_V: Tensor) -> Tensor:
-    """Write a chunk's gradient of the features and add those of the head; return the sum of its losses."""
+    """Write a chunk's feature gradients and accumulate those of the head; return the sum of its losses."""
     ignored_R = targets_R == IGNORED
     targets_R = targets_R.masked_fill(ignored_R, 0)
     losses_R, exponentials_RV, sums_R = _losses(_logits(x_RC, head), targets_R)
@@ -110,7 +110,7 @@ def _add_gradients(x_RC: Tensor, targets_R: Tensor, out_RC: Tensor, head: list[T
 
 
 def _losses(logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses [R]; the logits turned, in place, into exponentials [R, V]; their sums [R]. The softmax is their ratio."""
+    """Losses [R]; exponentials [R, V], in place of the logits; and their sums [R]. The softmax is their ratio."""
     logits_RV -= logits_RV.amax(1, keepdim=True)
     target_R = logits_RV.gather(1, targets_R[:, None])[:, 0]
     sums_R = logits_RV.exp_().sum(1)
@@ -128,7 +128,7 @@ def _linear(head: Head) -> list[Tensor]:
 
 
 def _for_products(*parts: Tensor) -> list[Tensor]:
-    """As autocast, where it is on, has them for products: once, and not again for each chunk."""
+    """Cast as autocast, if enabled, would for matrix products: once instead of per chunk."""
     device = parts[0].device.type
     autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return [part.to(torch.get_autocast_dtype(device)) if autocast else part for part in parts]

@@ -1,6 +1,6 @@
-"""What a run writes down while it runs: files of JSON rows, and the figures of process and machine.
+"""The logs of a run: JSONL files, and the resource usage of process and machine.
 
-What repeats between equal runs and what does not go to different files, so that the first kind can be compared.
+Values that are reproducible between equal runs and values that are not go to different files, so that the former can be compared.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ GPU_MEMORY = {"cuda": torch.cuda.max_memory_allocated, "mps": torch.mps.driver_a
 
 
 def row_every(steps: int) -> int:
-    """Steps from one row to the next in a run with that horizon."""
+    """Steps between rows in a run of that many steps."""
     return math.ceil(steps / MAX_ROWS)
 
 
 class JsonlWriter:
     """An append-only file of JSON rows, one for each reported step.
 
-    It begins with `rows`: those up to the checkpoint that the run resumes from, which writes the others again.
+    It begins with `rows`: those up to the checkpoint that the run resumes from. Later rows are written again.
     """
 
     def __init__(self, path: Path, rows: Sequence[dict[str, Any]] = ()) -> None:
@@ -57,12 +57,12 @@ class JsonlWriter:
         self._file.flush()
 
     def sync(self) -> None:
-        """Make all rows survive a loss of power: to be called before the checkpoint that relies on them."""
+        """Flush all rows to disk, so that they survive a power failure: to be called before the checkpoint that relies on them."""
         sync(self.path)
 
 
 class NullWriter(JsonlWriter):
-    """In place of a `JsonlWriter`, for a process that writes none."""
+    """A `JsonlWriter` that writes nothing, for all processes but the main one."""
 
     def __init__(self, path: Path, rows: Sequence[dict[str, Any]] = ()) -> None: ...
 
@@ -74,9 +74,9 @@ class NullWriter(JsonlWriter):
 
 
 def read_rows(path: Path, last: int, every: int) -> list[dict[str, Any]]:
-    """The rows of a log up to step `last`; one for each multiple of `every` must be among them. A last line cut short is dropped.
+    """The rows of a log up to step `last`; one for each multiple of `every` must be present. A truncated last line is dropped.
 
-    Raises `CheckpointError`, with the line or the steps, for a log that is missing, cut or changed.
+    Raises `CheckpointError`, with the line or the steps, for a log that is missing, truncated or modified.
     """
     rows: list[dict[str, Any]] = []
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
@@ -109,13 +109,13 @@ def _no_number(name: str) -> None:
 
 
 class LossSpikeDetector:
-    """Notices a loss far above those just before: by six standard deviations of the last 50, and by a tenth."""
+    """Detects a loss above the mean of the last 50 by more than six standard deviations and more than 10%."""
 
     def __init__(self) -> None:
         self._losses: deque[float] = deque(maxlen=50)
 
     def note(self, loss: float) -> str | None:
-        """What to say about this loss, if anything."""
+        """Add a loss; return a warning if it is a spike."""
         said = None
         if len(self._losses) >= 20:
             usual, spread = statistics.mean(self._losses), statistics.stdev(self._losses)
@@ -126,7 +126,7 @@ class LossSpikeDetector:
 
 
 class Meter:
-    """Seconds spent training, over all resumes, and what the process and the machine use."""
+    """Training time over all resumes, and resource usage of process and machine."""
 
     def __init__(self, seconds: float, device: torch.device) -> None:
         self.seconds = seconds
@@ -144,7 +144,7 @@ class Meter:
         self._tokens += tokens
 
     def read(self) -> dict[str, float]:
-        """The present figures; `tokens_per_second` and `cpu_percent` are over the time since the last reading."""
+        """Current values; `tokens_per_second` and `cpu_percent` cover the time since the last call."""
         spent = self.seconds - self._last_seconds
         rate = self._tokens / spent if spent else 0.0
         self._last_seconds, self._tokens = self.seconds, 0
@@ -164,7 +164,7 @@ class Meter:
 
 
 def peak_memory() -> int:
-    """The most memory this process has held so far, in bytes (resident set; Windows: working set)."""
+    """Peak memory of this process so far, in bytes (resident set; Windows: working set)."""
     if os.name == "nt":
         return psutil.Process().memory_info().peak_wset
     if sys.platform == "linux":  # not `getrusage`, whose peak is inherited from the process that started this one

@@ -1,4 +1,4 @@
-"""Learning rates, optimizers over parameter groups by role, and when their steps are taken."""
+"""Learning-rate schedules, optimizers with parameter groups by role, and when their steps are taken."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from stacklm.train import NonFiniteError
 from stacklm.train.distributed import full_tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of Jordan et al.: they bring small singular values up fast, and leave all of them between about 0.7 and 1.2."""
+"""From Jordan et al.: they raise small singular values quickly, and leave all of them between about 0.7 and 1.2."""
 ADAMW_SCALE = 0.2
-"""The root mean square of AdamW's updates, as measured by Liu et al."""
+"""The RMS of AdamW's updates, as measured by Liu et al."""
 EPS = 1e-7
 LARGEST_UPDATE = 1.0
-"""The root mean square that an update of Adafactor is clipped to before it is scaled, d in the paper."""
+"""The RMS to which an Adafactor update is clipped before scaling, d in the paper."""
 
 
 def lr_factor(step: int, config: Train) -> float:
-    """The share of the peak learning rate for the update that leads to `step`, 1 to `config.max_steps`.
+    """The learning rate as a fraction of its peak, for the update that leads to `step`, 1 to `config.max_steps`.
 
-    It rises linearly and reaches 1 at `warmup_steps`, then falls to `final_lr_fraction` at the last step: along half a cosine
-    (Loshchilov & Hutter 2016, 1608.03983), along a line, or (`wsd`: Hu et al. 2024, 2404.06395) along a line over the
-    last `decay_fraction` of the steps after a plateau at 1.
+    It rises linearly to 1 at `warmup_steps`, then decays to `final_lr_fraction` at the last step: by half a cosine (Loshchilov &
+    Hutter 2016, 1608.03983), linearly, or (`wsd`: Hu et al. 2024, 2404.06395) linearly over the last `decay_fraction` of the steps
+    after a plateau at 1.
     """
     if step <= config.warmup_steps:
         return step / config.warmup_steps
@@ -46,23 +46,23 @@ def lr_factor(step: int, config: Train) -> float:
 
 
 def plateau_end(config: Train) -> int:
-    """The last step at the peak. With `wsd` all longer horizons share the learning rates up to here."""
+    """The last step at the peak. With `wsd` all longer runs have the same learning rates up to here."""
     if config.lr_schedule == "wsd":
         return max(config.warmup_steps, config.max_steps - round(config.decay_fraction * config.max_steps))
     return config.warmup_steps
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Set the learning rate of every group to a share of its peak."""
+    """Set the learning rate of every group to a fraction of its peak."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
 
 
 def build_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
-    """The optimizer of those settings, one group for each role; weight decay on matrices only.
+    """The optimizer of those settings, with one group per role; weight decay on matrices only.
 
-    Roles, not shapes, decide: packing N layers makes a gain two-dimensional. Each group keeps its peak learning rate
-    beside the present one, for `set_lr`. The first group is that of the matrices.
+    Groups are by role, not by shape: packing N layers makes a gain two-dimensional. Each group keeps its peak learning rate besides
+    the current one, for `set_lr`. The first group is that of the matrices.
     """
     groups = _groups(model, settings)
     if isinstance(settings, AdamWConfig):
@@ -85,12 +85,12 @@ def _groups(model: nn.Module, settings: Optimizer) -> list[dict[str, Any]]:
 
 
 class Muon(torch.optim.Optimizer):
-    """The momentum of a matrix, made orthogonal, is its update; fused AdamW for the groups whose `role` is not matrix.
+    """Orthogonalised momentum updates for matrices; fused AdamW for the groups whose `role` is not matrix.
 
     Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/, with the scale of Liu et al. 2025, arXiv:2502.16982: updates
-    are as large as AdamW's, whatever the shape, so learning rates and weight decay carry over from one to the other.
+    are as large as AdamW's, whatever the shape, so learning rates and weight decay transfer between them.
 
-    A parameter [..., E, C] is that many matrices [E, C]: packing layers changes no update. Decay is decoupled.
+    A parameter [..., E, C] is treated as a batch of matrices [E, C]: packing layers changes no update. Decay is decoupled.
     """
 
     def __init__(
@@ -132,9 +132,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(x: Tensor, steps: int) -> Tensor:
-    """About U V^T for every matrix U S V^T of x [..., E, C], by a Newton-Schulz iteration of batched products.
+    """Approximately U V^T for every matrix U S V^T of x [..., E, C], by batched Newton-Schulz iterations.
 
-    In bfloat16 on a GPU, as Jordan et al. do; elsewhere in x's own precision, since few CPUs gain by less.
+    In bfloat16 on a GPU, as Jordan et al. do; elsewhere in x's own dtype, since few CPUs are faster with less precision.
     """
     a, b, c = COEFFICIENTS
     working = x.to(torch.bfloat16 if x.is_cuda else x.dtype).reshape(-1, *x.shape[-2:])
@@ -151,12 +151,12 @@ def orthogonal(x: Tensor, steps: int) -> Tensor:
 
 
 class Adafactor(torch.optim.Optimizer):
-    """Of the second moments of a matrix only the means over its rows and over its columns are kept.
+    """Keeps only the means over rows and over columns of a matrix's second moments.
 
-    Shazeer & Stern 2018, arXiv:1804.04235, without momentum, as `torch.optim.Adafactor` has it for parameters of one layer each.
-    That one would factor packed biases over the layers, and scale and clip N packed matrices as one. Here groups have a `role`:
-    a parameter [..., E, C] is that many matrices [E, C], one [..., E] of role vector that many vectors, whose moments are kept
-    in full. Decay is decoupled.
+    Shazeer & Stern 2018, arXiv:1804.04235, without momentum; for unpacked parameters the same as `torch.optim.Adafactor`, which
+    would factor packed biases over the layers, and scale and clip N packed matrices as one. Here groups have a `role`: a parameter
+    [..., E, C] is a batch of matrices [E, C]; one [..., E] of role vector is a batch of vectors, whose moments are kept in full.
+    Decay is decoupled.
     """
 
     def __init__(self, groups: list[dict[str, Any]], beta2_decay: float, eps: float) -> None:
@@ -171,7 +171,7 @@ class Adafactor(torch.optim.Optimizer):
 
     def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state, lr = self.state[parameter], group["lr"]
-        state["step"] = state.get("step", torch.tensor(0.0)) + 1  # on the CPU, where it can be read without waiting
+        state["step"] = state.get("step", torch.tensor(0.0)) + 1  # on the CPU, where reading it needs no synchronisation
         step = state["step"].item()
         second_moments, dims = (_of_vectors, (-1,)) if group["role"] == "vector" else (_of_matrices, (-2, -1))
         moments = second_moments(state, gradient, fresh=step ** group["beta2_decay"])
@@ -190,7 +190,7 @@ def _of_vectors(state: dict[str, Tensor], gradient: Tensor, fresh: float) -> Ten
 
 
 def _of_matrices(state: dict[str, Tensor], gradient: Tensor, fresh: float) -> Tensor:
-    """The second moments [..., E, C] of matrices, of which the state has the means over C and over E."""
+    """The second moments [..., E, C] of matrices, reconstructed from their means over C and over E in the state."""
     for name, dim in (("rows", -1), ("columns", -2)):
         mean = _mean_square(gradient, (dim,))
         state[name] = state[name].lerp_(mean, fresh) if name in state else mean * fresh
@@ -199,7 +199,7 @@ def _of_matrices(state: dict[str, Tensor], gradient: Tensor, fresh: float) -> Te
 
 
 def _mean_square(x: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """Over those dimensions, which stay with a size of 1."""
+    """The mean square over those dimensions, which are kept with size 1."""
     count = math.prod(x.shape[dim] for dim in dims)
     return torch.linalg.vector_norm(x, dim=dims, keepdim=True).square_().div_(count)
 
@@ -210,12 +210,12 @@ def _gradients(group: dict[str, Any]) -> dict[Tensor, Tensor]:
 
 
 class AfterBackward:
-    """Optimizer steps, but none whose loss or gradient is NaN or Inf, and without waiting for the device.
+    """Optimizer steps, skipped if loss or gradient is NaN or Inf, without synchronising with the device.
 
-    The host would have to wait for a number to decide by it. A fused optimizer takes the decision from a tensor instead, as
-    from torch's `GradScaler` (its `found_inf`): where that is 1, parameters and moments stay as they are. For any other
-    optimizer the host asks. With the policy `stop` every later step is withheld too: the host learns of the bad one
-    a step later, and then finds the model as it was before.
+    To decide on the host would require a synchronisation. A fused optimizer reads the decision from a tensor instead, as from
+    torch's `GradScaler` (`found_inf`): if it is 1, parameters and moments stay unchanged. For any other optimizer the host
+    synchronises. With the policy `stop` all later steps are skipped too: the host learns of the bad one a step later, and then
+    the model is still as it was before.
     """
 
     def __init__(
@@ -227,7 +227,7 @@ class AfterBackward:
         self._withheld: Tensor | None = None
 
     def clip_grad_norm(self) -> Tensor:
-        """Clip all gradients together, if there is a bound; return their norm before that, a scalar."""
+        """Clip all gradients by their global norm, if there is a bound; return the norm before clipping, a scalar."""
         if self.max_grad_norm is None:
             gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
             return full_tensor(nn.utils.get_total_norm(gradients))
@@ -249,10 +249,10 @@ class AfterBackward:
 class InBackward:
     """Updates within the backward pass: each parameter's as soon as its gradient is complete, which is then freed.
 
-    For as long as the model lives, `loss.backward()` is a whole step, the same to the bit as one of `optimizer.step()`
-    without clipping; there is never more than one parameter's gradient. Every parameter must get all of its gradient in one
-    backward pass. A pass raises `NonFiniteError` before an update that would spoil its parameter; those behind it
-    have been updated by then, so only a checkpoint leads back.
+    As long as the model exists, `loss.backward()` is a whole step, bitwise equal to `optimizer.step()` without clipping; only one
+    parameter's gradient exists at a time. Every parameter must get its whole gradient in one backward pass. A pass raises
+    `NonFiniteError` before an update that would make its parameter NaN or Inf; parameters earlier in the backward pass have been
+    updated by then, so the run must resume from a checkpoint.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
@@ -270,7 +270,7 @@ class InBackward:
         return norm
 
     def step(self, loss: Tensor, norm: Tensor) -> None:
-        """Nothing is left to do."""
+        """Does nothing: the backward pass has updated all parameters."""
 
     def _update(self, name: str, parameter: Tensor) -> None:
         assert parameter.grad is not None
@@ -281,5 +281,5 @@ class InBackward:
                 "already, so the run resumes from its last checkpoint: lower peak_lr or raise train.warmup_steps"
             )
         self._norms.append(norm)
-        self.optimizer.step()  # of this parameter alone: it passes over those without a gradient
+        self.optimizer.step()  # updates this parameter only: the others have no gradient
         parameter.grad = None

@@ -35,11 +35,11 @@ def pretrain(
 ) -> None:
     """Train one model on the train split; write the folder `trained` and the file `timing`.
 
-    In this process, or in `config.nproc` processes that it starts, or as one of those that `torchrun` started. A killed
-    run resumes from the last checkpoint in `work`, and a longer one from a checkpoint of an identical run in the folders
-    `earlier`; on a CPU either ends in the same bytes as one that ran without interruption. Raises `ParamsError` if the
-    settings do not fit the data, `NotCertifiedError` unless the certificate says that this very model, with the present code,
-    cannot see the tokens it is to predict, and what `train` raises.
+    Runs in this process, in `config.nproc` processes that it starts, or as one of those started by `torchrun`. A killed run
+    resumes from the last checkpoint in `work`, and a longer one from a checkpoint of an identical run in the folders `earlier`; on
+    a CPU both produce the same bytes as an uninterrupted run. Raises `ParamsError` if the settings do not fit the data,
+    `NotCertifiedError` unless the certificate says that this model, with the present code, cannot see the tokens that it predicts,
+    and whatever `train` raises.
     """
     check_team(config, model.optimizer, config.nproc)
     if config.nproc > 1 and not is_launched():
@@ -80,7 +80,7 @@ def _write(run: Run, model: Model, data: Shards, trained: Path, timing: Path) ->
     save_model(trained, run.model, model.architecture, data.vocab_size, run.config.context_length, data.tokenizer)
     shutil.copyfile(run.work / METRICS, trained / METRICS)
     *times, last = read_jsonl(run.work / TIMING)
-    digest = read_json(trained / CONFIG)["sha256"]  # which tells these times from those of other weights
+    digest = read_json(trained / CONFIG)["sha256"]  # ties these times to these weights
     write_jsonl(timing, [*times, {**last, "model_sha256": digest}])
     final = read_jsonl(trained / METRICS)[-1]
     print(

@@ -1,8 +1,8 @@
-"""Which checkpoints a run may resume from: those that are whole, and those of an identical run.
+"""Which checkpoints a run may resume from: intact ones of an identical run.
 
-Up to a step a run is fixed by model, data, seed, batches and the learning rates so far. A later `hard_stop`, or with the
-schedule `wsd` a later horizon, leaves all of that as it was, so a longer run need not start from scratch: it takes the newest
-checkpoint of an earlier run that is also one of its own (`warm_start`), and ends in the same bytes as if it had not.
+Up to a given step a run is determined by model, data, seed, batches and the learning rates so far. A later `hard_stop`, or with the
+schedule `wsd` a larger `max_steps`, changes none of these, so a longer run need not start from scratch: it resumes from the newest
+checkpoint of an earlier run that is also valid for itself (`warm_start`), and ends in the same bytes as a run from scratch.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ from stacklm.train.optimizer import lr_factor
 STATE, HASHES = "state.json", "hashes.json"
 NAME = re.compile(r"step-(\d{8,})")
 CURVE = ("max_steps", "warmup_steps", "lr_schedule", "decay_fraction", "final_lr_fraction")
-"""What fixes the learning rates: compared by the rates that it led to."""
+"""Settings of the learning rates: compared by the resulting rates."""
 ROUNDING = ("micro_batch_size", "activation_checkpointing", "compile", "threads", "device", "nproc", "strategy")
-"""What changes results by rounding."""
+"""Settings that change results by rounding."""
 UPKEEP = ("hard_stop", "checkpoint_every", "keep_checkpoints", "keep_every", "resume")
-"""What changes no result."""
+"""Settings that change no result."""
 ROWS = ("eval_every", "eval_tokens")
-"""What changes no weights, but the rows of the metrics."""
+"""Settings that change no weights, only the rows of the metrics."""
 
 
 class DamagedError(Exception):
-    """A checkpoint whose files are not what was written."""
+    """A checkpoint whose files are not as written."""
 
 
 def step_of(folder: Path) -> int:
-    """The step of a checkpoint, by its name."""
+    """The step of a checkpoint, from its name."""
     return int(folder.name.removeprefix("step-"))
 
 
 def saved(checkpoints: Path) -> list[Path]:
-    """The checkpoints in a folder, by step. Anything else that lies there is left alone."""
+    """The checkpoints in a folder, by step. Other files are ignored."""
     found = checkpoints.iterdir() if checkpoints.is_dir() else ()
     return sorted((path for path in found if NAME.fullmatch(path.name) and path.is_dir()), key=step_of)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """The state of a checkpoint. Raises `DamagedError` where it is missing, or not of the form that was written."""
+    """The state of a checkpoint. Raises `DamagedError` if it is missing or malformed."""
     state = _read_object(folder / STATE)
     progress = state.get("progress")
     if not isinstance(progress, dict) or progress.keys() != {"step", "tokens", "seconds"}:
@@ -73,9 +73,9 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def verify(folder: Path) -> dict[str, Any]:
-    """The state of a checkpoint in which everything that is read is covered by a hash, and every hash is right.
+    """The state of a checkpoint, after checking that a hash covers every file that would be read, and that all hashes match.
 
-    Raises `DamagedError` otherwise: for a tensor file that was not written with it too, since it would be read.
+    Raises `DamagedError` otherwise, also for a tensor file that does not belong to the checkpoint, since it would be read.
     """
     hashes = _read_object(folder / HASHES)
     for file, written in hashes.items():
@@ -112,7 +112,7 @@ def _is_plain_name(name: Any) -> bool:
 
 
 def incompatible_fields(then: Mapping[str, Any], now: Mapping[str, Any], step: int) -> Differences:
-    """What sets two identities apart after `step` steps by more than rounding: dotted keys with both values."""
+    """The fields in which two identities differ after `step` steps by more than rounding: dotted keys with both values."""
     ignored = {f"train.{key}" for key in (*ROUNDING, *UPKEEP, *ROWS)}
     if _same_rates(then.get("train"), now.get("train"), step):
         ignored |= {f"train.{key}" for key in CURVE}
@@ -120,7 +120,7 @@ def incompatible_fields(then: Mapping[str, Any], now: Mapping[str, Any], step: i
 
 
 def rounding_fields(then: Mapping[str, Any], now: Mapping[str, Any]) -> Differences:
-    """What sets two identities apart by rounding."""
+    """The fields in which two identities differ by rounding."""
     return {key: values for key, values in differing_fields(then, now).items() if key.removeprefix("train.") in ROUNDING}
 
 
@@ -133,10 +133,10 @@ def _same_rates(then: Any, now: Any, step: int) -> bool:
 
 
 def warm_start(work: Path, earlier: Iterable[Path], identity: Mapping[str, Any], config: Train) -> None:
-    """Put the newest checkpoint of `earlier` work folders that is also one of this run into `work`, with its rows.
+    """Copy the newest checkpoint of the `earlier` work folders that is valid for this run to `work`, with its log rows.
 
-    Nothing is done where `work` has a checkpoint of its own, and none is taken that is damaged or whose rows are. The row of
-    times at that step notes it as `goes_on_from`.
+    Does nothing if `work` has a checkpoint of its own; damaged checkpoints, or ones with damaged rows, are skipped. The timing row
+    of that step records the source as `goes_on_from`.
     """
     if saved(work / "checkpoints"):
         return
@@ -150,19 +150,19 @@ def warm_start(work: Path, earlier: Iterable[Path], identity: Mapping[str, Any],
         write_jsonl(work / name, rows)
     try:
         publish(folder, work / "checkpoints" / folder.name)
-    except FileNotFoundError:  # whoever works there has removed it meanwhile
+    except FileNotFoundError:  # the run that uses that folder has removed it meanwhile
         return
     print(f"resuming from a checkpoint of an identical run at step {step:,} ({other.name})")
 
 
 def _by_step(earlier: Iterable[Path]) -> list[Path]:
-    """The checkpoints of those work folders, the newest first."""
+    """The checkpoints of those work folders, newest first."""
     folders = (folder for work in earlier for folder in saved(work / "checkpoints"))
     return sorted(folders, key=lambda folder: (step_of(folder), folder), reverse=True)
 
 
 def _rows_of(folder: Path, identity: Mapping[str, Any], config: Train) -> tuple[list[dict], list[dict]] | None:
-    """The rows of metrics and times that lead to a checkpoint; None unless it leads on to what `identity` is."""
+    """The metrics and timing rows up to a checkpoint; None unless a run of this `identity` may resume from it."""
     step, work = step_of(folder), folder.parent.parent
     if not 0 < step <= config.last_step:
         return None
@@ -176,21 +176,21 @@ def _rows_of(folder: Path, identity: Mapping[str, Any], config: Train) -> tuple[
     except (DamagedError, CheckpointError):
         return None
     metrics = _until(metrics, step, config)
-    if step == config.last_step and "valid_loss" not in metrics[-1]:  # of a run that did not stop there
+    if step == config.last_step and "valid_loss" not in metrics[-1]:  # from a run that did not stop there
         return None
     steps = {row["step"] for row in metrics}
     return metrics, [row for row in timing if row["step"] in steps]
 
 
 def _same_rows(then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether the rows of the one hold those of the other."""
+    """Whether the rows of `then` include those of `now`."""
     before, after = then["train"], now["train"]
     every, earlier = row_every(after["max_steps"]), row_every(before["max_steps"])
     return all(before.get(key) == after[key] for key in ROWS) and every % earlier == 0
 
 
 def _until(rows: list[dict[str, Any]], step: int, config: Train) -> list[dict[str, Any]]:
-    """The rows up to a step as this run would have written them: the earlier one validated at its end."""
+    """The rows up to a step as this run would have written them: the earlier one also validated at its own end."""
     kept = []
     for row in (row for row in rows if row["step"] <= step):
         if row["step"] % config.eval_every and row["step"] != config.last_step:

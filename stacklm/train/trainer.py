@@ -1,6 +1,6 @@
 """The training loop.
 
-A `Run` is put together from its settings; `train` is its loop, `train_step` one optimizer step.
+A `Run` is built from its settings; `train` is its loop, `train_step` one optimizer step.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ from stacklm.train.optimizer import AfterBackward, InBackward, build_optimizer, 
 from stacklm.train.validate import Score
 
 MOST_SKIPPED = 10
-"""Steps in a row that may be skipped before the run is given up."""
+"""Consecutive steps that may be skipped before the run is given up."""
 
 
 class Run:
-    """A model with fresh weights, as the settings fix them, and all that its training needs.
+    """A model with fresh weights, determined by the settings, and everything needed to train it.
 
-    `name` stands on the progress bar, `validate` scores a model, `probe_BT` are the ids by which its health is measured, `identity`
-    says which checkpoints are its own, `work` keeps all it needs to resume. The model is drawn on the CPU, so it is the same for
-    every device and every process of a team; what is random later, such as dropout, differs.
+    `name` labels the progress bar, `validate` scores a model, `probe_BT` are the ids used for its health metrics, `identity`
+    determines which checkpoints it may resume from, and `work` holds everything needed to resume. Weights are drawn on the CPU, so
+    they are the same on every device and process of a team; later random numbers, such as those of dropout, differ.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Run:
 
 
 class Update(NamedTuple):
-    """An optimizer step that was asked of the device: its number, learning rate, and figures that are still to come."""
+    """An optimizer step queued on the device: its number, learning rate, and pending loss and gradient norm."""
 
     step: int
     lr: float
@@ -103,9 +103,10 @@ class Update(NamedTuple):
 def train_step(run: Run, step: int, watch: bool = False, lr_share: float | None = None) -> Update:
     """One optimizer step, the one that leads to `step`, on the mean loss of its batch over all targets, in nats per token.
 
-    The batch goes through the model `micro_batch_size` rows at a time, and gradients add up. Processes of a team take their share
-    of the rows each, and average gradients at the last backward pass. The loss is that before the update. The learning rate is
-    `lr_share` of its peak, by default what the schedule says. With `watch` the model's health sees gradients and updates.
+    The batch passes through the model in micro-batches of `micro_batch_size` rows, with gradient accumulation. Each process of a
+    team takes its share of the rows; gradients are averaged in the last backward pass. The loss is that before the update. The
+    learning rate is `lr_share` of its peak, by default that of the schedule. With `watch`, health metrics of gradients and
+    updates are recorded.
     """
     config, objective, stepper = run.config, run.objective, run.stepper
     set_lr(run.optimizer, lr_factor(step, config) if lr_share is None else lr_share)
@@ -135,11 +136,11 @@ def train_step(run: Run, step: int, watch: bool = False, lr_share: float | None 
 def train(run: Run) -> None:
     """Train to `config.last_step`, from the newest checkpoint in `work/checkpoints` or from the start.
 
-    Writes `work/metrics.jsonl`, equal in equal runs, and `work/timing.jsonl`, which varies: a row for every step of a
-    short run, for about 2,000 steps of a long one. Step 0 is the untrained model. The figures of a step are read while
-    the next one is under way. All processes of a team call this; the main one writes and shows progress. Raises
-    `NonFiniteError` before an update that would spoil the model, and `Interrupted` after SIGINT or SIGTERM to any process,
-    with a checkpoint of the step that was under way.
+    Writes `work/metrics.jsonl`, identical in equal runs, and `work/timing.jsonl`, which varies: a row for every step of a short
+    run, for about 2,000 steps of a long one. Step 0 is the untrained model. The metrics of a step are read from the device while
+    the next one runs. All processes of a team call this; the main one writes logs and shows progress. Raises `NonFiniteError`
+    before an update that would make weights NaN or Inf, and `Interrupted` after SIGINT or SIGTERM to any process, with a
+    checkpoint of the step in progress.
     """
     config, team = run.config, run.team
     run.model.train()
@@ -214,13 +215,13 @@ def train(run: Run) -> None:
 
 
 def is_milestone(step: int, config: Train) -> bool:
-    """Whether the checkpoint of a step is kept for good; with `wsd` the one that any longer run can resume from is."""
+    """Whether the checkpoint of a step is kept permanently; with `wsd` also that at the end of the plateau, for longer runs."""
     every = config.keep_every
     return bool(every and step % every == 0) or (config.lr_schedule == "wsd" and step == plateau_end(config))
 
 
 class Reader:
-    """Reads the figures of updates, one after the other, and decides whether the run may continue."""
+    """Reads the loss and gradient norm of each update from the device, and decides whether the run may continue."""
 
     def __init__(self, run: Run) -> None:
         self.pending: Update | None = None
@@ -229,7 +230,7 @@ class Reader:
         self._skipped = 0
 
     def read(self) -> dict[str, float]:
-        """The figures of the pending update; none where there is none. Raises `NonFiniteError` where the run must stop."""
+        """The metrics of the pending update, if any. Raises `NonFiniteError` if the run must stop."""
         update, self.pending = self.pending, None
         if update is None:
             return {}
@@ -243,7 +244,7 @@ class Reader:
         return {"train_loss": loss, "lr": update.lr, "grad_norm": norm}
 
     def _not_finite(self, update: Update, loss: float, norm: float) -> None:
-        """Record what is needed to repeat the step; return only where the policy is to skip it."""
+        """Record what is needed to reproduce the step; return only if the policy is to skip it."""
         path, config = self._run.work / NON_FINITE, self._run.config
         sequences = self._run.batches.indices(update.step - 1)
         note = {"step": update.step, "train_loss": str(loss), "lr": update.lr, "grad_norm": str(norm), "sequences": sequences}
@@ -267,9 +268,9 @@ class Reader:
 
 
 class Prefetch(TrainBatches):
-    """The same batches, the next one made by a thread while the device works on this one.
+    """The same batches, with the next one prepared by a thread while the device computes on the current one.
 
-    Asked for in another order they are made on the spot. For a GPU they lie in pinned memory, from which copies run in parallel.
+    Batches requested out of order are prepared on demand. For a GPU they are in pinned memory, for asynchronous copies.
     """
 
     def __init__(self, *arguments: Any, device: torch.device) -> None:

@@ -23,9 +23,9 @@ Batches = Iterable[Batch]
 
 @dataclass(frozen=True)
 class Score:
-    """Sums over scored tokens: `nats` over all of them, `text_nats` over those that stand for `bytes` of text.
+    """Sums over scored tokens: `nats` over all of them, `text_nats` over those that represent text, `bytes` long in total.
 
-    Special tokens stand for no text: they count in the loss, and neither in bits per byte nor in word perplexity.
+    Special tokens represent no text: they count in the loss, but neither in bits per byte nor in word perplexity.
     """
 
     tokens: int
@@ -52,9 +52,9 @@ def validate(
     tokens: int,
     team: ProcessGroup = SINGLE,
 ) -> Score:
-    """Score the first `tokens` of the stream, or all where it has fewer; the processes of a team share the work.
+    """Score the first `tokens` of the stream, or all if it has fewer; the processes of a team share the work.
 
-    But for rounding the result depends neither on the batch size nor on the team, and all of a team have the same.
+    Up to rounding the result depends neither on the batch size nor on the team; all processes return the same.
     """
     batches = _shared(_first(evaluation_batches(stream, context, batch_size), tokens), team)
     scores = team.gather(lambda: score(model, batches, token_bytes_V))
@@ -64,7 +64,7 @@ def validate(
 def score(model: LanguageModel, batches: Batches, token_bytes_V: np.ndarray) -> Score:
     """Score batches of inputs, targets and mask [B, T] where the mask is true, in evaluation mode.
 
-    Sums are taken in float64, so they depend on how tokens are batched only by the rounding of single losses.
+    Sums are in float64, so they depend on batching only through the rounding of individual losses.
     """
     was_training = model.training
     model.eval()
@@ -80,7 +80,7 @@ def score(model: LanguageModel, batches: Batches, token_bytes_V: np.ndarray) -> 
 
 @torch.no_grad()
 def scored_tokens(model: LanguageModel, batches: Batches, token_bytes_V: np.ndarray) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Of each batch the tokens where the mask is true, in order: nats in float64, ids, and bytes of text, [n] each, on the CPU."""
+    """For each batch the tokens where the mask is true, in order: nats in float64, ids and bytes of text, [n] each, on the CPU."""
     device = next(model.parameters()).device
     for inputs_BT, targets_BT, mask_BT in batches:
         nats_BT = token_losses(model, inputs_BT.to(device), targets_BT.to(device)).cpu()
@@ -91,8 +91,8 @@ def scored_tokens(model: LanguageModel, batches: Batches, token_bytes_V: np.ndar
 def _shared(batches: Batches, team: ProcessGroup) -> Iterator[Batch]:
     """Every n-th batch, for this one of n processes.
 
-    Where they do not come out even some have the last one once more, with no place to be scored: processes whose weights
-    are sharded make all their passes together.
+    If the batches do not divide evenly, some processes repeat the last one with an all-false mask: processes with sharded weights
+    must run all forward passes together.
     """
     batches = iter(batches)
     while taken := list(islice(batches, team.size)):
@@ -101,7 +101,7 @@ def _shared(batches: Batches, team: ProcessGroup) -> Iterator[Batch]:
 
 
 def _first(batches: Batches, tokens: int) -> Iterator[Batch]:
-    """The same batches, with the mask false after that many places, in order."""
+    """The same batches, with the mask false after that many positions."""
     left = tokens
     for inputs_BT, targets_BT, mask_BT in batches:
         yield inputs_BT, targets_BT, mask_BT & (torch.arange(mask_BT.numel()).view_as(mask_BT) < left)
