@@ -13,30 +13,30 @@ from stacklm.config.schema import Count, Natural, ParamsError, Share
 class StdlibSource:
     """The source text of the running interpreter's standard library, without tests and generated tables.
 
-    Files are cut at definitions into documents of at most 3 kB.
+    Files are split at definitions into documents of at most 3 kB.
     """
 
     kind: Literal["stdlib"] = "stdlib"
     max_bytes: Count = 8_000_000
-    """Files are taken by name as long as they fit into that many bytes."""
+    """Files are taken in order of name as long as they fit into that many bytes."""
 
 
 @dataclass(frozen=True)
 class FilesSource:
     """Local files: .txt, .md, .raw, .tokens, .jsonl, .parquet, each also as .gz or .zst.
 
-    With `document_bytes: 0` a file takes about 120 bytes of memory for each of its bytes.
+    With `document_bytes: 0` a file needs about 120 bytes of memory per byte.
     """
 
     paths: tuple[str, ...]
     """Paths or globs (`*`, `?`, `[...]`, `**`, `{a,b}`, `~`), relative to the project's root unless absolute."""
     kind: Literal["files"] = "files"
     text_column: str = "text"
-    """Where a .jsonl line or a .parquet row has its text; each of them is one document."""
+    """The text field of a .jsonl line or a .parquet row; each line or row is one document."""
     document_bytes: Natural = 16_384
-    """A .txt or .md file is cut at blank lines into documents of about that many bytes; 0: one document per file."""
+    """Split .txt and .md files at blank lines into documents of about that many bytes; 0: one document per file."""
     max_bytes: Count | None = None
-    """Bytes of text to read at most; null: everything."""
+    """Maximum bytes of text to read; null: everything."""
 
     def __post_init__(self) -> None:
         if not all(self.paths) or not self.paths:
@@ -45,7 +45,7 @@ class FilesSource:
 
 @dataclass(frozen=True)
 class HuggingFaceSource:
-    """A data set of the Hugging Face hub, at a pinned revision (a commit, not a branch)."""
+    """A data set of the Hugging Face hub at a pinned revision (a commit, not a branch)."""
 
     name: str
     """The data set's name on the hub, such as `wikimedia/wikipedia`."""
@@ -53,13 +53,13 @@ class HuggingFaceSource:
     """The commit of the data set, 40 hexadecimal digits."""
     kind: Literal["huggingface"] = "huggingface"
     config: str | None = None
-    """The data set's configuration, where it has several."""
+    """The data set's configuration, if it has several."""
     split: str = "train"
     """The data set's split."""
     text_column: str = "text"
     """The column of the text."""
     max_bytes: Count = 100_000_000
-    """Bytes of text to read at most."""
+    """Maximum bytes of text to read."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[0-9a-f]{40}", self.revision):
@@ -70,7 +70,7 @@ class HuggingFaceSource:
 
 @dataclass(frozen=True)
 class Data:
-    """Where the text comes from and how it is split. Near-duplicates are in one split."""
+    """Where the text comes from and how it is split. Near-duplicates are kept in the same split."""
 
     source: StdlibSource | FilesSource | HuggingFaceSource
     """Where the text comes from."""

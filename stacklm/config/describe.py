@@ -1,6 +1,6 @@
-"""The settings explained: every key with its type, default, allowed values and description, as YAML and as a JSON Schema.
+"""Reference of the settings: every key with its type, default, allowed values and description, as YAML and as a JSON Schema.
 
-Both are read off the dataclasses. A key's description is the string below it in its class, and that of `kind` is the
+Both are generated from the dataclasses. The description of a key is the string below it in its class; that of `kind` is the
 docstring of the class.
 """
 
@@ -45,12 +45,12 @@ def summary(kind: type) -> str:
 
 
 def explained(params: Params) -> str:
-    """The settings in full as YAML, defaults filled in, each key explained by a comment where it first occurs."""
+    """All settings as YAML, with defaults filled in and a comment on each key where it first occurs."""
     return "\n".join(_mapping(Params, params, "", set())) + "\n"
 
 
 def json_schema() -> dict[str, Any]:
-    """A JSON Schema (draft 2020-12) of params.yaml, for editors. It holds what can be said of one key at a time."""
+    """A JSON Schema (draft 2020-12) of params.yaml, for editors. It covers constraints on single keys only."""
     definitions: dict[str, Any] = {}
     schema: dict[str, Any] = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "params.yaml of stacklm"}
     schema |= _object(Params, definitions)
@@ -59,7 +59,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _fields(kind: type) -> Iterator[tuple[str, Any, Any]]:
-    """Field, type and default (`MISSING` where there is none) of each key."""
+    """Field, type and default (`MISSING` if there is none) of each key."""
     hints = typing.get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
         if not field.metadata.get("hidden"):
@@ -75,7 +75,7 @@ def _members(kind: Any) -> dict[str, type]:
 
 
 def _mapping(kind: type, value: Any, indent: str, seen: set[type], kinds: Iterable[str] = ()) -> Iterator[str]:
-    """The lines of a dataclass; `kinds` are those that its `kind` may be."""
+    """The lines of a dataclass; `kinds` are the allowed values of its `kind`."""
     new = kind not in seen
     seen.add(kind)
     for name, hint, default in _fields(kind):
@@ -104,7 +104,7 @@ def _mapping(kind: type, value: Any, indent: str, seen: set[type], kinds: Iterab
 
 
 def _keys(kind: type, indent: str, lead: str, seen: set[type]) -> Iterator[str]:
-    """Comments about the keys of a kind that is not in use, or of the items of a list."""
+    """Comments on the keys of a kind that is not in use, or of list items."""
     if kind in seen:
         return
     seen.add(kind)
@@ -145,13 +145,13 @@ def _type_words(hint: Any) -> str:
 
 
 def _scalar(value: Any) -> str:
-    """A value as YAML; texts without quotes where nothing else could be read."""
+    """A value as YAML; strings are unquoted where this is unambiguous."""
     plain_text = isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w.-]*", value) and value.lower() not in OTHERWISE_READ
     return value if plain_text else json.dumps(value, ensure_ascii=False)
 
 
 def _object(kind: type, definitions: dict[str, Any], tag: bool = False) -> dict[str, Any]:
-    """The schema of a dataclass; with `tag` its `kind` has to be there, to tell it from others."""
+    """The schema of a dataclass; with `tag` its `kind` is required, to distinguish it from others."""
     fields = list(_fields(kind))
     properties = {}
     for name, hint, default in fields:
@@ -164,7 +164,7 @@ def _object(kind: type, definitions: dict[str, Any], tag: bool = False) -> dict[
 
 def _reference(kind: type, definitions: dict[str, Any], tag: bool = False) -> dict[str, str]:
     if kind.__name__ not in definitions:
-        definitions[kind.__name__] = {}  # its place; no dataclass holds itself
+        definitions[kind.__name__] = {}  # a placeholder, for the order; no dataclass contains itself
         definitions[kind.__name__] = {"description": summary(kind), **_object(kind, definitions, tag)}
     return {"$ref": f"#/$defs/{kind.__name__}"}
 
@@ -181,7 +181,7 @@ def _schema(hint: Any, definitions: dict[str, Any], default: Any = None) -> dict
         return {}
     if origin is dict:
         return {"type": "object", "additionalProperties": _schema(arguments[1], definitions)}
-    if members := _members(hint):  # a section without its kind is of the default's
+    if members := _members(hint):  # a section without `kind` is of the default's kind
         untagged = getattr(default, "kind", None)
         return {"oneOf": [_reference(member, definitions, tag=name != untagged) for name, member in members.items()]}
     if origin in (Union, types.UnionType):

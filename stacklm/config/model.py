@@ -1,7 +1,7 @@
 """Section `models`: what is compared, one named entry each.
 
-An entry is an architecture with the optimizer settings tuned for it; everything that a fair comparison
-shares (data, budget, seed, schedule) is in section `train`.
+An entry is an architecture with the optimizer settings tuned for it. What must be equal for a fair comparison (data, budget, seed,
+schedule) is set elsewhere, mostly in section `train`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from stacklm.config.schema import Natural, ParamsError, Range, Size, nearest
 from stacklm.files import project_root
 
 DEEPEST = 1024
-"""Stacks or blocks in series, each built one by one."""
+"""Maximum stacks or blocks in series; each is built separately."""
 WIDEST = 2**22
-"""Features that a stack may give, and that the queries of its heads may have together."""
+"""Maximum width of a stack's output, and of all its heads' queries together."""
 Heads = Annotated[int, Range(1, 2**12)]
 ConvSize = Annotated[int, Range(1, 16)]
 Role = Literal["embedding", "matrix", "vector", "head"]
-"""Of a parameter, which decides how an optimizer treats it."""
+"""The role of a parameter determines how an optimizer treats it."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Stack:
     layers: Annotated[int, Range(1, 2**16)]
     """N, the parallel layers of the stack."""
     features: Size
-    """d, the features that each layer gives."""
+    """d, the features that each layer emits."""
     d_ff: Size
-    """Hidden width of the mix that follows; of the one feed-forward network unless ffn is per_layer."""
+    """Hidden width of the mix, or of the feed-forward network unless ffn is per_layer."""
 
     def __post_init__(self) -> None:
         if self.width > WIDEST:
@@ -55,13 +55,13 @@ class PublishedAttention:
 
 @dataclass(frozen=True)
 class FactoredAttention:
-    """Each head maps x to d features by a matrix of its own, which stands for value, output and reduction; no biases."""
+    """Each head maps x to d features by one matrix, which replaces value, output projection and reduction; no biases."""
 
     kind: Literal["factored"] = "factored"
     qk_head_dim: Size | None = None
-    """Dim of a head's queries and keys; null: d_model / n_heads."""
+    """Head dim of queries and keys; null: d_model / n_heads."""
     rope: bool = False
-    """Rotary positions turn queries and keys, and none are added to the embedding."""
+    """Rotary position embedding of queries and keys, instead of positions added to the embedding."""
     qk_norm: bool = False
     """Normalize queries and keys."""
     kv_sharing: Literal["none", "stack"] = "none"
@@ -70,32 +70,32 @@ class FactoredAttention:
 
 @dataclass(frozen=True)
 class Stacked:
-    """The stacked-parallel decoder; every setting below `stacks` is by default as published. See docs/variants.md."""
+    """The stacked-parallel decoder; all settings below `stacks` default to the published form. See docs/variants.md."""
 
     d_model: Size
-    """Features of the embedding, and of every stack but the last."""
+    """Width of the embedding, and of every stack except the last."""
     n_heads: Heads
     """Attention heads of each layer."""
     stacks: tuple[Stack, ...]
     """The stacks in series."""
     kind: Literal["stacked"] = "stacked"
     attention: PublishedAttention | FactoredAttention = PublishedAttention()
-    """published, or factored: leaner, with more settings."""
+    """published, or factored: fewer matrices, more settings."""
     ffn: Literal["per_layer", "relu2", "swiglu"] = "per_layer"
-    """per_layer: a small one in every layer, then a mix of two maps. Else the mix is one map, and one such network follows it."""
+    """per_layer: a small network in every layer, then a mix of two maps. Else the mix is one map, followed by one such network."""
     residual: bool = False
-    """Whether a stack's output is added to its input or takes its place."""
+    """Whether a stack's output is added to its input or replaces it."""
     skip_connections: Literal["none", "input", "dense", "dynamic"] = "none"
-    """What a stack reads besides the output of the one before. input: x_0; dense: all those before; dynamic: these, each with a
-    weight that depends on the token, and the head reads so, too."""
+    """Inputs of a stack besides the previous output. input: x_0; dense: all earlier outputs; dynamic: these, each with a weight
+    that depends on the token, also for the head."""
     conv_size: ConvSize = 1
-    """Tokens that the short convolution at a stack's input spans. 1: none, 2: a token shift."""
+    """Width of the short convolution at a stack's input, in tokens. 1: none, 2: a token shift."""
     tie_embeddings: bool = False
-    """The head maps back to d_model and shares the embedding's rows; else it is as wide as the last stack."""
+    """Project to d_model and share the embedding's weights with the head; else the head is as wide as the last stack."""
     tokens_per_extra_stack: Natural = 0
-    """One more stack in the middle per that many tokens of context beyond the first; 0: never."""
+    """Add one stack in the middle per that many tokens of context beyond the first token; 0: never."""
     dropout: Annotated[float, Range(0, 0.99)] = 0.0
-    """Share of activations that are dropped in training."""
+    """Fraction of activations dropped in training."""
 
     def __post_init__(self) -> None:
         _check_heads(self.d_model, self.n_heads)
@@ -130,17 +130,17 @@ class Stacked:
 
     @property
     def qk_head_dim(self) -> int:
-        """K, the dim of a head's queries and keys."""
+        """K, the head dim of queries and keys."""
         chosen = self.attention.qk_head_dim if isinstance(self.attention, FactoredAttention) else None
         return chosen or self.d_model // self.n_heads
 
     @property
     def rope(self) -> bool:
-        """Whether positions turn queries and keys."""
+        """Whether queries and keys have rotary positions."""
         return isinstance(self.attention, FactoredAttention) and self.attention.rope
 
     def stacks_for(self, context: int) -> tuple[Stack, ...]:
-        """The stacks of a model for that many tokens, those of `tokens_per_extra_stack` among them."""
+        """The stacks of a model for that context length, including those added by `tokens_per_extra_stack`."""
         further = self._further(context)
         middle = (len(self.stacks) - 1) // 2
         return (*self.stacks[:middle], *(self.stacks[middle],) * (1 + further), *self.stacks[middle + 1 :])
@@ -158,7 +158,7 @@ class Dense:
     """A modern decoder: rotary positions, QK-norm, RMSNorm, no biases."""
 
     d_model: Size
-    """Features of the residual stream."""
+    """Width of the residual stream."""
     n_heads: Heads
     """Attention heads of each layer."""
     n_layers: Annotated[int, Range(1, DEEPEST)]
@@ -169,9 +169,9 @@ class Dense:
     ffn: Literal["relu2", "swiglu"] = "relu2"
     """The feed-forward network's activation."""
     conv_size: ConvSize = 1
-    """Tokens that the short convolution at an attention's input spans. 1: none, 2: a token shift."""
+    """Width of the short convolution at an attention's input, in tokens. 1: none, 2: a token shift."""
     tie_embeddings: bool = False
-    """The head shares the embedding's rows."""
+    """Share the embedding's weights with the head."""
     skip_connections: Literal["none", "dynamic"] = "none"
     """dynamic: a layer, and the head, also read all earlier outputs, each with a weight that depends on the token."""
 
@@ -187,21 +187,21 @@ class Dense:
 
 @dataclass(frozen=True)
 class Python:
-    """A model of your own, from one file. See docs/your-model.md."""
+    """Your own model, loaded from one file. See docs/your-model.md."""
 
     path: str
     """The file, relative to the project's root unless absolute."""
     class_: str
-    """The class in it, made as `class(vocab_size, context_length, **settings)`."""
+    """The class in that file, called as `class(vocab_size, context_length, **settings)`."""
     kind: Literal["python"] = "python"
     settings: dict[str, Any] = field(default_factory=dict, hash=False)
-    """Further arguments of the class. Experiments that hold a budget equal choose its `d_ff`, if it has one."""
+    """Further arguments of the class. Experiments at equal budgets choose its `d_ff`, if it has one."""
 
     def depth(self, context: int) -> None:
         """Not known."""
 
     def file(self, root: Path | None = None) -> Path:
-        """The whole path of the file, in the project of that root; by default in that around the current directory, if any."""
+        """The full path of the file in the project at `root`, by default the project around the current directory, if any."""
         return (root or project_root() or Path.cwd()) / Path(self.path).expanduser()
 
 
@@ -210,12 +210,12 @@ class HuggingFace:
     """An architecture of `transformers`, from its configuration, with fresh weights. See docs/your-model.md."""
 
     config: str
-    """The configuration's class, such as LlamaConfig."""
+    """The configuration class, such as LlamaConfig."""
     kind: Literal["huggingface"] = "huggingface"
     settings: dict[str, Any] = field(default_factory=dict, hash=False)
-    """Its arguments, besides the sizes of vocabulary and context."""
+    """Its arguments, except vocabulary size and context length."""
     roles: dict[str, Role] = field(default_factory=dict, hash=False)
-    """Roles of parameters by patterns of names, such as `"*.A_log": vector`, where that of their module is wrong."""
+    """Roles of parameters by name patterns, such as `"*.A_log": vector`, where the role by module type is wrong."""
 
     def depth(self, context: int) -> None:
         """Not known."""
@@ -225,10 +225,10 @@ Architecture = Stacked | Dense | Python | HuggingFace
 
 
 def own_code(architecture: Architecture, root: Path | None = None) -> dict[str, str]:
-    """The code outside of this package that a model runs: a hash of each function and class, and versions of packages.
+    """The code outside this package that a model runs: a hash of each function and class, and package versions.
 
-    Nothing for a model that is part of this package. `root` is that of the project, see `Python.file`. Raises `ParamsError` where
-    a file is missing or is no Python.
+    Empty for a model of this package. `root` is that of the project, see `Python.file`. Raises `ParamsError` if a file is missing
+    or not Python.
     """
     if isinstance(architecture, HuggingFace):
         return package_versions({"transformers"})
@@ -251,9 +251,9 @@ class Model:
     """One entry of the comparison."""
 
     architecture: Architecture
-    """What computes the logits."""
+    """The architecture that computes the logits."""
     optimizer: Optimizer = DEFAULT_OPTIMIZER
-    """How its weights follow their gradients, with the settings tuned for this architecture."""
+    """The optimizer, with the settings tuned for this architecture."""
 
 
 def _check_heads(width: int, heads: int) -> None:

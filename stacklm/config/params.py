@@ -1,4 +1,4 @@
-"""The whole of `params.yaml`: reading it, changing single values, and the checks that span sections."""
+"""All of `params.yaml`: reading it, changing single values, and checks across sections."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from stacklm.files import write_text
 
 PARAMS_FILE = "params.yaml"
 LARGEST_FILE = 2**20
-"""Bytes of a params file."""
+"""Maximum bytes of a params file."""
 DEEPEST = 32
-"""Nested mappings and lists of a params file."""
+"""Maximum nesting of mappings and lists in a params file."""
 LONGEST_NAME = 64
-"""Characters of a model's name, which stands in names of files beside prefixes, hashes and suffixes."""
+"""Maximum characters of a model's name, which is used in file names, with prefixes, hashes and suffixes."""
 NAME_PATTERN = "[A-Za-z][A-Za-z0-9_-]*"
 OTHERWISE_READ = frozenset(["y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan", "inf"])
-"""Words that a YAML 1.1 or 1.2 parser does not read as texts."""
+"""Words that a YAML 1.1 or 1.2 parser does not read as strings."""
 DEVICES = frozenset(["con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))])
-"""Names that no file of Windows can have."""
+"""Names that no file can have on Windows."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class Params:
     tokenizer: TokenizerConfig
     """The vocabulary."""
     train: Train
-    """The budget and schedule that all models share, and what a run may take of the machine."""
+    """The budget and schedule shared by all models, and the hardware that a run uses."""
     models: dict[str, Model]
     """What is compared, one named entry each."""
     seeds: tuple[Natural, ...]
-    """Each model is trained once with each of these: initial weights and the order of the sequences. A verdict needs three."""
+    """Each model is trained once per seed, which determines initial weights and sequence order. A verdict needs three."""
     evaluate: Evaluate
     """How a trained model is judged and sampled."""
 
@@ -71,7 +71,7 @@ class Params:
 
 
 def _check_names(names: Iterable[str]) -> None:
-    """Names of models are parts of file names, of stages and of keys that DVC looks up."""
+    """Check model names, which are used in file names, stage names and keys that DVC looks up."""
     folded: dict[str, str] = {}
     for name in names:
         key = f"models.{name[: 2 * LONGEST_NAME]}"
@@ -114,12 +114,12 @@ def _check_in_backward(key: str, train: Train) -> None:
 
 
 def load(path: Path) -> Params:
-    """Read and check a params file. Raises `ParamsError` with the place of the first thing wrong."""
+    """Read and check a params file. Raises `ParamsError` with the location of the first error."""
     return _parse_file(load_plain(path), path.name)
 
 
 def load_plain(path: Path) -> Any:
-    """The mappings, lists and scalars of a YAML file, unchecked. Raises `ParamsError` with the place of what is not plain data."""
+    """The mappings, lists and scalars of a YAML file, unchecked. Raises `ParamsError` with the location of anything else."""
     return _load_yaml(_read_text(path), path.name)
 
 
@@ -132,7 +132,7 @@ def parse(tree: Any, name: str = PARAMS_FILE) -> Params:
 
 
 def _parse_file(tree: Any, name: str) -> Params:
-    """`parse`, but a file has no `train.seed`: that is one of its `seeds`, different in each training."""
+    """`parse`, for a file, which must not have `train.seed`: each training run takes one of its `seeds`."""
     if isinstance(tree, dict) and isinstance(tree.get("train"), dict) and "seed" in tree["train"]:
         raise ParamsError(f"{name}: train.seed: write `seeds: [{shown(tree['train']['seed'])}]` beside `models` instead")
     return parse(tree, name)
@@ -149,8 +149,8 @@ def section(params: Params, key: str) -> Any:
 def set_values(path: Path, assignments: Iterable[str]) -> Params:
     """Write `key.path=value` assignments into a params file, keeping its comments and order.
 
-    The result is checked as a whole before anything is written. A key that the file leaves at its default may be
-    set too. Raises `ParamsError` as `load` does, or where an assignment is not of the form `key=value`.
+    The whole result is checked before anything is written. Keys that are missing from the file may be set too. Raises `ParamsError`
+    as `load` does, or if an assignment is not of the form `key=value`.
     """
     params, text = _with_values(path, assignments)
     write_text(path, text)
@@ -158,7 +158,7 @@ def set_values(path: Path, assignments: Iterable[str]) -> Params:
 
 
 def preview(path: Path, assignments: Iterable[str]) -> Params:
-    """What `set_values` would make of a params file, which stays as it is. Raises the same errors."""
+    """The result of `set_values`, without writing the file. Raises the same errors."""
     return _with_values(path, assignments)[0]
 
 
@@ -168,7 +168,7 @@ def _with_values(path: Path, assignments: Iterable[str]) -> tuple[Params, str]:
     text = _read_text(path)
     tree = _load_yaml(text, path.name)
     if not isinstance(tree, dict):
-        parse(tree, path.name)  # raises the error that it has without assignments
+        parse(tree, path.name)  # raises the same error as without assignments
     yaml = YAML(pure=True)  # the round-trip kind: comments survive
     yaml.width = 4096
     tree = yaml.load(text)
@@ -182,7 +182,7 @@ def _with_values(path: Path, assignments: Iterable[str]) -> tuple[Params, str]:
 
 
 def read_value(assignment: str) -> tuple[str, Any]:
-    """Key and value of `key.path=value`. Raises `ParamsError` where it is not of that form."""
+    """Key and value of `key.path=value`. Raises `ParamsError` if it is not of that form."""
     key, equals, value = assignment.partition("=")
     if not equals or not all(key.split(".")):
         raise ParamsError(f"--set {assignment!r}: write it as key=value, such as train.max_steps=200")
@@ -190,7 +190,7 @@ def read_value(assignment: str) -> tuple[str, Any]:
 
 
 def assign(tree: Any, names: list[str], value: Any, where: str) -> None:
-    """Put a value at a place in nested mappings and lists; mappings on the way that are left at their defaults are made."""
+    """Set a value in nested mappings and lists; missing mappings on the way are created."""
     name: Any
     for i, name in enumerate(names):
         last = i == len(names) - 1
@@ -208,7 +208,7 @@ def assign(tree: Any, names: list[str], value: Any, where: str) -> None:
 
 
 def _read_text(path: Path) -> str:
-    """The text of a params file. Raises `ParamsError` where there is none."""
+    """The text of a params file. Raises `ParamsError` if it cannot be read."""
     try:
         if path.exists() and not path.is_file():
             raise ParamsError(f"{path}: not a regular file")
@@ -227,10 +227,10 @@ def _read_text(path: Path) -> str:
 
 
 def _load_yaml(text: str, name: str) -> Any:
-    """YAML 1.2, as DVC reads it: `1e-3` is a number and `no` is a text.
+    """Load YAML 1.2, as DVC reads it: `1e-3` is a number and `no` is a string.
 
-    `name` says in messages where the text is from. Raises `ParamsError` for what is not plain data: aliases (which may
-    repeat or contain themselves without end), tags, directives, several documents, nesting beyond `DEEPEST`.
+    `name` is the source named in messages. Raises `ParamsError` for anything but plain data: aliases (which may expand without
+    limit or contain themselves), tags, directives, several documents, nesting beyond `DEEPEST`.
     """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -252,12 +252,12 @@ def _load_yaml(text: str, name: str) -> Any:
         KeyError,
         AttributeError,
         IndexError,
-    ) as error:  # of a date, a number, a key that is a mapping
+    ) as error:  # from a date, a number, a key that is a mapping
         raise ParamsError(f"{name}: not valid YAML: {error}") from None
 
 
 def _check_event(event: Any, depth: int) -> int:
-    """The nesting after an event of ruamel's parser. Raises `ParamsError` for one that plain data does not have."""
+    """The nesting depth after an event of ruamel's parser. Raises `ParamsError` for one that does not occur in plain data."""
     from ruamel.yaml import events
 
     line = f"line {event.start_mark.line + 1}"

@@ -1,8 +1,8 @@
 """A strict reader of plain mappings into frozen dataclasses.
 
-Everything that YAML can say and a dataclass cannot hold is an error that names the key, the value,
-what is allowed and, for an unknown key, the nearest known one. Nothing is converted silently,
-except that a whole number may stand where a float is asked for. A number is only accepted if a tensor can hold it.
+Anything in the YAML that the dataclasses do not allow is an error that names the key, the value, what is allowed and, for an
+unknown key, the nearest known one. Nothing is converted silently, except that an integer is accepted as a float. A number is only
+accepted if a tensor can hold it.
 """
 
 from __future__ import annotations
@@ -65,15 +65,15 @@ RENAMED = {
     "all": "dense",
     "layer": "none",
 }
-"""Keys and values of earlier versions: the error about one names what took its place."""
+"""Keys and values of earlier versions: the error about one names its replacement."""
 LARGEST_INT = 2**63 - 1
-"""Of torch's and DVC's whole numbers."""
+"""The largest integer of torch and DVC."""
 FLOAT32 = 2.0**-126, 2.0**127
-"""Smallest and largest magnitude, to a power of two, that float32 holds at full precision. Weights are updated in it."""
+"""Smallest and largest power of two that float32 represents at full precision; weights are updated in float32."""
 
 
 class ParamsError(ValueError):
-    """A setting that cannot be used; the message says which one and what would be."""
+    """An invalid setting; the message says which one and what is valid."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Range:
 Count = Annotated[int, Range(1)]
 """A whole number of at least 1."""
 Size = Annotated[int, Range(1, 2**20)]
-"""A dimension of a tensor, small enough that the product of those of one weight stays within 64 bits."""
+"""A tensor dimension, bounded so that the number of elements of a weight fits into 64 bits."""
 Natural = Annotated[int, Range(0)]
 """A whole number of at least 0."""
 Positive = Annotated[float, Range(0, open_low=True)]
@@ -109,7 +109,7 @@ Share = Annotated[float, Range(0, 1)]
 def read(kind: type[T], value: Any, key: str = "") -> T:
     """Build `kind` from plain `value` (mappings, lists, scalars).
 
-    `key` is the dotted place of `value` in the settings, used in messages.
+    `key` is the dotted key of `value` in the settings, used in messages.
     Raises `ParamsError` for an unknown key, a missing key, a wrong type or a value out of bounds.
     """
     return _read(kind, value, key)
@@ -158,12 +158,12 @@ def plain(value: Any) -> Any:
 
 
 def key_of(field: str) -> str:
-    """The key of a field: its name, without the underscore that keeps it apart from a word of Python, as in `class_`."""
+    """The key of a field: its name, without the trailing underscore that avoids a Python keyword, as in `class_`."""
     return field.removesuffix("_")
 
 
 def default_of(field: dataclasses.Field) -> Any:
-    """A field's default; `dataclasses.MISSING` where it has none."""
+    """A field's default; `dataclasses.MISSING` if it has none."""
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
@@ -179,7 +179,7 @@ def flatten(tree: Any, key: str = "") -> dict[str, Any]:
 
 
 def differing_fields(before: Any, after: Any) -> Differences:
-    """All that sets two nested plain mappings apart: dotted keys with both values, None where one has no such key."""
+    """The differences between two nested plain mappings: dotted keys with both values, None where a key is missing."""
     old, new = flatten(before), flatten(after)
     return {key: (old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)}
 
@@ -201,18 +201,18 @@ def _read_dataclass(kind: Any, value: Any, key: str) -> Any:
         built[field.name] = _read(hints[field.name], _with_kind(item, field.default), _join(key, name))
     try:
         return kind(**built)
-    except ParamsError as error:  # raised by the section's own check of values that contradict each other
+    except ParamsError as error:  # from the section's own consistency checks
         raise ParamsError(f"{key}: {error}" if key else str(error)) from None
 
 
 def _with_kind(value: Any, default: Any) -> Any:
-    """A section that leaves out its `kind` is of the same one as if it were left out as a whole."""
+    """A section without `kind` gets the kind of the default."""
     kind = getattr(default, "kind", None)
     return {"kind": kind, **value} if kind and isinstance(value, Mapping) else value
 
 
 def _read_union(members: tuple[Any, ...], value: Any, key: str) -> Any:
-    """`X | None`, or dataclasses told apart by their `kind` field."""
+    """Read `X | None`, or one of several dataclasses by its `kind` field."""
     if value is None and type(None) in members:
         return None
     members = tuple(member for member in members if member is not type(None))
@@ -246,7 +246,7 @@ def _read_scalar(kind: Any, value: Any, key: str) -> Any:
     if kind in (int, float) and isinstance(value, int) and abs(value) > LARGEST_INT:
         raise ParamsError(f"{key}: {shown(value)} is not allowed; the largest whole number is 2**63 - 1")
     if kind is float:
-        if value and not FLOAT32[0] <= abs(value) <= FLOAT32[1]:  # NaN is not either
+        if value and not FLOAT32[0] <= abs(value) <= FLOAT32[1]:  # also true for NaN
             low, high = FLOAT32
             raise ParamsError(f"{key}: {value!r} is not allowed; float32 holds 0 and magnitudes from {low:.2g} to {high:.2g}")
         return value + 0.0  # an int becomes a float, and -0.0 is 0.0
@@ -256,7 +256,7 @@ def _read_scalar(kind: Any, value: Any, key: str) -> Any:
 
 
 def _read_plain(value: Any, key: str) -> Any:
-    """A value of any kind that JSON has as well: no dates or bytes, and no number that a tensor cannot hold."""
+    """Read a value of any JSON type: no dates or bytes, and no number that a tensor cannot hold."""
     if isinstance(value, Mapping):
         return _read(dict[str, Any], value, key)
     if isinstance(value, (list, tuple)):
@@ -270,7 +270,7 @@ def _read_plain(value: Any, key: str) -> Any:
 
 
 def _encodable(text: str) -> bool:
-    """Whether a file name, a JSON file and a command line can hold it."""
+    """Whether the text is valid in file names, JSON files and command lines."""
     try:
         return b"\0" not in text.encode()
     except UnicodeEncodeError:
@@ -294,7 +294,7 @@ def listed(names: typing.Iterable[object]) -> str:
 
 
 def nearest(name: object, names: typing.Iterable[object]) -> str:
-    """The hint for an unknown name: what it is called now, or the known one spelt most like it."""
+    """A hint for an unknown name: its new name if it was renamed, or the known name with the most similar spelling."""
     known = [str(one) for one in names]
     if isinstance(name, str) and RENAMED.get(name) in known:
         return f" (`{name}` is `{RENAMED[name]}` now)"
@@ -303,7 +303,7 @@ def nearest(name: object, names: typing.Iterable[object]) -> str:
 
 
 class _Short(reprlib.Repr):
-    """Values as Python writes them, shortened: a number may have thousands of digits, a list thousands of items."""
+    """Shortened `repr` of values: a number may have thousands of digits, a list thousands of items."""
 
     def __init__(self) -> None:
         super().__init__()

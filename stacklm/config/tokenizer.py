@@ -18,11 +18,11 @@ class TokenizerConfig:
     vocab_size: Annotated[int, Range(257, 2**24)]
     """Size of the vocabulary: special tokens, the 256 bytes and the merges."""
     pretokenizer: Literal["gpt2", "gpt4"] = "gpt4"
-    """gpt2: text is cut into words with their leading space. gpt4: digits also in groups of three, contractions in any case."""
+    """gpt2: split text into words with their leading space. gpt4: also digits in groups of three, contractions in any case."""
     special_tokens: tuple[str, ...] = (END_OF_TEXT,)
-    """Tokens that text never produces; the first one ends every document."""
+    """Tokens that are never produced from text; the first one ends every document."""
     min_frequency: Count = 2
-    """How often a pair must occur to be merged."""
+    """Minimum count of a pair to be merged."""
 
     def __post_init__(self) -> None:
         if self.special_tokens[:1] != (END_OF_TEXT,):

@@ -1,4 +1,4 @@
-"""Section `train`: the budget and schedule that all models share, and what a run may take of the machine."""
+"""Section `train`: the budget and schedule shared by all models, and the hardware that a run uses."""
 
 from __future__ import annotations
 
@@ -9,69 +9,69 @@ from stacklm.config.optimizer import AdamW, Optimizer
 from stacklm.config.schema import Count, Natural, ParamsError, Positive, Range, Share, Size
 
 MOST_TOKENS = 2**31
-"""Tokens of a step. Sizes of its tensors stay within 64 bits."""
+"""Maximum tokens per step, so that the sizes of its tensors fit into 64 bits."""
 Context = Annotated[int, Range(1, 2**24)]
-"""Tokens that a model sees at once."""
+"""Tokens that a model attends to."""
 
 
 @dataclass(frozen=True)
 class Train:
-    """The budget and schedule that all models share, and what a run may take of the machine.
+    """The budget and schedule shared by all models, and the hardware that a run uses.
 
     `micro_batch_size`, `activation_checkpointing`, `compile`, `nproc`, `strategy` and `threads` change memory, time and
-    rounding, nothing else. With `wsd` a later horizon, too, resumes from an earlier run.
+    rounding, nothing else. With `wsd` a run with a larger `max_steps` also resumes from an earlier one.
     """
 
     max_steps: Annotated[int, Range(1, 10**9)]
-    """The horizon: optimizer steps until the learning rate has come down."""
+    """The horizon: optimizer steps of the whole learning-rate schedule."""
     context_length: Context
-    """Tokens of a sequence."""
+    """Tokens per sequence."""
     global_batch_size: Size
     """Sequences per optimizer step."""
     micro_batch_size: Size
-    """Sequences per forward pass; gradients are accumulated over the rest of the batch."""
+    """Sequences per forward pass; gradients are accumulated over the batch."""
     seed: Natural = field(default=1, metadata={"hidden": True})
-    """Of the initial weights and of the order of the sequences: one of `seeds` of params.yaml, which has no such key here."""
+    """Seed of initial weights and sequence order: one of `seeds` in params.yaml, where this section has no such key."""
     hard_stop: Count | None = None
-    """Training ends at this step, before the horizon; a later one resumes from an earlier run on the same curve."""
+    """Stop at this step, before max_steps; a run with a later stop resumes from an earlier one with the same learning rates."""
     warmup_steps: Natural = 20
     """Steps over which the learning rate rises to its peak."""
     lr_schedule: Literal["cosine", "linear", "wsd"] = "cosine"
-    """How the learning rate falls after warm-up. wsd: it stays at the peak and decays linearly at the end."""
+    """How the learning rate falls after warm-up. wsd: stays at the peak and decays linearly at the end."""
     decay_fraction: Share = 0.2
-    """The last share of the horizon, in which wsd decays."""
+    """The last fraction of max_steps, in which wsd decays."""
     final_lr_fraction: Share = 0.1
-    """The learning rate at the horizon, as a fraction of its peak."""
+    """The learning rate at max_steps, as a fraction of its peak."""
     max_grad_norm: Positive | None = 1.0
-    """Gradients with a larger norm are scaled down to it; null: never."""
+    """Clip gradients to this global norm; null: never."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    """What to do where a loss or gradient becomes NaN or Inf: stop, or skip that batch."""
+    """What to do if a loss or gradient becomes NaN or Inf: stop, or skip that batch."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: products are computed in bfloat16; weights, sums and optimizer stay in float32."""
+    """bf16: matrix products in bfloat16; weights, sums and optimizer state stay in float32."""
     activation_checkpointing: Literal["none", "full"] = "none"
-    """full: only the input of every stack or block is kept, and the rest is computed again."""
+    """full: keep only the input of every stack or block, and recompute the rest in the backward pass."""
     compile: bool = False
-    """Compile the model with torch.compile: a slow start and faster steps."""
+    """Compile the model with torch.compile: slower start, faster steps."""
     nproc: Annotated[int, Range(1, 1024)] = 1
-    """Processes that share every batch, each with a GPU of its own if there are any."""
+    """Processes that share every batch, each with its own GPU if there are any."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    """ddp: each process has the whole model. fsdp: each keeps a part of weights and optimizer state."""
+    """ddp: each process has the whole model. fsdp: weights and optimizer state are sharded."""
     eval_every: Count = 50
-    """Steps between two measurements of the validation loss."""
+    """Steps between evaluations of the validation loss."""
     eval_tokens: Count = 32_768
-    """Validation tokens of each measurement."""
+    """Validation tokens per evaluation."""
     checkpoint_every: Count = 50
-    """Steps between two checkpoints."""
+    """Steps between checkpoints."""
     keep_checkpoints: Count = 2
-    """How many of the last checkpoints are kept, beside the best one."""
+    """Number of latest checkpoints to keep, besides the best one."""
     keep_every: Natural = 0
-    """Steps between checkpoints that are kept for good; 0: none."""
+    """Steps between checkpoints that are kept permanently; 0: none."""
     resume: Literal["bitwise", "compatible"] = "bitwise"
-    """bitwise: only from checkpoints that lead to the same bits. compatible: also from those that differ by rounding."""
+    """bitwise: only from checkpoints that lead to bitwise equal results. compatible: also from those that differ by rounding."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train; auto: a GPU if there is one."""
     threads: Annotated[int, Range(1, 256)] = 2
-    """CPU threads of each process. Fixed here and not taken from the machine: sums over threads differ in the last bit."""
+    """CPU threads per process. Fixed here, not taken from the machine, because sums over threads differ in the last bit."""
 
     def __post_init__(self) -> None:
         if self.tokens_per_step > MOST_TOKENS:
@@ -97,7 +97,7 @@ class Train:
 
     @property
     def batch_arithmetic(self) -> str:
-        """How a step comes to its tokens, in words."""
+        """How the tokens per step are made up, in words."""
         passes = -(-self.global_batch_size // (self.nproc * self.micro_batch_size))
         each = f", on each of {self.nproc} processes" if self.nproc > 1 else ""
         return (
@@ -124,12 +124,12 @@ PASSES = (
 
 
 def passes(train: Train) -> Train:
-    """Only the settings of a forward and backward pass: those of the schedule and the rest are as in the shortest training."""
+    """Only the settings that affect a forward and backward pass; all others are those of the shortest possible training."""
     return Train(max_steps=1, warmup_steps=0, **{name: getattr(train, name) for name in PASSES})
 
 
 def check_team(train: Train, optimizer: Optimizer, processes: int) -> None:
-    """Raise `ParamsError` unless so many processes can train a model with that optimizer together."""
+    """Raise `ParamsError` unless that many processes can train a model together with that optimizer."""
     if train.global_batch_size % processes:
         raise ParamsError(
             f"nproc: {processes} cannot share a batch of global_batch_size = {train.global_batch_size} sequences equally"
