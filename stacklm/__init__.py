@@ -4,16 +4,16 @@ import importlib
 import os
 from typing import Any
 
-# A thread that waits for others spins for some 0.05 ms and then sleeps. By default GNU OpenMP spins 300 times as long,
-# which made training ten times slower whenever something else used the cores. It is read when torch is loaded, hence here.
+# With this count a waiting thread spins for some 0.05 ms and then sleeps. By default GNU OpenMP spins 300 times as long, which made
+# training ten times slower whenever other programs used the cores. It is read when torch is loaded, so it is set here.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __version__ = "0.1.0"
 
 
 def load(target: str) -> tuple[Any, Any, Any]:
-    """A trained model, its tokenizer and its config: of a name such as `dense-2`, a run of MLflow, or `models:/NAME@ALIAS`.
+    """A trained model, its tokenizer and its config, by a name such as `dense-2`, an MLflow run, or `models:/NAME@ALIAS`.
 
-    Raises `StoreError` where they are not those on record; see `stacklm.pipeline.models.load`.
+    Raises `StoreError` if they do not match the record; see `stacklm.pipeline.models.load`.
     """
     return importlib.import_module("stacklm.pipeline.models").load_parts(target)

@@ -1,12 +1,12 @@
-"""Source code as data: what importing a module can execute, and one hash for each function and class of it.
+"""Code dependencies: the source files that importing a module can execute, and a hash of each function and class in them.
 
-Of this package, and of a file of the user's with the modules that lie beside it.
+For this package, and for a user's file with the modules that it imports from its folder.
 
-Code is identified by its syntax trees, and what cannot change a result does not count: comments, docstrings, layout,
-annotations, imports from `typing` and `collections.abc`, what is below `if TYPE_CHECKING`, and `__version__`. Annotations
-in class bodies do count, since dataclasses are made from them, and so do those of decorated functions, since a decorator
-may read them (`torch.library.custom_op` does). Docstrings count in a folder with a module that reads them: the audit
-writes the claims of its checks into certificates. The order of definitions counts too.
+Code is identified by its syntax trees. Parts that cannot change a result are ignored: comments, docstrings, formatting,
+annotations, imports from `typing` and `collections.abc`, code under `if TYPE_CHECKING`, and `__version__`. Annotations in class
+bodies do count, since dataclasses are made from them, and so do those of decorated functions, since a decorator may read them
+(`torch.library.custom_op` does). Docstrings count in a folder with a module that reads them: the audit writes the claims of its
+checks into certificates. The order of definitions counts too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 PACKAGE = "stacklm"
 ROOT = Path(__file__).resolve().parent.parent
 MODULE = "<module>"
-"""The unit of what a module executes outside of its functions, classes and constants."""
+"""The unit of a module's code outside its functions, classes and constants."""
 TEXT = "<text>"
 """The unit of a template."""
 
@@ -33,7 +33,7 @@ TEXT = "<text>"
 def import_closure(module: str, root: Path = ROOT) -> frozenset[str]:
     """The package's source files that importing `module` can execute, found from the import statements alone.
 
-    As posix paths relative to `root`, the folder that holds the package.
+    As POSIX paths relative to `root`, the folder that contains the package.
     """
     found: set[str] = set()
     queue = [module]
@@ -49,14 +49,14 @@ def import_closure(module: str, root: Path = ROOT) -> frozenset[str]:
 
 
 def source_root(project: Path) -> Path:
-    """The folder that holds the package's source: the project where it has its own, else where this package is installed."""
+    """The folder that contains the package's source: the project if it has its own, else where this package is installed."""
     return project if (project / PACKAGE).is_dir() else ROOT
 
 
 def units(modules: Iterable[str], root: Path = ROOT) -> dict[str, str]:
     """A hash of each function, class and constant that importing the modules can define, by file and qualified name.
 
-    Such as `stacklm/train/trainer.py train_step`; and of each file in a folder `templates` beside such a module. Sorted.
+    Keys are such as `stacklm/train/trainer.py train_step`, sorted. Also of each file in a `templates` folder beside such a module.
     """
     files = sorted(set().union(*(import_closure(module, root) for module in modules)))
     sources = {file: (root / file).read_text(encoding="utf-8") for file in files}
@@ -69,9 +69,9 @@ def units(modules: Iterable[str], root: Path = ROOT) -> dict[str, str]:
 
 
 def file_units(file: Path) -> dict[str, str]:
-    """A hash of each function, class and constant of a file and of all that it imports from its folder, by file and name.
+    """A hash of each function, class and constant of a file and of all modules that it imports from its folder, by file and name.
 
-    Packages that lie elsewhere count by their version, but for torch and numpy, which are part of every identity already. Raises
+    Other packages count by their version, except torch and numpy, which are already part of every identity. Raises
     `FileNotFoundError` and `SyntaxError`.
     """
     files, elsewhere = beside(file)
@@ -80,8 +80,8 @@ def file_units(file: Path) -> dict[str, str]:
 
 
 def beside(file: Path) -> tuple[dict[str, Path], set[str]]:
-    """A file and what it imports from its folder, each by its path from there, as the import statements say; and the names of
-    the packages that it imports from elsewhere."""
+    """A file and the modules that it imports from its folder, by relative path, found from the import statements; and the names
+    of the packages that it imports from elsewhere."""
     folder = file.parent
     found: dict[str, Path] = {}
     elsewhere: set[str] = set()
@@ -106,7 +106,7 @@ def beside(file: Path) -> tuple[dict[str, Path], set[str]]:
 
 
 def package_versions(names: Iterable[str]) -> dict[str, str]:
-    """The versions of the installed packages of these names, of those that results may depend on."""
+    """The versions of the installed packages of these names, except stacklm, torch and numpy."""
     names = sorted({*names} - {PACKAGE, "torch", "numpy"} - sys.stdlib_module_names)
     owners = _owners() if names else {}
     return {f"version of {one}": importlib.metadata.version(one) for name in names for one in owners.get(name, [])}
@@ -114,7 +114,7 @@ def package_versions(names: Iterable[str]) -> dict[str, str]:
 
 @cache
 def _owners() -> Mapping[str, list[str]]:
-    """The installed distributions by the packages that they have; looking takes a tenth of a second."""
+    """The installed distributions by package name; the lookup takes a tenth of a second."""
     return importlib.metadata.packages_distributions()
 
 
@@ -123,7 +123,7 @@ def _units_of(path: Path) -> dict[str, str]:
 
 
 def _imported(tree: ast.AST, package: str) -> Iterator[str]:
-    """The modules that a module of that package may import, by their whole names."""
+    """The full names of the modules that a module of that package may import."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -134,12 +134,12 @@ def _imported(tree: ast.AST, package: str) -> Iterator[str]:
 
 
 def digest(plain: Any) -> str:
-    """The SHA-256 of plain values, such as units and their hashes; the order of keys does not count."""
+    """The SHA-256 of plain values, such as units and their hashes; independent of key order."""
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _source(module: str, root: Path) -> str | None:
-    """The file of a module of this package, as a posix path from the root; None for anything else."""
+    """The file of a module of this package, as a POSIX path relative to the root; None for any other module."""
     if module.partition(".")[0] != PACKAGE:
         return None
     base = (root / PACKAGE).joinpath(*module.split(".")[1:])
@@ -151,7 +151,7 @@ def _source(module: str, root: Path) -> str | None:
 
 @cache
 def _analyse(source: str, docstrings: bool) -> tuple[frozenset[str], dict[str, str], bool]:
-    """What a source file may import, the hash of each of its units, with or without docstrings, and whether it reads docstrings."""
+    """The modules a source file may import, the hash of each unit (with or without docstrings), and whether it reads docstrings."""
     tree = _WithoutNotes(docstrings).visit(ast.parse(source))
     imported: set[str] = set()
     for node in ast.walk(tree):
@@ -167,7 +167,7 @@ def _analyse(source: str, docstrings: bool) -> tuple[frozenset[str], dict[str, s
 
 
 class _WithoutNotes(ast.NodeTransformer):
-    """Takes out docstrings, unless they count, and what is there for type checkers alone."""
+    """Removes docstrings, unless they count, and code that is only for type checkers."""
 
     def __init__(self, docstrings: bool) -> None:
         self._docstrings = docstrings
@@ -185,8 +185,8 @@ class _WithoutNotes(ast.NodeTransformer):
 
 
 def _collect(node: Any, name: str, prefix: str, shapes: defaultdict[str, list[Any]]) -> None:
-    """Add the shapes of a module or class, and of what is defined directly in it, by qualified name."""
-    rest: list[Any] = []  # names in their order, and whatever else is executed
+    """Add the shapes of a module or class and of its direct definitions, by qualified name."""
+    rest: list[Any] = []  # names in order, and all other executed code
     for statement in node.body:
         match statement:
             case ast.Assign(targets=[ast.Name(id="__version__")]):
@@ -205,7 +205,7 @@ def _collect(node: Any, name: str, prefix: str, shapes: defaultdict[str, list[An
 
 
 def _shape(node: Any, annotations: bool) -> Any:
-    """A syntax tree as nested lists, equal in every version of Python; `annotations` says whether those count here."""
+    """A syntax tree as nested lists, equal in every Python version; `annotations` says whether annotations count here."""
     if isinstance(node, list):
         return [_shape(item, annotations) for item in node]
     if not isinstance(node, ast.AST):

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written aside, synced and renamed; content hashes; and where a project is."""
+"""Atomic file writes (temporary file, fsync, rename), content hashes, and locating the project."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 
 
 def project_root(start: Path | None = None) -> Path | None:
-    """The project around `start` (default: the current directory): the nearest folder above with a dvc.yaml, but not one that
-    lies in a project, such as experiments. None outside of any."""
+    """The project that contains `start` (default: the current directory): the nearest folder upwards with a dvc.yaml, except
+    one directly inside a project, such as `experiments`. None outside any project."""
     start = (start or Path.cwd()).resolve()
     folders = (start, *start.parents)
     return next((f for f in folders if (f / "dvc.yaml").is_file() and not (f.parent / "dvc.yaml").is_file()), None)
@@ -22,9 +22,9 @@ def project_root(start: Path | None = None) -> Path | None:
 
 @contextlib.contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is synced and takes the place of `path` at once.
+    """Yield a temporary path beside `path`; on success it is synced and atomically replaces `path`.
 
-    On an error, a full disk included, the temporary file is removed and `path` stays as it was.
+    On an error, including a full disk, the temporary file is removed and `path` is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -39,18 +39,18 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text with `\\n` line ends on every system, so that equal content has equal bytes."""
+    """Write UTF-8 text with `\\n` line endings on every system, so that equal content has equal bytes."""
     with written_aside(path) as aside:
         aside.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON in a stable form: keys keep their order, floats their shortest exact form."""
+    """Write JSON deterministically: keys in their order, floats in their shortest exact form."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write one row of JSON per line. Raises `ValueError` for a number that is not finite."""
+    """Write JSON lines, one per row. Raises `ValueError` for a number that is not finite."""
     write_text(path, "".join(map(json_line, rows)))
 
 
@@ -63,7 +63,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_jsonl(path: Path) -> list[dict]:
-    """The rows of a JSON-lines file; none where it is absent. A last line cut short by a kill is left out."""
+    """The rows of a JSON-lines file; empty if it does not exist. A last line truncated by a kill is ignored."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
@@ -71,7 +71,7 @@ def read_jsonl(path: Path) -> list[dict]:
 
 
 def sync(path: Path) -> None:
-    """Flush a file or a directory to the disk. Directories cannot be synced on Windows; there it does nothing."""
+    """Flush a file or a directory to disk. Does nothing for directories on Windows, where they cannot be synced."""
     if path.is_dir() and os.name == "nt":
         return
     handle = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
@@ -82,7 +82,7 @@ def sync(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file, or of a directory's relative names and file contents."""
+    """The SHA-256 of a file, or of the relative names and contents of a directory's files."""
     if path.is_dir():
         digest = hashlib.sha256()
         for file in sorted(p for p in path.rglob("*") if p.is_file()):
@@ -93,7 +93,7 @@ def sha256(path: Path) -> str:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a directory tree; nothing where there is none."""
+    """Remove a file or a directory tree, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -101,7 +101,7 @@ def remove(path: Path) -> None:
 
 
 def publish(source: Path, target: Path) -> None:
-    """Make `target` (a file or a directory) an exact copy of `source`: complete or absent, never edited in place."""
+    """Copy `source` (a file or a directory) to `target` exactly: complete or absent, never edited in place."""
     aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     target.parent.mkdir(parents=True, exist_ok=True)
     remove(aside)

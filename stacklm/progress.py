@@ -1,4 +1,4 @@
-"""Progress bars: in place on a terminal, and few lines everywhere else."""
+"""Progress bars: updated in place on a terminal, occasional lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ SECONDS_PER_LINE = 10.0
 def progress(iterable: Iterable | None = None, **options: Any) -> tqdm:
     """A bar on standard error, with the options of `tqdm`.
 
-    Where standard error is not a terminal, the newest state is printed as a line of its own at most every 10 seconds,
-    and once at the end unless `leave` is false.
+    If standard error is not a terminal, the latest state is printed as a line at most every 10 seconds, and once at the end
+    unless `leave` is false.
     """
     if sys.stderr.isatty():
         return tqdm(iterable, mininterval=0.5, **options)
@@ -24,7 +24,7 @@ def progress(iterable: Iterable | None = None, **options: Any) -> tqdm:
 
 
 class _Lines:
-    """The file of a bar that is not on a terminal: carriage returns and padding in, whole lines out."""
+    """Output file of a bar that is not on a terminal: takes carriage returns and padding, writes whole lines."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -33,7 +33,7 @@ class _Lines:
 
     def write(self, text: str) -> None:
         self._state = text.strip() or self._state
-        if text == "\n" or time.monotonic() >= self._due:  # a lone line end closes the bar
+        if text == "\n" or time.monotonic() >= self._due:  # a lone newline closes the bar
             self._print()
 
     def flush(self) -> None:

@@ -12,15 +12,15 @@ from stacklm.data import DataError
 from stacklm.data.shards import TokenStream
 
 IGNORED = -100
-"""In place of a target that no loss is taken of, as in torch's `cross_entropy`."""
+"""Target value excluded from the loss, as in torch's `cross_entropy`."""
 
 
 class TrainBatches:
-    """The stream as disjoint sequences of T = `context` targets, every sequence once an epoch, each epoch in an order of its own.
+    """The stream as disjoint sequences of T = `context` targets, every sequence once per epoch, each epoch in its own order.
 
-    Sequence i predicts the tokens i*T to (i+1)*T - 1, each from the ones before it; the first token of all is predicted from
-    the end token. The up to T - 1 tokens after the last whole sequence are not trained on. Of `parts` processes that share
-    the batches each makes the rows of its own `part`. Raises `DataError` if there is no whole sequence.
+    Sequence i predicts the tokens i*T to (i+1)*T - 1, each from the ones before it; the first token of the stream is predicted
+    from the end token. The up to T - 1 tokens after the last whole sequence are not trained on. If `parts` processes share the
+    batches, each makes the rows of its own `part`. Raises `DataError` if there is no whole sequence.
     """
 
     def __init__(self, stream: TokenStream, context: int, batch_size: int, seed: int, part: int = 0, parts: int = 1) -> None:
@@ -33,7 +33,7 @@ class TrainBatches:
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs and targets of this part of a step's batch, int64 [B / parts, T] each.
 
-        A batch may hold the end of one epoch and the start of the next. What is no target is `IGNORED`.
+        A batch may span the end of one epoch and the start of the next. Tokens that are not targets are `IGNORED`.
         """
         indices = self.indices(step)
         starts = [indices[row] * self.context for row in self.rows]
@@ -45,14 +45,14 @@ class TrainBatches:
         return inputs, targets
 
     def targets(self, step: int) -> int:
-        """How many targets a step's whole batch has."""
+        """Number of targets in a step's whole batch."""
         if self.stream.targets is None:
             return self.batch_size * self.context
         starts = (i * self.context for i in self.indices(step))
         return sum(int(self.stream.targets[start : start + self.context].sum()) for start in starts)
 
     def indices(self, step: int) -> list[int]:
-        """The sequences of a step's whole batch, in its order."""
+        """The indices of the sequences in a step's whole batch, in order."""
         positions = (divmod(step * self.batch_size + row, self.sequences) for row in range(self.batch_size))
         return [int(_order(self.sequences, self.seed, epoch)[i]) for epoch, i in positions]
 
@@ -62,8 +62,8 @@ def evaluation_batches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Yield inputs, targets (int64) and mask (bool), each [B, T]: every token of the stream is a target exactly once, in order.
 
-    The mask is false where the last batch is filled up with the end token, and for tokens that are no targets of the loss. A
-    token is predicted from those before it in its sequence and the one just before the sequence, whatever the batch size.
+    The mask is false where the last batch is padded with the end token, and for tokens that are not targets of the loss. A token
+    is predicted from those before it in its sequence and the one just before the sequence, whatever the batch size.
     """
     size = batch_size * context
     for start in range(0, len(stream), size):
@@ -80,7 +80,7 @@ def evaluation_batches(
 
 
 def _with_previous(stream: TokenStream, start: int, stop: int) -> np.ndarray:
-    """The tokens start - 1 to stop - 1; the end token stands before the first."""
+    """The tokens start - 1 to stop - 1; the first token is preceded by the end token."""
     if start:
         return stream[start - 1 : stop]
     return np.concatenate([[stream.end_id], stream[:stop]])

@@ -1,8 +1,8 @@
-"""Token shards, read: every split is one long stream of token ids in a few large memory-mapped files.
+"""Reading token shards: every split is one long stream of token ids in a few large memory-mapped files.
 
-A document's tokens are followed by the end token; documents follow one another without padding. The folder holds
-`manifest.json` and files `{split}-{number}.bin` of little-endian ids. Where not all tokens are targets of the loss, it also holds
-`targets.npz` with a bool for every token of each split, the loss mask.
+A document's tokens are followed by the end token; documents are concatenated without padding. The folder holds
+`manifest.json` and files `{split}-{number}.bin` of little-endian ids. If not all tokens are targets of the loss, it also holds
+`targets.npz`, the loss mask, with a bool for every token of each split.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ AGAIN = "run the stage `shards` again"
 
 
 class TokenStream:
-    """The tokens of one split. `stream[a:b]` are the ids a to b-1 as int64 [b-a], whichever files they lie in.
+    """The tokens of one split. `stream[a:b]` is the ids a to b-1 as int64 [b-a], across file boundaries.
 
-    `bytes` and `words` measure the text; words are separated by ASCII white space. `targets`, bool, one for each token, says which
-    are targets of the loss; None: all.
+    `bytes` and `words` are the size of the text; words are separated by ASCII white space. `targets`, one bool per token, marks the
+    targets of the loss; None: all tokens.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class _Split:
 
 @dataclass(frozen=True)
 class _Manifest:
-    """What `manifest.json` holds. Raises `ParamsError` with the key where its values contradict each other."""
+    """The contents of `manifest.json`. Raises `ParamsError` with the key if its values are inconsistent."""
 
     version: int
     dtype: Literal["uint16", "uint32"]
@@ -88,7 +88,7 @@ class _Manifest:
     token_bytes: tuple[Natural, ...]
     splits: dict[str, _Split]
     targets: str | None = None
-    """SHA-256 of the file of loss masks; null: there is none."""
+    """SHA-256 of the loss-mask file; null: there is none."""
 
     def __post_init__(self) -> None:
         if len(self.token_bytes) != self.vocab_size:
@@ -99,7 +99,7 @@ class _Manifest:
             if not name.isalnum():
                 raise ParamsError(f"splits: {name!r} is not the name of a split")
             for i, shard in enumerate(split.shards):
-                if shard.file != (wanted := file_name(name, i)):  # so that it lies in the folder
+                if shard.file != (wanted := file_name(name, i)):  # so that it is in the folder
                     raise ParamsError(f"splits.{name}.shards[{i}].file: {shard.file!r} must be {wanted!r}")
             if split.tokens != (total := sum(shard.tokens for shard in split.shards)):
                 raise ParamsError(f"splits.{name}.tokens: {split.tokens}, but its shards have {total}")
@@ -125,10 +125,10 @@ class Shards:
 
     @classmethod
     def open(cls, folder: Path) -> Shards:
-        """Read the manifest and check that every file is there in full; no token is read yet.
+        """Read the manifest and check that every file exists and is complete; no token is read yet.
 
-        Raises `DataError`, naming file and key, for a manifest that is damaged, of another version or at odds with itself,
-        and for a shard that is missing or of another size.
+        Raises `DataError`, naming file and key, for a manifest that is damaged, of another version or inconsistent, and for a
+        shard that is missing or of the wrong size.
         """
         manifest = _read_manifest(folder / "manifest.json")
         same = {name: manifest[name] for name in ("vocab_size", "end_id", "tokenizer", "splits")}
@@ -140,9 +140,9 @@ class Shards:
         return shards
 
     def split(self, name: str) -> TokenStream:
-        """Check the hash and ids of the split's files, reading each once, and map them into memory.
+        """Check the hashes and ids of the split's files, reading each once, and map them into memory.
 
-        Raises `DataError` naming the file that is not what was written.
+        Raises `DataError` naming a file that is not as written.
         """
         if name not in self.splits:
             raise DataError(f"{self.folder}: no split {name!r}; the splits are {', '.join(self.splits)}")
@@ -154,7 +154,7 @@ class Shards:
         return TokenStream(files, self.end_id, split["documents"], split["bytes"], split["words"], self._loss_mask(name))
 
     def check_tokenizer(self, digest: str) -> None:
-        """Raise `DataError` unless the tokens were made with the tokenizer of that digest."""
+        """Raise `DataError` unless the tokenizer of the tokens has that digest."""
         if digest != self.tokenizer:
             raise DataError(f"{self.folder}: made with tokenizer {self.tokenizer}, not {digest}; {AGAIN}")
 
