@@ -1,4 +1,4 @@
-"""Scoring a synthetic task (`stacklm.lab.probes`): loss and accuracy of its answers, the only targets that it has."""
+"""Scoring a synthetic task (`stacklm.lab.probes`): loss and accuracy of its answers, which are its only targets."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from stacklm.train.resume import step_of
 
 LEARNT = 0.95
 LEAST_BITS = 1e-9
-"""In place of 0, which has no logarithm and no relative difference."""
+"""Replaces 0, which has no logarithm and no relative difference."""
 
 
 @torch.no_grad()
 def score_answers(model: LanguageModel, data: Shards, split: str, context: int, batch_size: int) -> dict[str, Any]:
-    """Of the answers of a split: bits for each, as `bits_per_byte` (an answer counts as one byte), the share of those that the
-    model finds most likely, and their number."""
+    """Scores on the answers of a split: bits per answer, as `bits_per_byte` (an answer counts as one byte), accuracy (the share of
+    answers to which the model gives the highest probability), and the number of answers."""
     nats, right, total = 0.0, 0, 0
     model.eval()
     for inputs_BT, targets_BT, mask_BT in evaluation_batches(data.split(split), context, batch_size):
@@ -37,12 +37,12 @@ def score_answers(model: LanguageModel, data: Shards, split: str, context: int, 
 
 
 def learning(model: LanguageModel, run: Path, *arguments: Any) -> Iterator[tuple[int, float]]:
-    """The step and accuracy of each checkpoint that a run has kept, in order; the model has the last one's weights afterwards.
+    """Step and accuracy of each checkpoint that a run has kept, in order; afterwards the model has the weights of the last one.
 
     `arguments` are those of `score_answers` after the model.
     """
     for folder in sorted((run / "checkpoints").glob("step-*")):
         tensors = load_file(folder / TENSORS)
         weights = {name.removeprefix("model/"): tensor for name, tensor in tensors.items() if name.startswith("model/")}
-        model.load_state_dict(weights, strict=False)  # a tied head goes by one of its names
+        model.load_state_dict(weights, strict=False)  # a tied head is saved under only one of its names
         yield step_of(folder), score_answers(model, *arguments)["accuracy"]

@@ -1,13 +1,13 @@
-"""Synthetic tasks with known answers, as token shards that training reads like any other: diagnostics of what a form can do.
+"""Synthetic tasks with known answers, as token shards that training reads like any other: diagnostics of what a model can do.
 
-Each has `symbols`, how many there are beside end and mark; `chance`, the accuracy of the best answer that does not look at
-the context; and `draw`, which makes documents, and says whether every answer has a question before it.
+Each has `symbols`, their number without end and mark; `chance`, the best accuracy without looking at the context; and `draw`, which
+generates documents, and says whether every answer is preceded by a question.
 
-A document is a context, the mark, and questions with their answers (or answers alone). All documents of a task are equally
-long, and the context length of training is chosen so that each sequence is one document. Answers alone are targets of the loss;
-accuracy is the share of those that the model finds most likely.
+A document is a context, the mark, and questions with their answers (or only answers). All documents of a task have the same
+length, and the context length of training is chosen so that each sequence is one document. Only answers are targets of the loss;
+accuracy is the share of answers to which the model gives the highest probability.
 
-Symbols: D documents, L tokens of each. Random numbers are raw Philox bits, the same in every numpy.
+Dimension letters: D documents, L tokens per document. Random numbers are raw Philox bits, the same in every numpy version.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from stacklm.data.shards import TARGETS, VERSION, file_name
 from stacklm.files import sha256, write_json, written_aside
 
 END, MARK, FIRST = 0, 1, 2
-"""Ids of the end token, of the mark before the answers, and of the first symbol of a task."""
+"""Ids of the end token, the mark before the answers, and the first symbol of a task."""
 HELD_OUT = 500
-"""Documents of the valid set, and of the test set."""
+"""Documents in the valid set, and in the test set."""
 
 Ids = NDArray[np.int64]
 Short = Annotated[int, Range(1, 512)]
@@ -38,9 +38,9 @@ Short = Annotated[int, Range(1, 512)]
 
 @dataclass(frozen=True)
 class KHop:
-    """Pairs `x f(x)` in random order, where f consists of cycles; then of each cycle one x, to be followed by f(f(..x)), k times.
+    """Pairs `x f(x)` in random order, where f consists of cycles; then one x per cycle, to be followed by f(f(..x)), k times.
 
-    From the other side an answer is `cycle_length - k` steps away, so that there is no shorter way while that is more.
+    Backwards along the cycle an answer is `cycle_length - k` steps away; while that is more than k, there is no shorter way.
     """
 
     k: Short = 1
@@ -75,8 +75,8 @@ class KHop:
 
 @dataclass(frozen=True)
 class Recall:
-    """Multi-query associative recall (Arora et al. 2023, arXiv:2312.04927): pairs of key and value, then all keys in another
-    order, each to be followed by its value."""
+    """Multi-query associative recall (Arora et al. 2023, arXiv:2312.04927): key-value pairs, then all keys in another order, each
+    to be followed by its value."""
 
     pairs: Short = 8
     keys: Short = 64
@@ -105,7 +105,7 @@ class Recall:
 
 @dataclass(frozen=True)
 class Copying:
-    """Selective copying (Gu and Dao 2023, arXiv:2312.00752): a few symbols among blanks, to be repeated in their order."""
+    """Selective copying (Gu and Dao 2023, arXiv:2312.00752): a few symbols among blanks, to be repeated in order."""
 
     copied: Short = 8
     length: Short = 48
@@ -136,8 +136,8 @@ class Copying:
 
 @dataclass(frozen=True)
 class Word:
-    """The product of a row of elements of a group, from left to right. `parity`: bits; `s3`: the permutations of three things,
-    where the order counts (Liu et al. 2022, arXiv:2210.10749)."""
+    """The product of a sequence of group elements, from left to right. `parity`: bits; `s3`: the permutations of three items, which
+    do not commute (Liu et al. 2022, arXiv:2210.10749)."""
 
     group: Literal["parity", "s3"] = "parity"
     length: Short = 16
@@ -151,7 +151,7 @@ class Word:
 
     @property
     def table(self) -> Ids:
-        """The product of two elements, [G, G]; element 0 changes nothing."""
+        """The multiplication table of the group, [G, G]; element 0 is the identity."""
         if self.group == "parity":
             return np.array([[0, 1], [1, 0]])
         elements = list(permutations(range(3)))
@@ -172,8 +172,8 @@ class Word:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """An expression of sums, differences and products in prefix form, `- * 3 5 2`, to be followed by its value modulo a number,
-    in the manner of the task Mano (Allen-Zhu 2025)."""
+    """An expression of sums, differences and products in prefix notation, `- * 3 5 2`, to be followed by its value modulo a number,
+    like the task Mano (Allen-Zhu 2025)."""
 
     operations: Short = 2
     modulus: Short = 23
@@ -187,7 +187,7 @@ class Arithmetic:
 
     @property
     def chance(self) -> float:
-        """That of the most frequent value: products make 0 more frequent than the others."""
+        """The probability of the most frequent value: products make 0 more frequent than the others."""
         values = np.arange(self.modulus)
         results = [values[:, None] + values, values[:, None] - values, values[:, None] * values]
         shares = [np.full(self.modulus, 1 / self.modulus)]
@@ -214,13 +214,13 @@ Probe = KHop | Recall | Copying | Word | Arithmetic
 
 
 class Bits:
-    """Random whole numbers of one split of a task."""
+    """Random integers for one split of a task."""
 
     def __init__(self, seed: int, split: int) -> None:
         self._bits = np.random.Philox(key=np.array([seed, split], dtype=np.uint64))
 
     def below(self, high: int, *shape: int) -> Ids:
-        """Of 0 to `high - 1`; the bias of the remainder is below 2**-50."""
+        """Integers from 0 to `high - 1`; the modulo bias is below 2**-50."""
         return (self._bits.random_raw(int(np.prod(shape))) % np.uint64(high)).astype(np.int64).reshape(shape)
 
     def one(self, high: int) -> int:
@@ -232,14 +232,14 @@ class Bits:
 
 
 def _documents(context: Ids, questions: Ids) -> Ids:
-    """[D, L] of symbols, with the mark between both and the end token last."""
+    """Documents [D, L] from context and questions, with the mark in between and the end token last."""
     context, questions = (part.reshape(len(part), -1) + FIRST for part in (context, questions))
     one = np.ones((len(context), 1), np.int64)
     return np.concatenate([context, MARK * one, questions, END * one], axis=1)
 
 
 def drawn(probe: Probe, split: str, documents: int) -> tuple[Ids, NDArray[np.bool_]]:
-    """Documents [D, L] of one split of a task, and where answers are, [L]: every n-th token after the mark."""
+    """Documents [D, L] of one split of a task, and a mask of the answers, [L]: every n-th token after the mark."""
     ids_DL, every = probe.draw(Bits(probe.seed, SPLITS.index(split)), documents)
     answers_L = np.zeros(ids_DL.shape[1], bool)
     mark = int(np.flatnonzero(ids_DL[0] == MARK)[0])
@@ -252,21 +252,21 @@ def vocab_size(probe: Probe) -> int:
 
 
 def context_length(probe: Probe) -> int:
-    """Tokens of a document with its end."""
+    """Tokens per document, including the end token."""
     return drawn(probe, "test", 1)[0].shape[1]
 
 
 def write_probe(probe: Probe, folder: Path) -> None:
-    """Shards of the task, whose answers are the targets of the loss; nothing where they are there already.
+    """Write shards of the task, with its answers as the targets of the loss; does nothing if they exist already.
 
-    No document is in two splits. Raises `ParamsError` for a task that has too few for that.
+    No document is in two splits. Raises `ParamsError` for a task with too few different documents.
     """
     if (folder / "manifest.json").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
     splits, answers = {}, {}
     seen: set[bytes] = set()
-    for split in reversed(SPLITS):  # what is held out comes first, since training may see none of it
+    for split in reversed(SPLITS):  # held-out splits first, since training must not see their documents
         ids_DL, answers_L = drawn(probe, split, probe.documents if split == "train" else HELD_OUT)
         rows = [row.tobytes() for row in ids_DL]
         new = np.array([row not in seen for row in rows])
@@ -292,4 +292,4 @@ def write_probe(probe: Probe, folder: Path) -> None:
         "splits": {split: splits[split] for split in SPLITS},
         "targets": sha256(folder / TARGETS),
     }
-    write_json(folder / "manifest.json", manifest)  # last: it says that all the rest is whole
+    write_json(folder / "manifest.json", manifest)  # last: its presence marks the shards as complete

@@ -1,4 +1,4 @@
-"""One trial: a model is audited and trained, its weights are scored document by document, and a small record stays."""
+"""One trial: a model is audited, trained and scored per document, and a small record is kept."""
 
 from __future__ import annotations
 
@@ -39,42 +39,42 @@ RECORD = "record.json"
 DOCUMENTS = "documents.npz"
 JUDGED = ("valid", "test")
 MOST_GROUPS = 200
-"""Scores in a record, so that it stays small: of more documents, neighbouring ones are added up."""
+"""Maximum number of scores in a record, to keep it small: beyond that, those of neighbouring documents are summed."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One training: an arm's model with its learning rate, and the settings with the seed."""
+    """One training run: an arm's model with its learning rate, and the training settings with the seed."""
 
     model: Model
     train: Train
     data: str
-    """Digest of the tokens that are trained and judged on."""
+    """Digest of the tokens used for training and evaluation."""
     code: str
-    """Identity of the code that trains and evaluates."""
+    """Identity of the training and evaluation code."""
     own: str = ""
-    """Identity of the code of a model that is not of this package (`stacklm.config.model.own_code`)."""
+    """Identity of the code of a model from outside this package (`stacklm.config.model.own_code`)."""
 
     @cached_property
     def identity(self) -> str:
-        """Equal for trials that give the same weights, whatever experiment they belong to."""
+        """Equal for trials that give the same weights, whichever experiment they belong to."""
         return digest(self.facts)[:16]
 
     @property
     def facts(self) -> dict[str, Any]:
-        """As plain values, for the identity and the record."""
+        """The trial as plain values, for the identity and the record."""
         facts = plain(self)
         return facts if self.own else {name: fact for name, fact in facts.items() if name != "own"}
 
     @property
     def shape(self) -> str:
-        """Equal for trials that differ in nothing that the audit looks at: in the learning rate, the seed or the schedule."""
+        """Equal for trials that are the same to the audit: that differ only in learning rate, seed or schedule."""
         return digest([plain(self.model.architecture), plain(passes(self.train)), self.data, self.code + self.own])[:16]
 
 
 @dataclass(frozen=True)
 class DocumentScores:
-    """Nats and bytes of every document's text, [D] each, in the order of the split."""
+    """Nats and bytes of each document's text, [D] each, in the order of the split."""
 
     nats_D: NDArray[np.float64]
     bytes_D: NDArray[np.int64]
@@ -84,18 +84,18 @@ class DocumentScores:
         return float(self.nats_D.sum() / (math.log(2) * self.bytes_D.sum()))
 
     def grouped(self, most: int = MOST_GROUPS) -> DocumentScores:
-        """The same text in at most that many groups of neighbouring documents, all of nearly as many."""
+        """The same text in at most that many groups of neighbouring documents, of nearly equal numbers of documents."""
         D = len(self.nats_D)
         starts = np.linspace(0, D, min(D, most), endpoint=False).astype(int)
         return DocumentScores(np.add.reduceat(self.nats_D, starts), np.add.reduceat(self.bytes_D, starts))
 
 
 def run_trial(trial: Trial, shards: Path, work: Path, batch_size: int = 16) -> dict[str, Any]:
-    """Train and score one model; its record, which is also written to the trial's folder below `work`.
+    """Train and score one model; return its record, which is also written to the trial's folder below `work`.
 
-    What is there already is not done again: a finished trial is read, a killed one resumes from its last checkpoint, and a
-    certificate holds for all trials of one shape. Raises `AuditError` for a model that is not causal, `NonFiniteError`
-    where training diverges, and `ValueError` for shards or code that are not those of the trial.
+    Existing results are reused: a finished trial is read, a killed one resumes from its last checkpoint, and a certificate is valid
+    for all trials of the same `shape`. Raises `AuditError` for a model that is not causal, `NonFiniteError` if training diverges,
+    and `ValueError` for shards or code that are not those of the trial.
     """
     data = Shards.open(shards)
     if trial.data != sha256(shards / "manifest.json"):
@@ -125,18 +125,18 @@ def run_trial(trial: Trial, shards: Path, work: Path, batch_size: int = 16) -> d
         "began": began.isoformat(timespec="seconds"),
         "machine": machine(),
     }
-    write_json(folder / RECORD, record)  # last: it says that all the rest is whole
+    write_json(folder / RECORD, record)  # last: its presence marks the trial as complete
     return record
 
 
 def own_digest(architecture: Architecture) -> str:
-    """Identity of the code, as it is now, of a model that is not of this package; empty for one that is."""
+    """Identity of the current code of a model from outside this package; empty for one of this package."""
     code = own_code(architecture)
     return digest(code) if code else ""
 
 
 def machine() -> dict[str, str]:
-    """What equal bits depend on besides the trial itself: the kind of processor, its kernels in use, and versions."""
+    """What bitwise equal results depend on besides the trial itself: processor, its kernels in use, and versions."""
     gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
         "system": platform.system(),
@@ -150,7 +150,7 @@ def machine() -> dict[str, str]:
 
 
 def _model_of_processor() -> str:
-    """Libraries choose the order of additions by the sizes of caches too, not by the instruction set alone."""
+    """Matters since libraries choose the order of additions by cache sizes too, not only by the instruction set."""
     facts = Path("/proc/cpuinfo")
     lines = facts.read_text(encoding="utf-8").splitlines() if facts.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
@@ -165,14 +165,14 @@ def _documents(model: LanguageModel, data: Shards, folder: Path, context: int, b
 
 
 def _answers(model: LanguageModel, data: Shards, folder: Path, context: int, batch_size: int) -> dict[str, Any]:
-    """Of a synthetic task, with the step of the first checkpoint that has learnt it, by its accuracy on the valid set."""
+    """Scores of a synthetic task, with the step of the first checkpoint that has learnt it, by accuracy on the valid set."""
     found = {split: score_answers(model, data, split, context, batch_size) for split in JUDGED}
     steps = learning(model, folder / "run", data, "valid", context, batch_size)
     return {**found, "learnt_at": next((step for step, accuracy in steps if accuracy >= LEARNT), None)}
 
 
 def certified(trial: Trial, data: Shards, work: Path) -> Path:
-    """The certificate of the trial's shape, made where there is none that holds for the present code."""
+    """The certificate for the trial's shape; runs the audit if there is none that is valid for the present code."""
     subject = ModelConfig(trial.model.architecture, data.vocab_size, trial.train.context_length)
     path = work / "certificates" / f"{trial.shape}.json"
     try:
@@ -183,8 +183,8 @@ def certified(trial: Trial, data: Shards, work: Path) -> Path:
 
 
 def score_documents(model: LanguageModel, data: Shards, split: str, context: int, batch_size: int) -> DocumentScores:
-    """Every document of a split by itself, from one pass over the whole stream: a token belongs to the document whose end
-    token comes next. Special tokens stand for no text and do not count."""
+    """Scores of each document of a split, from one pass over the whole stream: a token belongs to the document whose end token
+    comes next. Special tokens represent no text and do not count."""
     stream = data.split(split)
     nats_D, bytes_D = np.zeros(stream.documents), np.zeros(stream.documents, np.int64)
     ended = 0
@@ -207,7 +207,7 @@ def read_documents(folder: Path) -> Mapping[str, DocumentScores]:
 
 
 def read_groups(record: Mapping[str, Any]) -> DocumentScores:
-    """The scores on the test set by group of documents, as a record keeps them."""
+    """The test-set scores by group of documents, as stored in a record."""
     return DocumentScores(*(np.array(record["groups"][name].split(), kind) for name, kind in _GROUPS.items()))
 
 
@@ -215,5 +215,5 @@ _GROUPS = {"nats": np.float64, "bytes": np.int64}
 
 
 def _written(scores: DocumentScores) -> dict[str, str]:
-    """Numbers on one line each; a hundredth of a nat is far below what training with another seed changes."""
+    """Each array as one line of text; a hundredth of a nat is far below the differences between seeds."""
     return {"nats": " ".join(f"{nats:.2f}" for nats in scores.nats_D), "bytes": " ".join(map(str, scores.bytes_D))}
