@@ -56,7 +56,7 @@ def source_root(project: Path) -> Path:
 def units(modules: Iterable[str], root: Path = ROOT) -> dict[str, str]:
     """A hash of each function, class and constant that importing the modules can define, by file and qualified name.
 
-    Keys are such as `stacklm/train/trainer.py train_step`, sorted. Also of each file in a `templates` folder beside such a module.
+    Sorted, with keys such as `stacklm/train/trainer.py train_step`. Includes files in a `templates` folder beside such a module.
     """
     files = sorted(set().union(*(import_closure(module, root) for module in modules)))
     sources = {file: (root / file).read_text(encoding="utf-8") for file in files}

@@ -150,7 +150,7 @@ def machine() -> dict[str, str]:
 
 
 def _model_of_processor() -> str:
-    """Matters since libraries choose the order of additions by cache sizes too, not only by the instruction set."""
+    """The processor's name: libraries choose the order of additions by cache sizes too, not only by the instruction set."""
     facts = Path("/proc/cpuinfo")
     lines = facts.read_text(encoding="utf-8").splitlines() if facts.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())

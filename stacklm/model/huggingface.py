@@ -38,7 +38,7 @@ class CausalLM(nn.Module):
         return self.model(input_ids=ids_BT, use_cache=False).logits
 
     def decode(self, ids_BT: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
-        """The logits of the next tokens, and the cache as a keyword argument of the model; for a model without one, all ids."""
+        """The logits of the next tokens, and the cache as a keyword argument of the model; all ids if it has no cache."""
         if isinstance(cache, Tensor):
             ids_BT, new = torch.cat([cache, ids_BT], dim=1), ids_BT.shape[1]
             return self.forward(ids_BT)[:, -new:], ids_BT

@@ -12,8 +12,8 @@
 
 The published parts come first; the alternatives to its attention are at the end. Options that the published form does not have
 are None or False in it. The weights of the N layers of a stack are packed along a first dimension, so that there is no loop over
-layers or heads. `depth` is the number of stacks: residual branches are initialised smaller by 1 / sqrt(2 * depth), as in GPT-2,
-whatever N.
+layers or heads. `depth` is the number of stacks: residual branches are scaled by 1 / sqrt(2 * depth) at initialisation, as in
+GPT-2, independent of N.
 
 Dimension letters: B batch, T time, C width of the residual stream, N parallel layers of a stack, D features that a layer emits,
 W = N * D, H heads of all N layers of a stack together, K dim of a head's queries and keys.

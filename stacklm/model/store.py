@@ -97,7 +97,7 @@ def load_model(folder: Path, tokenizer: str | None = None) -> tuple[LanguageMode
 
 
 def _check_code(architecture: Architecture, trained: dict[str, str], folder: Path) -> None:
-    """Raise `StoreError` if a user's model was trained with other code than its present one, or if its code is in the folder."""
+    """Raise `StoreError` if the code of a user's model has changed since training, or is in the folder of its weights."""
     if isinstance(architecture, Python) and architecture.file().resolve().is_relative_to(folder.resolve()):
         raise StoreError(
             f"{folder / CONFIG}: its code, {architecture.path}, lies in the model's own folder, from which none is run"

@@ -212,7 +212,7 @@ def _gradients(group: dict[str, Any]) -> dict[Tensor, Tensor]:
 class AfterBackward:
     """Optimizer steps, skipped if loss or gradient is NaN or Inf, without synchronising with the device.
 
-    To decide on the host would require a synchronisation. A fused optimizer reads the decision from a tensor instead, as from
+    Deciding on the host would require a synchronisation. A fused optimizer reads the decision from a tensor instead, as from
     torch's `GradScaler` (`found_inf`): if it is 1, parameters and moments stay unchanged. For any other optimizer the host
     synchronises. With the policy `stop` all later steps are skipped too: the host learns of the bad one a step later, and then
     the model is still as it was before.
