@@ -49,7 +49,7 @@ class Train:
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: matrix products in bfloat16; weights, sums and optimizer state stay in float32."""
     activation_checkpointing: Literal["none", "full"] = "none"
-    """full: keep only the input of every stack or block, and recompute the rest in the backward pass."""
+    """full: keep the input of every stack or block, and recompute the rest, except blocked attention, in the backward pass."""
     compile: bool = False
     """Compile the model with torch.compile: slower start, faster steps."""
     nproc: Annotated[int, Range(1, 1024)] = 1
