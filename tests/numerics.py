@@ -1,7 +1,7 @@
 """Run the numerical tests as on other processors: `make test-numerics`.
 
-Three things differ between machines: the kernels that torch brings itself, those of its libraries for matrix products
-(oneDNN, MKL), and the number of threads. Each value of one meets each value of another, in 6 runs instead of 12.
+Three things differ between machines: the kernels that torch brings itself, those of the libraries for matrix products (oneDNN
+and MKL, numpy's OpenBLAS), and the number of threads. Each value of one meets each value of another, in 6 runs instead of 12.
 A processor can only be asked for less than it has: kernels newer than its own are seen on a newer machine only.
 """
 
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 OWN = {}
-AVX2_PRODUCTS = {"ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+AVX2_PRODUCTS = {"ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "OPENBLAS_CORETYPE": "Haswell"}
 MACHINES = [
     (1, OWN, None),
     (2, AVX2_PRODUCTS, None),

@@ -62,6 +62,7 @@ def test_a_claim_about_loss_rests_on_the_verdicts_of_experiments():
     assert "stacklm run-flow lab two" in str(claim) and claim.commands == ["stacklm lab show one", "stacklm lab show two"]
 
 
+@pytest.mark.numerical
 def test_the_page_in_the_documentation_is_what_code_and_records_say():
     """`stacklm claims --write docs/claims.md` brings it up to date."""
     assert (ROOT / "docs/claims.md").read_text(encoding="utf-8") == claims.page(claims_here(Project.find(ROOT)))

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from stacklm.config.schema import plain
 from stacklm.lab.findings import Findings
 from stacklm.lab.schedule import Lab, Planned
 from stacklm.lab.statistics import ALPHA, sequential_level
@@ -38,6 +39,22 @@ def test_rates_are_bracketed_then_every_arm_is_judged_with_its_best(lab):
         assert all(result.pairing(name) < 1 for name in outcomes)  # the seeds' common noise cancels
         assert 0 < result.sigma < 0.02 and result.detectable > result.sigma
         assert result.against_itself.pairs == 4 and 0 <= result.against_itself.false_wins <= 8 * ALPHA
+
+
+@pytest.mark.parametrize(("factor", "same"), [(1 + 1e-9, True), (1 - 1e-8, True), (1 + 1e-4, False)])
+def test_records_of_a_processor_that_rounds_learning_rates_differently_count(lab, factor, same):
+    records, done = course(lab)
+    elsewhere = {}
+    for planned in done:
+        trial = planned.trial
+        if planned.purpose == "judge":
+            trial = lab.trial(planned.arm, factor * trial.model.optimizer.peak_lr, trial.train.seed)
+        elsewhere[trial.identity] = records[planned.trial.identity] | {"model": plain(trial.model)}
+    found, expected = lab.result(elsewhere, 1.0), lab.result(records, 1.0)
+    assert bool(found) == same == (not lab.pending(elsewhere))
+    if found:
+        assert found.scores == expected.scores and found.rates == pytest.approx(expected.rates, rel=1e-7)
+        assert found.rates != expected.rates  # those that the trials were trained with
 
 
 def test_the_order_of_work_changes_nothing(lab):
