@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stacklm.config.evaluate import Sample
-from stacklm.config.model import Architecture, Dense, Stacked
+from stacklm.config.model import Architecture
 from stacklm.config.optimizer import AdamW, Optimizer
 from stacklm.config.schema import FLOAT32, ParamsError, read
 from stacklm.config.train import Train
@@ -45,10 +45,12 @@ def an_optimizer(draw: random.Random) -> dict:
 def an_architecture(draw: random.Random) -> dict:
     size, heads = draw.choice((1, 2, 3, 4, 6, 8, 12)), draw.choice((1, 2, 3, 4))
     if draw.random() < 0.4:
-        chosen = {"d_model": size, "n_heads": heads, "n_layers": draw.choice((1, 3)), "d_ff": draw.choice((1, 5))}
         return {
             "kind": "dense",
-            **chosen,
+            "d_model": size,
+            "n_heads": heads,
+            "n_layers": draw.choice((1, 3)),
+            "d_ff": draw.choice((1, 5)),
             "ffn": draw.choice(("relu2", "swiglu")),
             "conv_size": draw.choice((1, 4)),
             "tie_embeddings": draw.random() < 0.5,
@@ -97,17 +99,8 @@ def test_every_accepted_model_and_optimizer_takes_finite_steps(seed):
     torch.manual_seed(2**63 - 1)
     model = build(architecture, vocab_size, context)
     optimizer = build_optimizer(model, optimizer)
-    warmup, schedule = draw.choice((0, 3)), draw.choice(("cosine", "linear", "wsd"))
-    train = Train(
-        4,
-        context,
-        2,
-        2,
-        warmup_steps=warmup,
-        lr_schedule=schedule,
-        decay_fraction=draw.choice((0, TINY, 1)),
-        final_lr_fraction=TINY,
-    )
+    schedule = {"warmup_steps": draw.choice((0, 3)), "lr_schedule": draw.choice(("cosine", "linear", "wsd"))}
+    train = Train(4, context, 2, 2, decay_fraction=draw.choice((0, TINY, 1)), final_lr_fraction=TINY, **schedule)
     ids_BT = torch.randint(vocab_size, (2, context + 1))
     for step in range(1, train.max_steps + 1):
         set_lr(optimizer, lr_factor(step, train))
@@ -145,20 +138,14 @@ def test_a_token_is_drawn_at_every_temperature(temperature, top_p):
 
 
 @pytest.mark.parametrize(
-    "architecture",
+    "settings",
     [
-        Dense(d_model=2**20, n_heads=2**12, n_layers=2, d_ff=2**20),
-        Stacked(
-            d_model=2**20,
-            n_heads=1,
-            stacks=(
-                read(Stacked, {"d_model": 4, "n_heads": 1, "stacks": [{"layers": 4, "features": 2**20, "d_ff": 2**20}]}).stacks[0],
-            ),
-        ),
+        {"kind": "dense", "d_model": 2**20, "n_heads": 2**12, "n_layers": 2, "d_ff": 2**20},
+        {"kind": "stacked", "d_model": 2**20, "n_heads": 1, "stacks": [{"layers": 4, "features": 2**20, "d_ff": 2**20}]},
     ],
-    ids=["dense", "stacked"],
+    ids=lambda settings: settings["kind"],
 )
-def test_the_largest_sizes_fit_64_bits(architecture):
+def test_the_largest_sizes_fit_64_bits(settings):
     with torch.device("meta"):
-        model = build(architecture, 2**24, 16)
+        model = build(read(Architecture, settings), 2**24, 16)
     assert all(0 < parameter.nbytes < 2**63 for parameter in model.parameters())

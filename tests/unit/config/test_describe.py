@@ -15,6 +15,7 @@ from stacklm.config.describe import descriptions, explained, json_schema
 from stacklm.config.params import Params, load, parse
 from stacklm.config.schema import plain
 from support import ROOT
+from support.settings import changed
 
 SHIPPED = sorted([ROOT / "params.yaml", *(ROOT / "docs/params").glob("*.yaml")])
 SECTIONS = {
@@ -86,7 +87,7 @@ FILES = {"kind": "files", "paths": ["a.txt"], "max_bytes": None}
 
 @pytest.mark.parametrize(("key", "value"), [("models.dense.optimizer", MUON), ("data.source", FILES), ("evaluate", {})])
 def test_the_schema_accepts_other_kinds(validator, key: str, value: object) -> None:
-    tree = changed(key, value)
+    tree = changed(from_yaml((ROOT / "params.yaml").read_text()), key, value)
     parse(tree)
     validator.validate(tree)
 
@@ -116,18 +117,7 @@ def test_the_schema_accepts_other_kinds(validator, key: str, value: object) -> N
     ],
 )
 def test_the_schema_refuses_what_the_check_refuses(validator, key: str, value: object) -> None:
-    tree = changed(key, value)
+    tree = changed(from_yaml((ROOT / "params.yaml").read_text()), key, value)
     with pytest.raises(ValueError):
         parse(tree)
     assert not validator.is_valid(tree)
-
-
-def changed(key: str, value: object) -> dict:
-    """The shipped settings with another value at a key."""
-    tree = from_yaml((ROOT / "params.yaml").read_text())
-    place = tree
-    *path, last = key.split(".")
-    for name in path:
-        place = place[name]
-    place[last] = value
-    return tree

@@ -42,8 +42,10 @@ def test_what_only_looks_like_a_contradiction_is_allowed():
     stacked(attention=FactoredAttention(rope=True))
 
 
+TREE = {"d_model": 16, "n_heads": 2, "stacks": [{"layers": 4, "features": 4, "d_ff": 8}]}
+
+
 def test_the_settings_of_the_family_have_the_published_form_for_defaults():
-    tree = {"kind": "stacked", "d_model": 16, "n_heads": 2, "stacks": [{"layers": 4, "features": 4, "d_ff": 8}]}
     published = {
         "attention": {"kind": "published"},
         "ffn": "per_layer",
@@ -53,18 +55,12 @@ def test_the_settings_of_the_family_have_the_published_form_for_defaults():
         "tie_embeddings": False,
         "tokens_per_extra_stack": 0,
     }
-    assert read(Stacked, tree) == read(Stacked, {**tree, **published})
+    assert read(Stacked, TREE) == read(Stacked, {"kind": "stacked", **TREE, **published})
 
 
 def test_a_setting_of_another_attention_is_an_unknown_key():
-    tree = {
-        "d_model": 16,
-        "n_heads": 2,
-        "stacks": [{"layers": 4, "features": 4, "d_ff": 8}],
-        "attention": {"kind": "published", "rope": True},
-    }
     with pytest.raises(ParamsError, match=r"attention\.rope: unknown key"):
-        read(Stacked, tree)
+        read(Stacked, {**TREE, "attention": {"kind": "published", "rope": True}})
 
 
 @pytest.mark.parametrize(

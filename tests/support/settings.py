@@ -1,0 +1,28 @@
+"""Settings as nested mappings and lists, and what is said of those that cannot work."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from stacklm.config.params import parse
+from stacklm.config.schema import ParamsError
+
+
+def changed(tree: dict, key: str, value: object) -> dict:
+    """A copy with another value at a key, such as `models.stacked.architecture.stacks.0.layers`."""
+    tree = copy.deepcopy(tree)
+    *path, last = (int(name) if name.isdigit() else name for name in key.split("."))
+    place = tree
+    for name in path:
+        place = place[name]
+    place[last] = value
+    return tree
+
+
+def refusal(tree: object) -> str:
+    """The message with which settings are refused."""
+    with pytest.raises(ParamsError) as caught:
+        parse(tree)
+    return str(caught.value)
