@@ -77,22 +77,16 @@ def test_no_ring_imports_an_outer_one_and_the_drawing_shows_them_all():
     assert folders | {"base", "flows", "cli"} == set(RINGS)
 
 
-def test_the_flow_of_the_pipeline_loads_nothing_of_the_lab():
-    """Its children compute; torch and scipy would cost every flow seconds."""
-    code = "import sys, flows.run, flows.pretrain; print(*sorted({'torch', 'scipy', 'statsmodels'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []
-
-
-@pytest.mark.parametrize("module", ["stacklm.train.pretrain", "stacklm.train.__main__"])
-def test_training_imports_none_of_the_pipeline(module):
-    """Only torch, numpy, safetensors, tqdm and what reads the settings: a GPU machine has no more."""
-    code = f"import sys; import {module}; print(*sorted({HEAVY} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []
-
-
-def test_help_is_quick_since_it_imports_nothing_heavy():
-    code = "import sys; from stacklm import cli; print(*sorted({'torch', 'prefect', 'mlflow', 'dvc', 'ruamel'} & set(sys.modules)))"
+@pytest.mark.parametrize(
+    ("statement", "unwanted"),
+    [
+        ("import stacklm.train.pretrain", HEAVY),  # torch, numpy, safetensors, tqdm and what reads the settings are enough
+        ("import stacklm.train.__main__", HEAVY),
+        ("import flows.run, flows.pretrain", {"torch", "scipy", "statsmodels"}),  # they would cost every flow seconds
+        ("from stacklm import cli", {"torch", "prefect", "mlflow", "dvc", "ruamel"}),  # help is quick
+    ],
+)
+def test_nothing_heavy_is_imported_where_it_is_not_needed(statement: str, unwanted: set[str]):
+    code = f"import sys; {statement}; print(*sorted({unwanted} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

@@ -25,37 +25,39 @@ def read(path, column="text", document_bytes=100):
     return list(read_file(path, column, document_bytes, Account()))
 
 
+def read_bytes(path, data, document_bytes=100):
+    path.write_bytes(data)
+    return read(path, document_bytes=document_bytes)
+
+
+def read_table(path, columns, column="text"):
+    pq.write_table(pa.table(columns), path)
+    return read(path, column)
+
+
 @pytest.mark.parametrize("document_bytes", [1, 2, 7, 64, 1000])
 def test_text_pieces_concatenate_to_the_file_whatever_it_holds(tmp_path, document_bytes):
     rng = random.Random(document_bytes)
     for _ in range(40):
         alphabet = rng.choice([b"a\n", b"ab \n\r\n\t", bytes(range(1, 256)), b"\n", b"x", "é中😀".encode()])
         data = b"." + bytes(rng.choice(alphabet) for _ in range(rng.randrange(600)))  # the point: no signature by chance
-        path = tmp_path / "a.txt"
-        path.write_bytes(data)
-        pieces = read(path, document_bytes=document_bytes)
+        pieces = read_bytes(tmp_path / "a.txt", data, document_bytes)
         assert b"".join(pieces) == data
         assert max(map(len, pieces)) <= LONGEST * document_bytes
 
 
 def test_text_is_cut_at_the_first_blank_line_past_the_wanted_size(tmp_path):
-    path = tmp_path / "a.md"
-    path.write_bytes(b"one\ntwo\n\nthree\n \r\n\nfour\n\nfive")
-    assert read(path, document_bytes=12) == [b"one\ntwo\n\nthree\n \r\n\n", b"four\n\nfive"]
-    assert read(path, document_bytes=1000) == [path.read_bytes()]
+    text = b"one\ntwo\n\nthree\n \r\n\nfour\n\nfive"
+    assert read_bytes(tmp_path / "a.md", text, 12) == [b"one\ntwo\n\nthree\n \r\n\n", b"four\n\nfive"]
+    assert read_bytes(tmp_path / "a.md", text, 1000) == [text]
 
 
 def test_text_without_blank_lines_is_cut_at_a_line_end(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_bytes(b"0123456\n" * 100)
-    pieces = read(path, document_bytes=10)
-    assert set(pieces) == {b"0123456\n" * 5}
+    assert set(read_bytes(tmp_path / "a.txt", b"0123456\n" * 100, 10)) == {b"0123456\n" * 5}
 
 
 def test_zero_keeps_a_text_file_whole(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_bytes(b"a\n\n" * 50_000)
-    assert read(path, document_bytes=0) == [path.read_bytes()]
+    assert read_bytes(tmp_path / "a.txt", b"a\n\n" * 50_000, 0) == [b"a\n\n" * 50_000]
 
 
 @pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
@@ -71,45 +73,37 @@ def test_every_format_reads_the_same_documents_under_every_compression(tmp_path,
 
 
 def test_several_compressed_frames_in_one_file_are_all_read(tmp_path):
-    path = tmp_path / "a.txt.gz"
-    path.write_bytes(gzip.compress(b"one ") + gzip.compress(b"two"))
-    assert read(path) == [b"one two"]
+    assert read_bytes(tmp_path / "a.txt.gz", gzip.compress(b"one ") + gzip.compress(b"two")) == [b"one two"]
     frame = compress(tmp_path / "a.txt.zst", b"one ").read_bytes()
-    path = tmp_path / "b.txt.zst"
-    path.write_bytes(frame * 3)
-    assert read(path) == [b"one one one "]
+    assert read_bytes(tmp_path / "b.txt.zst", frame * 3) == [b"one one one "]
 
 
 @pytest.mark.parametrize("ending", [".gz", ".zst"])
 def test_a_truncated_or_foreign_file_is_an_error_that_names_it(tmp_path, ending):
     whole = compress(tmp_path / f"whole.txt{ending}", b"." + random.Random(1).randbytes(50_000).replace(b"\0", b"")).read_bytes()
-    for name, data in {"cut": (whole[:-20_000], "cannot be read"), "foreign": (b"no archive", "its name says")}.items():
-        path = tmp_path / f"{name}.txt{ending}"
-        path.write_bytes(data[0])
-        with pytest.raises(DataError, match=f"{name}.txt{ending}: {data[1]}"):
-            read(path)
+    for data, message in ((whole[:-20_000], "cannot be read"), (b"no archive", "its name says")):
+        with pytest.raises(DataError, match=f"a.txt{ending}: {message}"):
+            read_bytes(tmp_path / f"a.txt{ending}", data)
 
 
 def test_a_damaged_parquet_file_is_an_error_that_names_it(tmp_path):
-    path = tmp_path / "a.parquet"
-    path.write_bytes(b"PAR1\x15 no more")
     with pytest.raises(DataError, match=r"a\.parquet: cannot be read"):
-        read(path)
+        read_bytes(tmp_path / "a.parquet", b"PAR1\x15 no more")
 
 
-def test_jsonl_errors_name_the_file_the_line_and_the_keys(tmp_path):
-    path = tmp_path / "a.jsonl"
-    good = '{"text": "a"}\n\n'  # a blank line is no error, and counts
-    cases = {
-        '{"text": ': r"a\.jsonl:3: not a line of JSON",
-        '{"body": "b", "title": "t"}': r"a\.jsonl:3: no column `text`, only body, title; set data\.source\.text_column",
-        "[1, 2]": r"a\.jsonl:3: expected a JSON object",
-        '{"text": 5}': r"a\.jsonl:3: column `text` is expected to hold a text, got 5 \(int\)",
-    }
-    for line, message in cases.items():
-        path.write_text(good + line + "\n")
-        with pytest.raises(DataError, match=message):
-            read(path)
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": ', "not a line of JSON"),
+        ('{"body": "b", "title": "t"}', r"no column `text`, only body, title; set data\.source\.text_column"),
+        ("[1, 2]", "expected a JSON object"),
+        ('{"text": 5}', r"column `text` is expected to hold a text, got 5 \(int\)"),
+    ],
+)
+def test_jsonl_errors_name_the_file_the_line_and_the_keys(tmp_path, line, message):
+    """A blank line is no error, and counts."""
+    with pytest.raises(DataError, match=rf"a\.jsonl:3: {message}"):
+        read_bytes(tmp_path / "a.jsonl", f'{{"text": "a"}}\n\n{line}\n'.encode())
 
 
 def test_jsonl_counts_null_texts_and_keeps_lone_surrogates(tmp_path):
@@ -140,9 +134,7 @@ def test_an_unsupported_ending_names_the_supported_ones(tmp_path, name):
 
 
 def test_endings_are_read_in_either_case(tmp_path):
-    path = tmp_path / "A.TXT.GZ"
-    path.write_bytes(gzip.compress(b"text"))
-    assert read(path) == [b"text"]
+    assert read_bytes(tmp_path / "A.TXT.GZ", gzip.compress(b"text")) == [b"text"]
 
 
 def test_a_long_line_is_cut_at_white_space_else_between_whole_characters(tmp_path):
@@ -152,18 +144,15 @@ def test_a_long_line_is_cut_at_white_space_else_between_whole_characters(tmp_pat
     for unit in [*units, None]:
         for extra in range(5):
             text = "x" * extra + "".join([unit or rng.choice(units) for _ in range(400)])
-            path.write_bytes(text.encode())
-            pieces = [piece.decode() for piece in read(path, document_bytes=20)]
+            pieces = [piece.decode() for piece in read_bytes(path, text.encode(), 20)]
             assert "".join(pieces) == text
             assert len(pieces) > 4
             for piece in pieces[1:]:
                 assert piece[0] not in "\u0301\u200d\U0001f3fd"
             for piece in pieces[:-1]:
                 assert piece[-1] != "\u200d"
-    path.write_bytes(b"some words of one line " * 100)
-    assert all(piece.endswith(b" ") for piece in read(path, document_bytes=20))
-    path.write_bytes(b"lines of an old system\r" * 100)
-    assert all(piece[-1:] in (b"\r", b" ") for piece in read(path, document_bytes=20))
+    assert all(piece.endswith(b" ") for piece in read_bytes(path, b"some words of one line " * 100, 20))
+    assert all(piece[-1:] in (b"\r", b" ") for piece in read_bytes(path, b"lines of an old system\r" * 100, 20))
 
 
 def test_every_layout_of_text_in_parquet_is_read(tmp_path):
@@ -174,10 +163,8 @@ def test_every_layout_of_text_in_parquet_is_read(tmp_path):
     layouts += [plain, plain.dictionary_encode(), plain.cast(pa.binary()).dictionary_encode()]
     layouts += [pa.ExtensionArray.from_storage(pa.json_(), plain), pa.chunked_array([texts[:1], texts[1:]])]
     for column in layouts:
-        pq.write_table(pa.table({"n": [1, 2, 3, 4], "text": column}), path)
-        assert read(path) == [b"one", "zwei é".encode(), b"one"], column.type
-    pq.write_table(pa.table({"text": pa.array([b"abc", None], pa.binary(3))}), path)
-    assert read(path) == [b"abc"]
+        assert read_table(path, {"n": [1, 2, 3, 4], "text": column}) == [b"one", "zwei é".encode(), b"one"], column.type
+    assert read_table(path, {"text": pa.array([b"abc", None], pa.binary(3))}) == [b"abc"]
     pq.write_table(pa.table({"text": pa.nulls(3)}), path)
     account = Account()
     assert list(read_file(path, "text", 100, account)) == []
@@ -190,10 +177,8 @@ def test_every_layout_of_text_in_parquet_is_read(tmp_path):
     ids=["struct", "list", "float", "bool", "map"],
 )
 def test_columns_that_hold_no_text_are_errors_that_say_what_they_hold(tmp_path, column):
-    path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"text": column}), path)
     with pytest.raises(DataError, match=r"a\.parquet: column `text` holds .*, not text; set data\.source\.text_column"):
-        read(path)
+        read_table(tmp_path / "a.parquet", {"text": column})
 
 
 def test_two_columns_of_one_name_are_an_error_unless_another_is_read(tmp_path):
@@ -202,16 +187,14 @@ def test_two_columns_of_one_name_are_an_error_unless_another_is_read(tmp_path):
     with pytest.raises(DataError, match=r"a\.parquet: 2 columns are named `text`; rename all but one"):
         read(path)
     assert read(path, "body") == [b"c"]
-    pq.write_table(pa.table({"text.more": ["x"], "text": ["y"]}), path)
-    assert read(path) == [b"y"]
+    assert read_table(path, {"text.more": ["x"], "text": ["y"]}) == [b"y"]
 
 
 def test_json_that_is_odd_in_another_field_is_read_and_in_the_text_is_an_error_with_its_line(tmp_path):
     path = tmp_path / "a.jsonl"
     digits, deep = "9" * 5_000, "[" * 3_000 + "]" * 3_000
     for other in (digits, f"-{digits}", "NaN", "-Infinity", "1e999", r'"\ud800"', '{"a": 1, "a": 2}', '{"text": 1, "text": 2}'):
-        path.write_text(f'{{"text": "good", "other": {other}}}')
-        assert read(path) == [b"good"], other
+        assert read_bytes(path, f'{{"text": "good", "other": {other}}}'.encode()) == [b"good"], other
     wrong = {
         f'{{"text": "a", "other": {deep}}}': "nested too deeply",
         deep: "nested too deeply",
@@ -223,12 +206,10 @@ def test_json_that_is_odd_in_another_field_is_read_and_in_the_text_is_an_error_w
         "nul\0": "holds NUL bytes",
     }
     for line, message in wrong.items():
-        path.write_text('{"text": "good"}\n' + line)
         with pytest.raises(DataError, match=rf"a\.jsonl(:2)?: .*{message}"):
-            read(path)
-    path.write_bytes(b'{"text": "good"}\n{"text": "caf\xe9"}\n')
+            read_bytes(path, b'{"text": "good"}\n' + line.encode())
     with pytest.raises(DataError, match=r"a\.jsonl:2: byte 0xe9 at character 14 is not UTF-8"):
-        read(path)
+        read_bytes(path, b'{"text": "good"}\n{"text": "caf\xe9"}\n')
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
@@ -257,9 +238,8 @@ def test_damaged_files_are_errors_that_name_them(tmp_path):
             damaged = bytearray(data[: rng.randrange(1, len(data))] if rng.random() < 0.5 else data)
             for _ in range(3):
                 damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
-            path.write_bytes(damaged)
             try:
-                read(path)
+                read_bytes(path, damaged)
             except DataError as error:
                 assert str(error).startswith(str(path))
                 refused += 1
@@ -272,6 +252,5 @@ def test_pages_of_parquet_that_differ_from_their_checksums_are_refused(tmp_path)
     pq.write_table(pa.table({"text": ["some plain text"]}), path, **options)
     data = path.read_bytes()
     assert read(path) == [b"some plain text"]
-    path.write_bytes(data.replace(b"some plain text", b"some other text", 1))
     with pytest.raises(DataError, match=r"a\.parquet: cannot be read: .*checksum"):
-        read(path)
+        read_bytes(path, data.replace(b"some plain text", b"some other text", 1))
