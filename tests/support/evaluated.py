@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from stacklm.config.data import Data, FilesSource
+from stacklm.config.data import FilesSource
 from stacklm.config.evaluate import Evaluate, Sample
-from stacklm.config.tokenizer import TokenizerConfig
 from stacklm.data.benchmarks import list_benchmarks
-from stacklm.data.download import download
 from stacklm.data.encode import write_shards
-from stacklm.data.sources import list_inputs
-from stacklm.data.tokenizer import Tokenizer, train_tokenizer
+from stacklm.data.tokenizer import Tokenizer
 from stacklm.evaluate.evaluate import evaluate
 from stacklm.files import read_json
 from stacklm.model.build import build
 from stacklm.model.store import save_model
+from support.corpus import prepare_tokenizer, write_texts
 from support.train_files import MODELS, TRAIN
 
 CONTEXT = 16
@@ -30,14 +27,9 @@ class Project:
     """Text, tokenizer and shards; `save` adds a model, `evaluate` judges it."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.tokenizer, self.shards = root, root / "tokenizer", root / "shards"
-        self.vocab_size = 280
-        lines = [json.dumps({"text": f"paragraph {i}: the sum of {i} and {i * i} is é {i + i * i}"}) for i in range(120)]
-        (root / "text.jsonl").write_text("\n".join(lines) + "\n")
-        data = Data(FilesSource(paths=("text.jsonl",)), valid_fraction=0.2, test_fraction=0.2)
-        list_inputs(data, root / "inputs.json")
-        download(data, root / "inputs.json", root / "documents")
-        train_tokenizer(TokenizerConfig(self.vocab_size), root / "documents", self.tokenizer)
+        self.root, self.shards, self.vocab_size = root, root / "shards", 280
+        write_texts(root / "text.jsonl", (f"paragraph {i}: the sum of {i} and {i * i} is é {i + i * i}" for i in range(120)))
+        self.tokenizer = prepare_tokenizer(root, FilesSource(paths=("text.jsonl",)), self.vocab_size)
         write_shards(root / "documents", self.tokenizer, self.shards)
         self.digest = Tokenizer.load(self.tokenizer).digest
 

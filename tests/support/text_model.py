@@ -7,14 +7,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from stacklm.config.data import Data, FilesSource
-from stacklm.config.tokenizer import TokenizerConfig
-from stacklm.data.download import download
-from stacklm.data.sources import list_inputs
-from stacklm.data.tokenizer import Tokenizer, train_tokenizer
+from stacklm.config.data import FilesSource
+from stacklm.data.tokenizer import Tokenizer
 from stacklm.files import write_text
 from stacklm.model.build import build
 from stacklm.model.store import save_model
+from support.corpus import prepare_tokenizer
 from support.train_files import MODELS
 
 CONTEXT = 16
@@ -25,11 +23,7 @@ def write_text_models(root: Path) -> Path:
     """The folders `tokenizer`, `stacked` and `dense`, and of models that do not fit it, `other` and `unknown`."""
     for i in range(40):
         write_text(root / f"{i}.txt", f"the sum of {i} and {i * i} is {i + i * i}\n" * 3)
-    data = Data(FilesSource(paths=(f"{root}/*.txt",)), valid_fraction=0.2, test_fraction=0.2)
-    list_inputs(data, root / "inputs.json")
-    download(data, root / "inputs.json", root / "documents")
-    train_tokenizer(TokenizerConfig(TEXT_VOCAB), root / "documents", root / "tokenizer")
-    digest = Tokenizer.load(root / "tokenizer").digest
+    digest = Tokenizer.load(prepare_tokenizer(root, FilesSource(paths=(f"{root}/*.txt",)), TEXT_VOCAB)).digest
     for name, known in {"stacked": digest, "dense": digest, "other": "0" * 64, "unknown": None}.items():
         torch.manual_seed(4)
         architecture = MODELS["stacked" if name == "stacked" else "dense"].architecture

@@ -29,7 +29,7 @@ from stacklm.config.tokenizer import TokenizerConfig
 from stacklm.config.train import Train
 from stacklm.data import DataError, encode, tokenizer
 from stacklm.data.batches import TrainBatches
-from stacklm.data.documents import SPLITS, TextRecord, read_split, written_split
+from stacklm.data.documents import SPLITS, TextRecord, read_split
 from stacklm.data.shards import Shards
 from stacklm.files import read_json, write_json
 from stacklm.model.build import build
@@ -46,6 +46,7 @@ from support.audit_faults import (
     shifted_evaluation,
     unmasked,
 )
+from support.corpus import write_documents
 from support.train_files import write_text
 
 TRAIN = Train(max_steps=2, warmup_steps=1, context_length=8, global_batch_size=3, micro_batch_size=3)
@@ -132,14 +133,8 @@ def test_tokens_that_do_not_stand_for_the_text_are_found(tmp_path: Path):
 @pytest.fixture
 def documents(tmp_path: Path) -> Path:
     """Three splits of words that no other split has."""
-    folder = tmp_path / "documents"
-    for split in SPLITS:
-        with written_split(folder, split) as writer:
-            for i in range(20):
-                writer.write(f"{split} {i} says {i * i} of {split} ".encode() * 5)
-    sizes = {split: sum(map(len, read_split(folder, split))) for split in SPLITS}
-    write_json(folder / "record.json", {"splits": {split: {"documents": 20, "bytes": size} for split, size in sizes.items()}})
-    return folder
+    texts = {split: [f"{split} {i} says {i * i} of {split} ".encode() * 5 for i in range(20)] for split in SPLITS}
+    return write_documents(tmp_path / "documents", texts)
 
 
 def prepared(documents: Path) -> Shards:

@@ -13,19 +13,14 @@ from stacklm.config.evaluate import Benchmark, Evaluate
 from stacklm.config.schema import ParamsError, read
 from stacklm.data import DataError
 from stacklm.data.benchmarks import Item, detokenize, list_benchmarks, read_items, read_listed
-from stacklm.files import read_json
+from stacklm.files import read_json, write_jsonl
 
+pytestmark = pytest.mark.usefixtures("project")
 PAIR = {"sentence_good": "Dogs bark.", "sentence_bad": "Dogs barks.", "UID": "agreement"}
 QUESTION = {"context": "Two and two make", "choices": ["four", "five"], "answer": 0}
 WIKITEXT = (
     " \n = Some Town = \n \n A town ( small ) , of 1 @,@ 200 people . \n = = History = = \n It 's old .\n \n = Other = \n Text .\n"
 )
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def items(kind: str, *rows: object, **settings: object) -> list[Item]:
@@ -58,11 +53,11 @@ def test_articles_begin_at_headings_and_their_words_are_counted_before_detokeniz
     assert one.bytes + two.bytes == len(WIKITEXT) - len(" \n") - len("\n")  # what is before the first, and between them
 
 
-def test_compressed_files_are_read_alike(folder):
+def test_compressed_files_are_read_alike():
     plain = items("blimp", PAIR, PAIR)
     Path("file.jsonl.gz").write_bytes(gzip.compress(Path("file.jsonl").read_bytes()))
     assert read_items(Benchmark("blimp", "file.jsonl.gz")) == plain
-    Path("pages.jsonl").write_text(json.dumps({"page": WIKITEXT}) + "\n")
+    write_jsonl(Path("pages.jsonl"), [{"page": WIKITEXT}])
     (page,) = read_items(Benchmark("wikitext", "pages.jsonl"))
     assert page.continuations == (detokenize(WIKITEXT),)
 
@@ -87,7 +82,7 @@ def test_what_is_wrong_is_named_with_its_place(kind, rows, message):
         items(kind, *rows)
 
 
-def test_a_file_that_is_missing_or_of_another_kind_is_named(folder):
+def test_a_file_that_is_missing_or_of_another_kind_is_named():
     with pytest.raises(DataError, match=r"absent.jsonl: no such file \(benchmark blimp; relative paths start at "):
         read_items(Benchmark("blimp", "absent.jsonl"))
     Path("text.txt").write_text("text")
@@ -108,16 +103,15 @@ def test_a_listed_file_is_read_only_as_it_was_listed():
 
 def test_benchmarks_have_names_of_their_own():
     one = {"kind": "multiple_choice", "path": "a.jsonl"}
-    assert [b.title for b in read(Evaluate, {"benchmarks": [one, {**one, "name": "mine"}]}).benchmarks] == [
-        "multiple_choice",
-        "mine",
-    ]
-    with pytest.raises(ParamsError, match="multiple_choice occurs twice"):
-        read(Evaluate, {"benchmarks": [one, one]})
-    with pytest.raises(ParamsError, match=r"evaluate.benchmarks\[0\]: name: 'a b' is not allowed"):
-        read(Evaluate, {"benchmarks": [{**one, "name": "a b"}]}, "evaluate")
-    with pytest.raises(ParamsError, match=r"benchmarks\[0\].kind: 'blmp' is not allowed.*did you mean `blimp`"):
-        read(Evaluate, {"benchmarks": [{**one, "kind": "blmp"}]})
+    both = read(Evaluate, {"benchmarks": [one, {**one, "name": "mine"}]})
+    assert [benchmark.title for benchmark in both.benchmarks] == ["multiple_choice", "mine"]
+    for wrong, message in (
+        ([one, one], "multiple_choice occurs twice"),
+        ([{**one, "name": "a b"}], r"evaluate.benchmarks\[0\]: name: 'a b' is not allowed"),
+        ([{**one, "kind": "blmp"}], r"benchmarks\[0\].kind: 'blmp' is not allowed.*did you mean `blimp`"),
+    ):
+        with pytest.raises(ParamsError, match=message):
+            read(Evaluate, {"benchmarks": wrong}, "evaluate")
 
 
 def test_running_text_is_made_of_wikitexts_words():

@@ -12,49 +12,48 @@ import pytest
 
 from stacklm.config.data import Data, FilesSource, StdlibSource
 from stacklm.data import DataError
-from stacklm.data.documents import SPLITS, read_split, written_split
+from stacklm.data.documents import SPLITS, read_split
 from stacklm.data.download import BANDS, difficulties, download, groups, signature
-from stacklm.data.sources import list_inputs
 from stacklm.files import read_json, sha256
+from support.corpus import download_documents, write_documents, write_texts
 
+pytestmark = pytest.mark.usefixtures("project")
 TEXTS = [f"document {i}" for i in range(400)]
 
 
-@pytest.fixture(autouse=True)
-def project(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def downloaded(source, name="documents", valid=0.2, test=0.2):
+    """The record of what a source holds, and the documents of each split."""
+    folder = download_documents(Path(), Data(source, valid, test), name)
+    return read_json(folder / "record.json"), {split: list(read_split(folder, split)) for split in SPLITS}
 
 
-def downloaded(texts, name="documents", valid=0.2, test=0.1):
-    """The documents of each split, by name."""
-    Path("a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    data = Data(FilesSource(paths=("a.jsonl",)), valid_fraction=valid, test_fraction=test)
-    list_inputs(data, Path("inputs.json"))
-    download(data, Path("inputs.json"), Path(name))
-    return {split: [document.decode() for document in read_split(Path(name), split)] for split in SPLITS}
+def split_texts(texts, name="documents", valid=0.2, test=0.1):
+    """The texts of each split."""
+    write_texts(Path("a.jsonl"), texts)
+    _, splits = downloaded(FilesSource(paths=("a.jsonl",)), name, valid, test)
+    return {split: [document.decode() for document in documents] for split, documents in splits.items()}
 
 
 def test_every_document_is_in_exactly_one_split_of_about_the_share_asked_for():
-    splits = downloaded(TEXTS)
+    splits = split_texts(TEXTS)
     assert sorted(chain(*splits.values())) == sorted(TEXTS)
     assert 0.12 < len(splits["valid"]) / len(TEXTS) < 0.28
     assert 0.05 < len(splits["test"]) / len(TEXTS) < 0.15
 
 
 def test_a_documents_place_depends_on_its_content_alone():
-    before = downloaded(TEXTS)
+    before = split_texts(TEXTS)
     shuffled = TEXTS + [f"new {i}" for i in range(100)]
     random.Random(1).shuffle(shuffled)
-    after = downloaded(shuffled, "other")
+    after = split_texts(shuffled, "other")
     for split in SPLITS:
         assert set(before[split]) == set(after[split]) & set(TEXTS)
 
 
 def test_changing_one_fraction_leaves_the_other_split_alone():
-    before = downloaded(TEXTS)
-    more_valid = downloaded(TEXTS, "valid", valid=0.4)
-    more_test = downloaded(TEXTS, "test", test=0.3)
+    before = split_texts(TEXTS)
+    more_valid = split_texts(TEXTS, "valid", valid=0.4)
+    more_test = split_texts(TEXTS, "test", test=0.3)
     assert more_valid["test"] == before["test"]
     assert set(more_valid["valid"]) > set(before["valid"])
     assert more_test["valid"] == before["valid"]
@@ -62,7 +61,7 @@ def test_changing_one_fraction_leaves_the_other_split_alone():
 
 
 def test_duplicates_and_empty_documents_are_dropped_and_counted():
-    splits = downloaded([*TEXTS, "", *TEXTS[:30], "", TEXTS[0]])
+    splits = split_texts([*TEXTS, "", *TEXTS[:30], "", TEXTS[0]])
     assert sorted(chain(*splits.values())) == sorted(TEXTS)
     record = read_json(Path("documents/record.json"))
     account = record["account"]
@@ -71,7 +70,7 @@ def test_duplicates_and_empty_documents_are_dropped_and_counted():
 
 
 def test_the_record_holds_counts_inputs_and_source():
-    splits = downloaded(TEXTS)
+    splits = split_texts(TEXTS)
     record = read_json(Path("documents/record.json"))
     counts = {s: {"documents": len(texts), "bytes": sum(map(len, texts))} for s, texts in splits.items()}
     assert record["splits"] == counts
@@ -80,20 +79,20 @@ def test_the_record_holds_counts_inputs_and_source():
 
 
 def test_equal_inputs_give_equal_bytes():
-    downloaded(TEXTS, "one")
-    downloaded(TEXTS, "two")
+    split_texts(TEXTS, "one")
+    split_texts(TEXTS, "two")
     assert sha256(Path("one")) == sha256(Path("two"))
 
 
 def test_a_split_without_documents_is_an_error_and_leaves_nothing():
     with pytest.raises(DataError, match=r"split valid has no document: the source gave 3, .* change the fractions"):
-        downloaded(TEXTS[:3], valid=0.001)
+        split_texts(TEXTS[:3], valid=0.001)
     assert not Path("documents/record.json").exists()
     assert not any(Path("documents").glob("*.parquet"))
 
 
 def test_a_list_of_another_source_is_refused():
-    downloaded(TEXTS)
+    split_texts(TEXTS)
     with pytest.raises(DataError, match=r"inputs\.json lists another source than data\.source says"):
         download(Data(FilesSource(paths=("a.jsonl",), document_bytes=1)), Path("inputs.json"), Path("other"))
 
@@ -111,7 +110,7 @@ def test_near_duplicates_are_in_one_split_whatever_their_order():
         words[rng.randrange(len(words))] = "changed"
         texts += [text, " ".join(words), f"{text} and a few words more", text.upper()]
     rng.shuffle(texts)
-    splits = downloaded(texts)
+    splits = split_texts(texts)
     assert sorted(chain(*splits.values())) == sorted(texts)
     place = {text: split for split, found in splits.items() for text in found}
     for text in some_texts(100, 1):
@@ -126,10 +125,7 @@ def test_near_duplicates_are_in_one_split_whatever_their_order():
 
 def test_no_document_of_valid_or_test_is_in_train_or_nearly():
     """By exact hash, and by the windows of 16 bytes that two documents share."""
-    config = Data(StdlibSource(max_bytes=700_000), valid_fraction=0.2, test_fraction=0.2)
-    list_inputs(config, Path("inputs.json"))
-    download(config, Path("inputs.json"), Path("documents"))
-    splits = {split: list(read_split(Path("documents"), split)) for split in SPLITS}
+    _, splits = downloaded(StdlibSource(max_bytes=700_000))
     digests = {split: {hashlib.sha256(text).digest() for text in texts} for split, texts in splits.items()}
     assert all(len(digests[split]) == len(texts) > 30 for split, texts in splits.items())
     assert not digests["valid"] & digests["train"] and not digests["test"] & (digests["train"] | digests["valid"])
@@ -151,60 +147,47 @@ def test_the_account_adds_up_and_says_what_was_lost():
     Path("b.txt").write_bytes("\n\n".join(some_texts(50, 4)).encode() + b" caf\xe9")
     Path("c.txt").touch()
     Path("d.txt").symlink_to("nowhere")
-    config = Data(FilesSource(paths=("a.jsonl", "*.txt"), document_bytes=500), valid_fraction=0.2, test_fraction=0.2)
-    list_inputs(config, Path("inputs.json"))
-    download(config, Path("inputs.json"), Path("documents"))
-    record = read_json(Path("documents/record.json"))
-    account = record["account"]
-    kept = [document for split in SPLITS for document in read_split(Path("documents"), split)]
+    record, splits = downloaded(FilesSource(paths=("a.jsonl", "*.txt"), document_bytes=500))
+    account, kept = record["account"], [*chain(*splits.values())]
     assert record["skipped"] == {"c.txt": "zero bytes", "d.txt": "dangling link"}
     assert (account["files"], account["rows"], account["blank_lines"], account["null_texts"]) == (2, 106, 105, 2)
     assert (account["duplicates"], account["empty"], account["byte_order_marks"], account["not_utf8"]) == (3, 1, 1, 1)
     assert account["documents"] == len(kept) + account["duplicates"] + account["empty"]
     assert account["bytes"] == sum(map(len, kept)) + account["duplicate_bytes"]
-    assert account["documents"] == account["rows"] - account["null_texts"] + len(
-        [d for d in kept if d.decode("latin-1") not in texts]
-    )
+    of_b = [document for document in kept if document.decode("latin-1") not in texts]
+    assert account["documents"] == account["rows"] - account["null_texts"] + len(of_b)
 
 
 def test_what_max_bytes_leaves_unread_is_counted(capsys):
     for name in "abcd":
-        Path(f"{name}.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in some_texts(40, name)))
-    config = Data(FilesSource(paths=("*.jsonl",), max_bytes=20_000), valid_fraction=0.2, test_fraction=0.2)
-    list_inputs(config, Path("inputs.json"))
-    download(config, Path("inputs.json"), Path("documents"))
-    account = read_json(Path("documents/record.json"))["account"]
+        write_texts(Path(f"{name}.jsonl"), some_texts(40, name))
+    record, _ = downloaded(FilesSource(paths=("*.jsonl",), max_bytes=20_000))
+    account = record["account"]
     assert (account["files"], account["files_not_read"], account["over_max_bytes"]) == (2, 2, 1)
     assert "1 over max bytes" in capsys.readouterr().out
+
+
+NONE = "no document in the source"
 
 
 @pytest.mark.parametrize(
     ("rows", "most", "message"),
     [
-        (
-            [None] * 12,
-            None,
-            "no document in the source: 1 files, 12 rows, 0 documents, 0 bytes read; 12 null texts; give a source with",
-        ),
-        (["", None], None, "no document in the source: 1 files, 2 rows, 1 documents, 0 bytes read; 1 null texts; 1 empty"),
+        ([None] * 12, None, f"{NONE}: 1 files, 12 rows, 0 documents, 0 bytes read; 12 null texts; give a source with"),
+        (["", None], None, f"{NONE}: 1 files, 2 rows, 1 documents, 0 bytes read; 1 null texts; 1 empty"),
         (["long text"], 5, r"1 over max bytes; raise data\.source\.max_bytes"),
         ([f"the same long text and one number, which is {i}" for i in range(90)], None, "90 are near-duplicates in 1 groups"),
     ],
 )
 def test_a_source_without_text_for_all_splits_is_an_error_with_the_account(rows, most, message):
-    Path("a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in rows))
-    config = Data(FilesSource(paths=("a.jsonl",), max_bytes=most))
-    list_inputs(config, Path("inputs.json"))
+    write_texts(Path("a.jsonl"), rows)
     with pytest.raises(DataError, match=message):
-        download(config, Path("inputs.json"), Path("documents"))
+        downloaded(FilesSource(paths=("a.jsonl",), max_bytes=most))
     assert list(Path("documents").iterdir()) == []
 
 
 def test_the_default_corpus_has_some_hundred_documents_to_judge_by_as_hard_in_valid_as_in_test(capsys):
-    config = Data(StdlibSource())
-    list_inputs(config, Path("inputs.json"))
-    download(config, Path("inputs.json"), Path("documents"))
-    record = read_json(Path("documents/record.json"))
+    record = read_json(download_documents(Path(), Data(StdlibSource())) / "record.json")
     for split in ("valid", "test"):
         assert record["splits"][split]["documents"] > 120
         assert record["splits"][split]["bytes"] > 200_000
@@ -272,14 +255,6 @@ def test_groups_are_closed_and_named_by_their_first_member():
     assert len(set(wanted.tolist())) < 150
 
 
-def measured(folder, **splits):
-    for split in SPLITS:
-        with written_split(folder, split) as writer:
-            for text in splits[split]:
-                writer.write(text)
-    return difficulties(folder)
-
-
 def drawn(rng, alphabet, count, size=800):
     return [bytes(rng.choice(alphabet) for _ in range(size)) for _ in range(count)]
 
@@ -287,14 +262,15 @@ def drawn(rng, alphabet, count, size=800):
 def test_random_bytes_of_an_alphabet_take_its_entropy(tmp_path):
     """With 4 letters 2 bits; the first byte of each document and the prior add a little."""
     rng = random.Random(1)
-    found = measured(tmp_path, train=drawn(rng, b"abcd", 200), valid=drawn(rng, b"abcd", 30), test=drawn(rng, b"ab", 30))
+    texts = {"train": drawn(rng, b"abcd", 200), "valid": drawn(rng, b"abcd", 30), "test": drawn(rng, b"ab", 30)}
+    found = difficulties(write_documents(tmp_path, texts))
     assert found["valid"]["bits_per_byte"] == pytest.approx(2, abs=0.03)
     assert found["test"]["bits_per_byte"] == pytest.approx(2, abs=0.03)
 
 
 def test_a_hand_counted_case(tmp_path):
     """train `ab`, valid `a`: with prior 16 the shares of `a` are mixed over contexts of none, one and two NUL bytes."""
-    found = measured(tmp_path, train=[b"ab"], valid=[b"a"], test=[b"c"])
+    found = difficulties(write_documents(tmp_path, {"train": [b"ab"], "valid": [b"a"], "test": [b"c"]}))
     none = (1 + 16 / 256) / (2 + 16)
     one = (1 + 16 * none) / (1 + 16)
     two = (1 + 16 * one) / (1 + 16)
@@ -309,7 +285,8 @@ def test_the_standard_error_is_the_spread_of_repeated_draws(tmp_path):
     ratios = []
     for _ in range(24):
         some = [drawn(rng, rng.choice([b"aab", bytes(range(97, 123))]), 1, rng.randrange(50, 400))[0] for _ in range(80)]
-        found = measured(tmp_path, train=train, valid=some[:40], test=some[40:])["test - valid"]
+        documents = write_documents(tmp_path, {"train": train, "valid": some[:40], "test": some[40:]})
+        found = difficulties(documents)["test - valid"]
         ratios.append(found["bits_per_byte"] / found["standard_error"])
     spread = math.sqrt(sum(ratio**2 for ratio in ratios) / len(ratios))
     assert 0.5 < spread < 1.5  # 24 draws know a standard deviation to 1 / sqrt(48) = 14%: 3 of these, and 5% for 40 documents

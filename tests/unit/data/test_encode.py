@@ -1,44 +1,31 @@
 """Documents become shards."""
 
-import json
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from stacklm.config.data import Data, FilesSource
-from stacklm.config.tokenizer import TokenizerConfig
+from stacklm.config.data import FilesSource
 from stacklm.data import encode
 from stacklm.data.documents import SPLITS, read_split
-from stacklm.data.download import download
 from stacklm.data.encode import write_shards
 from stacklm.data.shards import Shards
-from stacklm.data.sources import list_inputs
-from stacklm.data.tokenizer import Tokenizer, train_tokenizer
+from stacklm.data.tokenizer import Tokenizer
 from stacklm.files import read_json, sha256
 from support import ROOT
+from support.corpus import prepare_tokenizer, write_texts
 
 SHARED = Path(os.environ.get("STACKLM_SHARED", ROOT.parent / "shared")) / "data"
 TEXTS = [f"document {i} says\tthe number {i * i} is\na  square é" * (1 + i % 5) for i in range(200)]
 
 
-def prepare(root, source, vocab_size):
-    data = Data(source, valid_fraction=0.1, test_fraction=0.1)
-    list_inputs(data, root / "inputs.json")
-    download(data, root / "inputs.json", root / "documents")
-    train_tokenizer(TokenizerConfig(vocab_size), root / "documents", root / "tokenizer")
-    return root
-
-
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     root = tmp_path_factory.mktemp("prepared")
-    (root / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
-    before = Path.cwd()
-    os.chdir(root)
-    yield prepare(root, FilesSource(paths=("a.jsonl",)), 300)
-    os.chdir(before)
+    write_texts(root / "a.jsonl", TEXTS)
+    prepare_tokenizer(root, FilesSource(paths=("a.jsonl",)), 300)
+    return root
 
 
 def written(prepared, folder):
@@ -110,10 +97,8 @@ def test_words_and_bytes_of_wikitext_2_are_the_published_ones(tmp_path):
     path = SHARED / "wikitext-2" / "wiki.test.tokens"
     if not path.exists():
         pytest.skip(f"needs {path} (set STACKLM_SHARED to the folder that holds data/wikitext-2)")
-    text = tmp_path / "wiki.txt"
-    text.write_bytes(path.read_bytes())
-    root = prepare(tmp_path, FilesSource(paths=(str(text),), document_bytes=4096), 1000)
-    shards = written(root, tmp_path / "shards")
+    prepare_tokenizer(tmp_path, FilesSource(paths=(str(path),), document_bytes=4096), 1000)
+    shards = written(tmp_path, tmp_path / "shards")
     streams = [shards.split(split) for split in SPLITS]
     assert sum(stream.words for stream in streams) == 241_211
     assert sum(stream.bytes for stream in streams) == path.stat().st_size

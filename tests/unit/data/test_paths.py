@@ -11,11 +11,7 @@ import pytest
 from stacklm.data import DataError
 from stacklm.data.sources import find_files
 
-
-@pytest.fixture(autouse=True)
-def project(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("project")
 
 
 def make(*names):
@@ -64,13 +60,8 @@ def test_braces_and_the_home_folder_are_expanded(monkeypatch):
 
 def test_loops_of_links_end_and_each_file_is_read_once_under_its_real_name():
     make("data/a.txt", "data/deep/er/b.txt", "other/c.txt")
-    for link, target in {
-        "data/up": "..",
-        "data/up2": "..",
-        "data/deep/self": ".",
-        "data/0": "deep",
-        "data/out": "../other",
-    }.items():
+    links = {"data/up": "..", "data/up2": "..", "data/deep/self": ".", "data/0": "deep", "data/out": "../other"}
+    for link, target in links.items():
         Path(link).symlink_to(target)
     files, skipped = find_files(["data/**/*.txt"])
     assert [path.as_posix() for path in files] == ["data/a.txt", "data/deep/er/b.txt", "data/out/c.txt"]
@@ -108,12 +99,14 @@ def test_what_matches_and_is_not_read_is_named_with_the_reason():
     assert find_files(["**/a*", ".hid*"]) == ([Path("a.txt"), Path(".hidden.txt")], {".git": "hidden"})
 
 
-@pytest.mark.parametrize("name", ["dangling.txt", "empty.txt", "pipe.txt"])
-def test_a_path_that_cannot_be_read_is_an_error_with_the_reason(name):
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("dangling.txt", "dangling link"), ("empty.txt", "zero bytes"), ("pipe.txt", "not a regular file")],
+)
+def test_a_path_that_cannot_be_read_is_an_error_with_the_reason(name, reason):
     Path("dangling.txt").symlink_to("nowhere")
     Path("empty.txt").touch()
     os.mkfifo("pipe.txt")
-    reason = {"dangling.txt": "dangling link", "empty.txt": "zero bytes", "pipe.txt": "not a regular file"}[name]
     for pattern in (name, name[:4] + "*"):
         assert f"{pattern} matches no file that can be read, 1 skipped: {reason} ({name})" in refused(pattern)
 

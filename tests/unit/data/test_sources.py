@@ -12,14 +12,10 @@ from stacklm.config.data import Data, FilesSource, HuggingFaceSource, StdlibSour
 from stacklm.data import DataError, sources
 from stacklm.data.formats import Account
 from stacklm.data.sources import DOCUMENT_BYTES, cut, is_table, library, list_inputs, read_documents
-from stacklm.files import read_json, sha256
+from stacklm.files import read_json, sha256, write_jsonl
+from support.corpus import write_texts
 
-
-@pytest.fixture(autouse=True)
-def project(tmp_path, monkeypatch):
-    """Sources are relative to the current directory, the project's root."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("project")
 
 
 def listed(source):
@@ -104,7 +100,7 @@ def test_bytes_that_are_no_utf8_pass_through(project):
 
 
 def test_max_bytes_ends_the_documents_before_it_is_exceeded(project):
-    (project / "a.jsonl").write_text("".join(json.dumps({"text": "x" * 10}) + "\n" for _ in range(9)))
+    write_texts(project / "a.jsonl", ["x" * 10] * 9)
     assert len(documents(FilesSource(paths=("a.jsonl",), max_bytes=49))) == 4
     assert len(documents(FilesSource(paths=("a.jsonl",), max_bytes=50))) == 5
     assert len(documents(FilesSource(paths=("a.jsonl",)))) == 9
@@ -140,19 +136,20 @@ def test_hashes_of_files_are_remembered_until_the_file_changes(project, monkeypa
     assert hashed == ["a.txt", "b.txt", "b.txt"]
 
 
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+
 def hub_folder(folder, rows):
     """A data set as `datasets` loads it from a path, without a network."""
-    folder.mkdir()
-    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return HuggingFaceSource(name=str(folder), revision="0123456789abcdef0123456789abcdef01234567", max_bytes=30)
+    write_jsonl(folder / "train.jsonl", rows)
+    return HuggingFaceSource(str(folder), REVISION, max_bytes=30)
 
 
-def test_huggingface_is_listed_by_its_pinned_identity_alone(project):
-    source = HuggingFaceSource(name="nobody/nothing", revision="0123456789abcdef0123456789abcdef01234567", config="en")
-    assert listed(source) == {
+def test_huggingface_is_listed_by_its_pinned_identity_alone():
+    assert listed(HuggingFaceSource("nobody/nothing", REVISION, config="en")) == {
         "source": {
             "name": "nobody/nothing",
-            "revision": "0123456789abcdef0123456789abcdef01234567",
+            "revision": REVISION,
             "kind": "huggingface",
             "config": "en",
             "split": "train",
@@ -171,18 +168,13 @@ def test_huggingface_streams_rows_up_to_the_cap(project):
 
 def test_huggingface_errors_name_the_data_set_and_what_to_do(project, monkeypatch):
     source = hub_folder(project / "hub", [{"body": "b"}])
-    with pytest.raises(
-        DataError, match=r"hub at revision 0123456789abcdef0123456789abcdef01234567, row 1: no column `text`, only body"
-    ):
+    with pytest.raises(DataError, match=rf"hub at revision {REVISION}, row 1: no column `text`, only body"):
         documents(source)
     import huggingface_hub
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        DataError,
-        match=r"nothing at revision 0123\w+: cannot be read .* use a source of kind files or stdlib",
-    ):
-        documents(HuggingFaceSource(name="nobody/nothing", revision="0123456789abcdef0123456789abcdef01234567"))
+    with pytest.raises(DataError, match=r"nothing at revision 0123\w+: cannot be read .* use a source of kind files or stdlib"):
+        documents(HuggingFaceSource("nobody/nothing", REVISION))
 
 
 def test_reading_is_lazy(project):
@@ -240,17 +232,8 @@ def test_pieces_concatenate_to_the_source_and_are_a_few_kilobytes():
 @pytest.mark.parametrize("seed", range(20))
 def test_pieces_of_any_bytes_concatenate_to_them(seed):
     rng = random.Random(seed)
-    parts = [
-        b"def f(): pass\n",
-        b"\n",
-        b"class A:\n",
-        b"    def g(self): pass\n",
-        b"@x\n",
-        b"# y\n",
-        b"\r\n",
-        b"z" * 5_000,
-        bytes(range(256)),
-    ]
+    code = [b"def f(): pass\n", b"\n", b"class A:\n", b"    def g(self): pass\n", b"@x\n", b"# y\n"]
+    parts = [*code, b"\r\n", b"z" * 5_000, bytes(range(256))]
     source = b"".join(rng.choice(parts) for _ in range(rng.randrange(600)))
     assert b"".join(cut(source)) == source
 
@@ -280,15 +263,7 @@ def test_pieces_after_a_change_are_the_same_again():
 
 def test_tables_are_told_from_code_by_their_content():
     tables = ["pydoc_data/topics.py", "html/entities.py", "stringprep.py", "token.py", "keyword.py", "encodings/cp1252.py"]
-    code = [
-        "argparse.py",
-        "typing.py",
-        "json/decoder.py",
-        "opcode.py",
-        "ast.py",
-        "encodings/idna.py",
-        "dbm/gnu.py",
-        "__future__.py",
-    ]
+    code = ["argparse.py", "typing.py", "json/decoder.py", "opcode.py", "ast.py"]
+    code += ["encodings/idna.py", "dbm/gnu.py", "__future__.py"]
     assert [name for name in tables + code if is_table((library() / name).read_bytes())] == tables
     assert not is_table(b"")

@@ -16,10 +16,11 @@ import tokenizers
 
 from stacklm.config.tokenizer import END_OF_TEXT, TokenizerConfig
 from stacklm.data import DataError
-from stacklm.data.documents import SPLITS, written_split
+from stacklm.data.documents import SPLITS
 from stacklm.data.tokenizer import Tokenizer, train_tokenizer
 from stacklm.files import read_json, sha256, write_json
 from support import ROOT
+from support.corpus import write_documents
 
 WORDS = ["the", "stack", "of", "layers", "reads", "x", "1234567", "IT'S", "don't", "café", "中文", "\U0001f600", END_OF_TEXT]
 SPACES = [" ", "  ", "\n", "\n\n", "\t", ", ", ". ", "\r\n", "\u3000"]
@@ -30,25 +31,31 @@ def some_text(seed, words=4_000):
     return "".join(rng.choice(WORDS) + rng.choice(SPACES) for _ in range(words))
 
 
-def write_documents(folder, texts):
-    for split in SPLITS:
-        with written_split(folder, split) as writer:
-            for text in texts:
-                writer.write(text)
-    write_json(folder / "record.json", {"splits": {s: {"documents": len(texts), "bytes": sum(map(len, texts))} for s in SPLITS}})
-    return folder
+def learned_from(tmp_path, *texts, **settings):
+    """The tokenizer of these documents, which all three splits have."""
+    train_tokenizer(TokenizerConfig(**settings), same_in_all(tmp_path / "documents", *texts), tmp_path / "tokenizer")
+    return Tokenizer.load(tmp_path / "tokenizer")
+
+
+def same_in_all(folder, *texts):
+    return write_documents(folder, dict.fromkeys(SPLITS, texts))
 
 
 @pytest.fixture(scope="module")
 def documents(tmp_path_factory):
     texts = [some_text(seed).encode() + b"\xff\xfe stray " for seed in range(3)]
-    return write_documents(tmp_path_factory.mktemp("documents"), texts)
+    return same_in_all(tmp_path_factory.mktemp("documents"), *texts)
 
 
 @pytest.fixture(scope="module", params=["gpt2", "gpt4"])
-def folder(request, documents, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(request.param) / "tokenizer"
-    config = TokenizerConfig(320, request.param, (END_OF_TEXT, "<|user|>"))
+def pretokenizer(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(pretokenizer, documents, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(pretokenizer) / "tokenizer"
+    config = TokenizerConfig(320, pretokenizer, (END_OF_TEXT, "<|user|>"))
     train_tokenizer(config, documents, folder)
     return folder
 
@@ -128,28 +135,24 @@ def test_special_tokens_decode_to_nothing_and_unknown_ids_are_errors(tokenizer):
 
 
 def test_pretokenizers_cut_digits_as_they_say(tmp_path):
-    folder = write_documents(tmp_path / "documents", [b" 1234567" * 50 + b" hello there" * 5])
     pieces = {}
     for name in ("gpt2", "gpt4"):
-        train_tokenizer(TokenizerConfig(264, name), folder, tmp_path / name)
-        tokenizer = Tokenizer.load(tmp_path / name)
+        tokenizer = learned_from(tmp_path / name, b" 1234567" * 50 + b" hello there" * 5, vocab_size=264, pretokenizer=name)
         pieces[name] = [tokenizer.decode([i]) for i in tokenizer.encode(" 1234567")]
     assert pieces == {"gpt2": [b" 1234567"], "gpt4": [b" ", b"123", b"456", b"7"]}
 
 
 def test_pairs_rarer_than_asked_for_are_not_merged(tmp_path):
-    folder = write_documents(tmp_path / "documents", [b"often often often rare"])
-    train_tokenizer(TokenizerConfig(261, min_frequency=3), folder, tmp_path / "tokenizer")
-    tokenizer = Tokenizer.load(tmp_path / "tokenizer")
+    text = b"often often often rare"
+    tokenizer = learned_from(tmp_path, text, vocab_size=261, min_frequency=3)
     assert len(tokenizer.encode("often rare")) == 1 + len(" rare")
     with pytest.raises(DataError, match=r"pairs seen at least 4 times.* lower tokenizer\.min_frequency"):
-        train_tokenizer(TokenizerConfig(261, min_frequency=4), folder, tmp_path / "none")
+        learned_from(tmp_path, text, vocab_size=261, min_frequency=4)
 
 
 def test_stray_bytes_teach_the_vocabulary_nothing(tmp_path):
-    folder = write_documents(tmp_path / "documents", [b"ab" * 50 + b"\xff\xfe" * 500 + b"ab" * 50])
-    train_tokenizer(TokenizerConfig(258), folder, tmp_path / "tokenizer")
-    assert Tokenizer.load(tmp_path / "tokenizer").decode([257]) == b"ab"
+    tokenizer = learned_from(tmp_path, b"ab" * 50 + b"\xff\xfe" * 500 + b"ab" * 50, vocab_size=258)
+    assert tokenizer.decode([257]) == b"ab"
 
 
 def test_a_vocabulary_too_large_for_the_text_names_the_largest_that_is_not(tmp_path, documents):
@@ -168,18 +171,16 @@ def test_a_special_token_that_text_would_become_is_refused(tmp_path, documents, 
         train_tokenizer(TokenizerConfig(320, special_tokens=(END_OF_TEXT, word)), documents, tmp_path / "tokenizer")
 
 
-def test_training_gives_the_same_bytes_in_every_process_and_with_any_threads(tmp_path, documents, folder):
+def test_training_gives_the_same_bytes_in_every_process_and_with_any_threads(tmp_path, documents, folder, pretokenizer):
     program = (
         "import sys; from pathlib import Path; from stacklm.config.tokenizer import *; from stacklm.data.tokenizer import *;"
         "config = TokenizerConfig(320, sys.argv[1], (END_OF_TEXT, '<|user|>'));"
         "train_tokenizer(config, Path(sys.argv[2]), Path(sys.argv[3]))"
     )
-    kind = read_json(folder / "tokenizer.json")["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
-    name = "gpt4" if "{1,3}" in kind else "gpt2"
     settings = [{"TOKENIZERS_PARALLELISM": "false"}, {"RAYON_NUM_THREADS": "3", "TOKENIZERS_PARALLELISM": "true"}]
     for i, setting in enumerate(settings):
         out = tmp_path / str(i)
-        command = [sys.executable, "-c", program, name, str(documents), str(out)]
+        command = [sys.executable, "-c", program, pretokenizer, str(documents), str(out)]
         subprocess.run(command, env={**os.environ, **setting}, check=True, cwd=ROOT)
         assert sha256(out) == sha256(folder) == Tokenizer.load(folder).digest
 
@@ -189,23 +190,8 @@ BETWEEN = [range(end, start) for (_, end), (start, _) in pairwise([(0, 0), *LARG
 SURROGATES = range(0xD800, 0xE000)
 SOME_CODE_POINTS = [chr(c) for c in sorted({*range(0, 0x110000, 97), *chain(*BETWEEN)} - {*SURROGATES})]
 RNG = random.Random(5)
-PIECES = [
-    *WORDS,
-    *SPACES,
-    "\r",
-    "\x85",
-    "\u2028",
-    "\xa0",
-    "'\u017f",
-    "'S",
-    "'re",
-    "\u0130",
-    "e\u0301\u0323",
-    "\u200d",
-    "\0",
-    "\x1c",
-    "\u09be",
-]
+PIECES = [*WORDS, *SPACES, "\r", "\x85", "\u2028", "\xa0", "'\u017f", "'S", "'re", "\u0130", "e\u0301\u0323"]
+PIECES += ["\u200d", "\0", "\x1c", "\u09be"]
 HOSTILE = {
     "empty": "",
     "special tokens": f"{END_OF_TEXT}a {END_OF_TEXT}<|user|>\n<|endoftext|",
@@ -253,10 +239,8 @@ def test_the_ids_around_invalid_utf8_are_those_of_tokenizers(tokenizer, folder):
         parts = re.split("([\udc80-\udcff])", data.decode("utf-8", "surrogateescape"))
         ids = []
         for part in parts:
-            spelled = (
-                reference.encode(part).ids if not "\udc80" <= part <= "\udcff" else tokenizer.encode(bytes([ord(part) - 0xDC00]))
-            )
-            ids += spelled
+            invalid = "\udc80" <= part <= "\udcff"
+            ids += tokenizer.encode(bytes([ord(part) - 0xDC00])) if invalid else reference.encode(part).ids
         assert tokenizer.encode(data) == ids
 
 
@@ -282,9 +266,7 @@ def test_white_space_and_words_of_any_length_can_be_learned_from(tmp_path):
     """Uncut, a word of a million letters takes hours, and `tokenizers` panics at ten million spaces."""
     letters = "".join(random.Random(3).choices("ab", k=100_000)).encode()
     texts = [b"xy zw " * 50, b" " * 11_000_000 + b"x", letters, b"\n " * 500_000, b"c" * 1_000_000]
-    folder = write_documents(tmp_path / "documents", texts)
-    train_tokenizer(TokenizerConfig(300), folder, tmp_path / "tokenizer")
-    tokenizer = Tokenizer.load(tmp_path / "tokenizer")
+    tokenizer = learned_from(tmp_path, *texts, vocab_size=300)
     learned = {tokenizer.decode([i]) for i in range(257, 300)}
     assert {b"  ", b"ab", b"cc"} <= learned
 
@@ -303,18 +285,11 @@ def test_encoding_opens_no_connection(folder):
 
 def test_the_vocabulary_is_learned_from_the_train_split_alone(tmp_path):
     """Words of valid and test are seen by nothing that is learned: not in any amount, whatever the train split is."""
-    texts = {"train": b"ab " * 400, "valid": b"qz " * 4000, "test": b"jk " * 4000}
-    tokenizers_ = []
-    for name, others in (("together", texts), ("alone", {**texts, "valid": b"ab ", "test": b"ab "})):
-        folder = tmp_path / name
-        for split in SPLITS:
-            with written_split(folder, split) as writer:
-                writer.write(others[split])
-        write_json(folder / "record.json", {"splits": {s: {"documents": 1, "bytes": len(others[s])} for s in SPLITS}})
-        train_tokenizer(TokenizerConfig(259), folder, folder / "tokenizer")
-        tokenizers_.append((folder / "tokenizer" / "tokenizer.json").read_bytes())
-    assert tokenizers_[0] == tokenizers_[1]
-    learned = Tokenizer.load(tmp_path / "together" / "tokenizer")
+    texts = {"train": [b"ab " * 400], "valid": [b"qz " * 4000], "test": [b"jk " * 4000]}
+    for name, others in (("together", texts), ("alone", {**texts, "valid": [b"ab "], "test": [b"ab "]})):
+        train_tokenizer(TokenizerConfig(259), write_documents(tmp_path / f"{name}-documents", others), tmp_path / name)
+    assert (tmp_path / "together/tokenizer.json").read_bytes() == (tmp_path / "alone/tokenizer.json").read_bytes()
+    learned = Tokenizer.load(tmp_path / "together")
     assert {learned.decode([i]) for i in (257, 258)} == {b"ab", b" ab"}
 
 
