@@ -36,9 +36,9 @@ def config(kind: str) -> ModelConfig:
     return ModelConfig(ARCHITECTURES[kind], VOCAB, CONTEXT)
 
 
-def made(kind: str, plant: Callable[[nn.Module], None] = lambda model: None) -> nn.Module:
+def made(kind: str, plant: Callable[[nn.Module], None] = lambda model: None, context: int = CONTEXT) -> nn.Module:
     torch.manual_seed(0)
-    model = build(ARCHITECTURES[kind], VOCAB, CONTEXT)
+    model = build(ARCHITECTURES[kind], VOCAB, context)
     plant(model)
     return model
 
@@ -54,23 +54,27 @@ def builder(plant: Callable[[nn.Module], None]) -> Callable[..., nn.Module]:
     return planted
 
 
-class Backwards(nn.Module):
-    """Attention with its mask the wrong way round: what it does in time, it does in reversed time."""
+class Around(nn.Module):
+    """Stands in place of an attention, and has it within."""
 
     def __init__(self, attention: nn.Module) -> None:
         super().__init__()
         self.inner = attention
 
+
+class Backwards(Around):
+    """Attention with its mask the wrong way round: what it does in time, it does in reversed time."""
+
     def forward(self, x_BTC: Tensor, *rest: object) -> Tensor:
         return self.inner(x_BTC.flip(1), *rest).flip(1)
 
 
-class ForgetsItsMask(nn.Module):
+class ForgetsItsMask(Around):
     """Attention that looks both ways in one of the modes."""
 
     def __init__(self, attention: nn.Module, in_training: bool) -> None:
-        super().__init__()
-        self.inner, self.in_training = attention, in_training
+        super().__init__(attention)
+        self.in_training = in_training
 
     def forward(self, x_BTC: Tensor, *rest: object) -> Tensor:
         forth = self.inner(x_BTC, *rest)
@@ -167,12 +171,8 @@ class Hears(nn.Module):
         return x_BTC + heard_BTC
 
 
-class OneHeadUnmasked(nn.Module):
+class OneHeadUnmasked(Around):
     """Attention whose last head looks both ways; of packed layers, that of the last."""
-
-    def __init__(self, attention: nn.Module) -> None:
-        super().__init__()
-        self.inner = attention
 
     def forward(self, x_BTC: Tensor, *rotation: object) -> Tensor:
         dense = isinstance(self.inner, Attention)
@@ -186,12 +186,8 @@ class OneHeadUnmasked(nn.Module):
         return self.inner.output(a_BTHD.flatten(2)) if dense else self.inner.combine(a_BTHD, x_BTC, *fold)
 
 
-class OnlyItself(nn.Module):
+class OnlyItself(Around):
     """Instead of attention: every position sees but itself."""
-
-    def __init__(self, attention: nn.Module) -> None:
-        super().__init__()
-        self.inner = attention
 
     def forward(self, x_BTC: Tensor, *rest: object) -> Tensor:
         given = [rotation for rotation in rest if rotation is not None]
@@ -199,38 +195,26 @@ class OnlyItself(nn.Module):
         return torch.cat([self.inner(x_BTC[:, t : t + 1], *place) for t, place in enumerate(places)], dim=1)
 
 
-def attentions(wrap: Callable[[nn.Module], nn.Module]) -> Callable[[nn.Module], None]:
-    """Plants in place of every attention."""
+def attentions(wrap: Callable[[nn.Module], nn.Module], which: slice = slice(None)) -> Callable[[nn.Module], None]:
+    """Plants in place of every attention, or of some of them."""
 
     def plant(model: nn.Module) -> None:
-        for part in [module for module in model.modules() if hasattr(module, "attention")]:
+        for part in [module for module in model.modules() if hasattr(module, "attention")][which]:
             part.attention = wrap(part.attention)
 
     return plant
 
 
-def last_attention(wrap: Callable[[nn.Module], nn.Module]) -> Callable[[nn.Module], None]:
-    """Plants in place of the last attention alone."""
+EMBEDDING = "embedding_norm"
+LAST_BLOCK = "blocks.1.feed_forward_norm"
+"""A place in a dense decoder, in what is compiled or computed again."""
+
+
+def behind(name: str, module: Callable[[], nn.Module]) -> Callable[[nn.Module], None]:
+    """Plants behind a part of the model."""
 
     def plant(model: nn.Module) -> None:
-        part = [module for module in model.modules() if hasattr(module, "attention")][-1]
-        part.attention = wrap(part.attention)
-
-    return plant
-
-
-def last_block(module: Callable[[], nn.Module]) -> Callable[[nn.Module], None]:
-    """Plants in the last block of a dense decoder, in what is compiled or computed again."""
-
-    def plant(model: nn.Module) -> None:
-        model.blocks[-1].feed_forward_norm = nn.Sequential(model.blocks[-1].feed_forward_norm, module())
-
-    return plant
-
-
-def behind_the_embedding(module: Callable[[], nn.Module]) -> Callable[[nn.Module], None]:
-    def plant(model: nn.Module) -> None:
-        model.embedding_norm = nn.Sequential(model.embedding_norm, module())
+        model.set_submodule(name, nn.Sequential(model.get_submodule(name), module()))
 
     return plant
 
@@ -292,8 +276,8 @@ MODEL_FAULTS = {
     "upper-triangular mask": attentions(Backwards),
     "mask missing in evaluation mode": attentions(lambda attention: ForgetsItsMask(attention, in_training=False)),
     "mask missing in training mode": attentions(lambda attention: ForgetsItsMask(attention, in_training=True)),
-    "convolution padded off by one": behind_the_embedding(OffByOne),
-    "normalisation over time": behind_the_embedding(NormOverTime),
+    "convolution padded off by one": behind(EMBEDDING, OffByOne),
+    "normalisation over time": behind(EMBEDDING, NormOverTime),
 }
 LONG = 48
 """A context that is longer than the sequences in which every pair of positions is looked at."""
@@ -302,88 +286,71 @@ BORDERS = 16
 
 
 def where_checkpointed(model: nn.Module) -> None:
-    last_block(lambda: Ahead(when=lambda module: model.activation_checkpointing))(model)
+    behind(LAST_BLOCK, lambda: Ahead(when=lambda module: model.activation_checkpointing))(model)
+
+
+def hidden(plant: Callable[[nn.Module], None], named: str, kind: str = "dense", **settings: object) -> tuple:
+    """A fault of a model as it is trained with those settings, and how what is said of it begins."""
+    return kind, plant, settings, named
 
 
 AS_TRAINED = "context of weights in the form that is trained: a leak in a sequence of 48: "
-HIDDEN_FAULTS: dict[str, tuple[str, Callable[[nn.Module], None], dict[str, object], str]] = {
-    # Name: model, fault, settings of training, and what names it
-    "one head of one layer without mask": (
-        "stacked",
-        last_attention(OneHeadUnmasked),
-        {},
+HIDDEN_FAULTS = {
+    "one head of one layer without mask": hidden(
+        attentions(OneHeadUnmasked, slice(-1, None)),
         "pairs of weights: no mask, or a normalisation over time: every position sees all later tokens; in both modes; the first "
         "module to let them in is `stacks.1.attention` (OneHeadUnmasked)",
+        kind="stacked",
     ),
-    "one head of one block without mask": ("dense", last_attention(OneHeadUnmasked), {}, "pairs of weights: no mask, "),
-    "a thousandth of the next token": ("dense", behind_the_embedding(lambda: Ahead(1e-3)), {}, "pairs of weights: off by 1: "),
-    "only while gradients are recorded": (
-        "dense",
-        behind_the_embedding(lambda: Ahead(when=lambda module: torch.is_grad_enabled())),
-        {},
+    "one head of one block without mask": hidden(attentions(OneHeadUnmasked, slice(-1, None)), "pairs of weights: no mask, "),
+    "a thousandth of the next token": hidden(behind(EMBEDDING, lambda: Ahead(1e-3)), "pairs of weights: off by 1: "),
+    "only while gradients are recorded": hidden(
+        behind(EMBEDDING, lambda: Ahead(when=lambda module: torch.is_grad_enabled())),
         "modes of weights: training and evaluation mode differ",
     ),
-    "only late, in training mode": (
-        "dense",
-        behind_the_embedding(lambda: Ahead(1e-3, lambda position_T: position_T > 44, when=lambda module: module.training)),
-        {},
+    "only late, in training mode": hidden(
+        behind(EMBEDDING, lambda: Ahead(1e-3, lambda position_T: position_T > 44, when=lambda module: module.training)),
         "modes of weights: training and evaluation mode differ at positions 45, 46",
     ),
-    "only at borders of blocks": (
-        "dense",
-        behind_the_embedding(lambda: Ahead(1e-3, lambda position_T: (position_T % BORDERS == BORDERS - 1) & (position_T > 16))),
-        {},
+    "only at borders of blocks": hidden(
+        behind(EMBEDDING, lambda: Ahead(1e-3, lambda position_T: (position_T % BORDERS == BORDERS - 1) & (position_T > 16))),
         "context of weights: a leak in a sequence of 48: in evaluation mode features at position 31 change with the tokens from 32",
     ),
-    "only in the second row, late": (
-        "dense",
-        behind_the_embedding(lambda: Ahead(1e-3, lambda position_T: position_T > 32, rows=slice(1, 2))),
-        {},
+    "only in the second row, late": hidden(
+        behind(EMBEDDING, lambda: Ahead(1e-3, lambda position_T: position_T > 32, rows=slice(1, 2))),
         "context of weights: a leak in a sequence of 48: ",
     ),
-    "from the first row into the second": (
-        "dense",
-        behind_the_embedding(lambda: Hears(1, 0)),
-        {},
+    "from the first row into the second": hidden(
+        behind(EMBEDDING, lambda: Hears(1, 0)),
         "rows of weights: batch rows mix: in evaluation mode row 1 of 16 changes",
     ),
-    "of the batch before, in training mode": (
-        "dense",
-        behind_the_embedding(lambda: Remembers(in_training=True)),
-        {},
+    "of the batch before, in training mode": hidden(
+        behind(EMBEDDING, lambda: Remembers(in_training=True)),
         "repeats of weights: state between calls: in training mode the same input has other features at positions 0, 1",
     ),
-    "of the batch before, in evaluation mode": (
-        "dense",
-        behind_the_embedding(lambda: Remembers(in_training=False)),
-        {},
+    "of the batch before, in evaluation mode": hidden(
+        behind(EMBEDDING, lambda: Remembers(in_training=False)),
         "repeats of weights: state between calls: in evaluation mode the same input has other features at positions 0, 1",
     ),
-    "only in bfloat16": (
-        "dense",
-        behind_the_embedding(lambda: Ahead(when=lambda module: torch.is_autocast_enabled("cpu"))),
-        {"precision": "bf16"},
+    "only in bfloat16": hidden(
+        behind(EMBEDDING, lambda: Ahead(when=lambda module: torch.is_autocast_enabled("cpu"))),
         f"{AS_TRAINED}in training mode features at position",
+        precision="bf16",
     ),
-    "only in bfloat16, at one late position": (
-        "stacked",
-        behind_the_embedding(
-            lambda: Ahead(positions=lambda position_T: position_T == 37, when=lambda module: torch.is_autocast_enabled("cpu"))
-        ),
-        {"precision": "bf16"},
+    "only in bfloat16, at one late position": hidden(
+        behind(EMBEDDING, lambda: Ahead(1.0, lambda position_T: position_T == 37, when=lambda _: torch.is_autocast_enabled("cpu"))),
         f"{AS_TRAINED}in training mode features at position 37 change with the tokens from 38",
+        kind="stacked",
+        precision="bf16",
     ),
-    "only with activation checkpointing": (
-        "dense",
-        where_checkpointed,
-        {"activation_checkpointing": "full"},
-        f"{AS_TRAINED}in training mode features at position",
+    "only with activation checkpointing": hidden(
+        where_checkpointed, f"{AS_TRAINED}in training mode features at position", activation_checkpointing="full"
     ),
-    "only compiled": (
-        "dense",
-        last_block(lambda: Ahead(when=lambda module: torch.compiler.is_compiling())),
-        {"compile": True, "micro_batch_size": 4},
+    "only compiled": hidden(
+        behind(LAST_BLOCK, lambda: Ahead(when=lambda module: torch.compiler.is_compiling())),
         f"{AS_TRAINED}in training mode features at position",
+        compile=True,
+        micro_batch_size=4,
     ),
 }
 DATA_FAULTS = {

@@ -13,12 +13,13 @@ from stacklm.audit.audit import Certificate, audit, audit_folder, causal, certif
 from stacklm.audit.causality import on_threads
 from stacklm.config.schema import plain
 from stacklm.files import read_json
-from stacklm.model.build import ModelConfig, build
+from stacklm.model.build import ModelConfig
 from stacklm.model.store import save_model
 from support.audit_faults import (
     ARCHITECTURES,
     CONTEXT,
     DATA_FAULTS,
+    EMBEDDING,
     HIDDEN_FAULTS,
     LONG,
     MODEL_FAULTS,
@@ -26,7 +27,7 @@ from support.audit_faults import (
     VOCAB,
     Ahead,
     Gated,
-    behind_the_embedding,
+    behind,
     builder,
     config,
     made,
@@ -156,10 +157,7 @@ def traced_alone(monkeypatch):
 
 def faults(kind, plant, settings):
     """What the audit finds in a model as it is first built, where it is asked of its weights alone."""
-    torch.manual_seed(0)
-    subject = ModelConfig(ARCHITECTURES[kind], VOCAB, LONG)
-    model = build(*vars(subject).values())
-    plant(model)
+    subject, model = ModelConfig(ARCHITECTURES[kind], VOCAB, LONG), made(kind, plant, LONG)
     entries = causal(model, subject, replace(TRAIN, context_length=LONG, **settings), "weights", lambda: model)
     with on_threads(1):
         checks = [examine(check, *arguments, of=of) for check, arguments, of in entries]
@@ -180,14 +178,14 @@ def test_there_are_none_without(settings):
 
 
 def test_a_gate_that_training_opens_is_found():
-    assert not faults("dense", behind_the_embedding(Gated), {})
-    found = certify(config("dense"), TRAIN, build=builder(behind_the_embedding(Gated))).faults
+    assert not faults("dense", behind(EMBEDDING, Gated), {})
+    found = certify(config("dense"), TRAIN, build=builder(behind(EMBEDDING, Gated))).faults
     assert found[0].startswith("pairs of briefly trained weights: off by 1: ")
 
 
 @pytest.mark.parametrize("share", [1.0, 1e-2])
 def test_a_leak_on_several_threads_only_is_found(share):
-    plant = behind_the_embedding(lambda: Ahead(share, when=lambda module: torch.get_num_threads() > 1))
+    plant = behind(EMBEDDING, lambda: Ahead(share, when=lambda module: torch.get_num_threads() > 1))
     assert faults("dense", plant, {"threads": 1}) == []
     (found,) = faults("dense", plant, {"threads": 2})
     assert found.startswith("threads of weights: depends on the threads: on 2 threads, features are off by ")

@@ -7,12 +7,12 @@ from torch import nn
 from stacklm.audit import Fault
 from stacklm.audit.causality import CHECKS, cached, context, finite, gradients, modes, pairs, past, prefix, rows
 from stacklm.audit.probe import Probe
-from stacklm.model.build import build
 from stacklm.model.layers import LanguageModel
 from support.audit_faults import (
     ARCHITECTURES,
     ATTENTION,
     CONTEXT,
+    EMBEDDING,
     LONG,
     MODEL_FAULTS,
     VOCAB,
@@ -24,15 +24,15 @@ from support.audit_faults import (
     NormOverTime,
     OnlyItself,
     attentions,
-    behind_the_embedding,
+    behind,
     made,
 )
 
 both_kinds = pytest.mark.parametrize("kind", ARCHITECTURES)
 
 
-def probe(kind, plant=lambda model: None):
-    return Probe(made(kind, plant), VOCAB, CONTEXT)
+def probe(kind, plant=lambda model: None, length=CONTEXT):
+    return Probe(made(kind, plant, length), VOCAB, length)
 
 
 @both_kinds
@@ -51,49 +51,81 @@ def test_findings_are_measurements(kind):
     assert ("stack inputs" in cached(found)) is (kind == "stacked")
 
 
-@both_kinds
-def test_an_upper_triangular_mask_is_named(kind):
-    found = probe(kind, MODEL_FAULTS["upper-triangular mask"])
-    place = rf"in both modes; the first module to let them in is `{ATTENTION[kind]}` \(Backwards\)"
-    with pytest.raises(Fault, match=rf"^upper-triangular mask: positions see later tokens and none before them; {place}"):
-        pairs(found)
-    with pytest.raises(
-        Fault, match=r"^blind to the past: in training mode the logits at positions 1, 2, 3, 4, 5, 6, 7, 8 and 1 more ignore"
-    ):
-        past(found)
-    with pytest.raises(Fault, match=r"^upper-triangular mask.*in the gradients of the losses"):
-        gradients(found)
+class Peek(nn.Module):
+    """Position 4 sees position 7."""
+
+    def forward(self, x_BTC):
+        return torch.cat([x_BTC[:, :4], x_BTC[:, 4:5] + x_BTC[:, 7:8], x_BTC[:, 5:]], dim=1) if x_BTC.shape[1] > 7 else x_BTC
+
+
+def without_numbers(model):
+    model.embedding.weight.data.fill_(torch.nan)
+
+
+PLANTED = {
+    **MODEL_FAULTS,
+    "a leak at one position": behind("norm", Peek),
+    "no position sees another": attentions(OnlyItself),
+    "rows that mix": behind(EMBEDDING, Echo),
+    "features that depend on the length": behind("norm", Counted),
+    "no numbers": without_numbers,
+}
+ENTRY = "the first module to let them in is"
+NO_MASK = "no mask, or a normalisation over time: "
+ALL_BUT_THE_FIRST = "positions 1, 2, 3, 4, 5, 6, 7, 8 and 1 more"
+DIFFER = "training and evaluation mode differ at positions 0, 1, 2, 3, 4, 5, 6, 7 and 2 more, as where a mask is missing in one"
+NAMES = {
+    "upper-triangular mask": {
+        pairs: rf"upper-triangular mask: positions see later tokens and none before them; in both modes; {ENTRY} `<attention>` "
+        r"\(Backwards\)",
+        past: f"blind to the past: in training mode the logits at {ALL_BUT_THE_FIRST} ignore all tokens",
+        gradients: "upper-triangular mask.*in the gradients of the losses",
+    },
+    "mask missing in training mode": {
+        pairs: rf"{NO_MASK}.*; in training mode only; {ENTRY} `<attention>` \(ForgetsItsMask\)",
+        modes: DIFFER,
+    },
+    "mask missing in evaluation mode": {
+        pairs: rf"{NO_MASK}.*; in evaluation mode only; {ENTRY} `<attention>` \(ForgetsItsMask\)",
+        modes: DIFFER,
+    },
+    "convolution padded off by one": {
+        pairs: rf"off by 1: positions see 1 tokens ahead, as with a wrongly padded convolution.*{ENTRY} `embedding_norm.1` "
+        r"\(OffByOne\)",
+        gradients: "off by 1: .*in the gradients",
+        prefix: "depends on the length: in a sequence cut to 1 tokens",
+    },
+    "normalisation over time": {
+        pairs: rf"{NO_MASK}every position sees all later tokens; in both modes; {ENTRY} `embedding_norm.1` \(NormOverTime\)",
+    },
+    "a leak at one position": {pairs: r"a leak: the positions 4 see tokens after them; .*`norm.1` \(Peek\)"},
+    "no position sees another": {
+        past: f"blind to the past: in training mode .* {ALL_BUT_THE_FIRST} ignore all tokens",
+        gradients: "blind to the past: no earlier input has a gradient of the losses at positions 1, 2",
+    },
+    "rows that mix": {rows: "batch rows mix: in evaluation mode row 1 of 16 changes with the other rows"},
+    "features that depend on the length": {
+        prefix: "depends on the length: in a sequence cut to 1 tokens, features are off by .e-01",
+        cached: "cached decoding differs: with keys and values kept",
+    },
+    "no numbers": {finite: "not finite: in training mode logits at positions 0, 1"},
+}
 
 
 @both_kinds
-@pytest.mark.parametrize(("fault", "mode"), [(f"mask missing in {mode} mode", mode) for mode in ("training", "evaluation")])
-def test_a_mask_missing_in_one_mode_is_named(kind, fault, mode):
-    found = probe(kind, MODEL_FAULTS[fault])
-    place = rf"the first module to let them in is `{ATTENTION[kind]}` \(ForgetsItsMask\)"
-    with pytest.raises(Fault, match=f"^no mask, or a normalisation over time: .*; in {mode} mode only; {place}"):
-        pairs(found)
-    with pytest.raises(Fault, match=r"differ at positions 0, 1, 2, 3, 4, 5, 6, 7 and 2 more, as where a mask is missing in one"):
-        modes(found)
+@pytest.mark.parametrize(
+    ("fault", "check"),
+    [pytest.param(fault, check, id=f"{fault}, by {check.__name__}") for fault in NAMES for check in NAMES[fault]],
+)
+def test_a_fault_is_named(kind, fault, check):
+    with pytest.raises(Fault, match="^" + NAMES[fault][check].replace("<attention>", ATTENTION[kind])):
+        check(probe(kind, PLANTED[fault]))
 
 
 @both_kinds
-def test_a_convolution_padded_off_by_one_is_named(kind):
-    found = probe(kind, MODEL_FAULTS["convolution padded off by one"])
-    place = r"the first module to let them in is `embedding_norm.1` \(OffByOne\)"
-    with pytest.raises(Fault, match=rf"^off by 1: positions see 1 tokens ahead, as with a wrongly padded convolution.*{place}"):
-        pairs(found)
-    with pytest.raises(Fault, match=r"^off by 1: .*in the gradients"):
-        gradients(found)
-    with pytest.raises(Fault, match=r"^depends on the length: in a sequence cut to 1 tokens"):
-        prefix(found)
-
-
-@both_kinds
-def test_a_normalisation_over_time_is_named(kind):
-    found = probe(kind, MODEL_FAULTS["normalisation over time"])
-    place = r"in both modes; the first module to let them in is `embedding_norm.1` \(NormOverTime\)"
-    with pytest.raises(Fault, match=rf"^no mask, or a normalisation over time: every position sees all later tokens; {place}"):
-        pairs(found)
+@pytest.mark.parametrize("fault", ["no position sees another", "features that depend on the length"])
+def test_what_sees_nothing_ahead_has_no_leak(kind, fault):
+    assert pairs(probe(kind, PLANTED[fault]))
 
 
 def test_a_leak_in_the_model_itself_is_put_down_to_it():
@@ -110,115 +142,9 @@ def test_a_leak_in_the_model_itself_is_put_down_to_it():
         pairs(Probe(Rolled(), VOCAB, CONTEXT))
 
 
-@both_kinds
-def test_a_leak_at_one_position_is_listed(kind):
-    class Peek(nn.Module):
-        def forward(self, x_BTC):
-            return torch.cat([x_BTC[:, :4], x_BTC[:, 4:5] + x_BTC[:, 7:8], x_BTC[:, 5:]], dim=1) if x_BTC.shape[1] > 7 else x_BTC
-
-    def plant(model):
-        model.norm = nn.Sequential(model.norm, Peek())
-
-    with pytest.raises(Fault, match=r"^a leak: the positions 4 see tokens after them; .*`norm.1` \(Peek\)"):
-        pairs(probe(kind, plant))
-
-
-@both_kinds
-def test_a_leak_that_only_all_later_tokens_make_together_is_found(kind):
-    class Majority(nn.Module):
-        """Changes when more than half of what comes after position 2 does."""
-
-        def forward(self, x_BTC):
-            changed = (x_BTC[:, 3:, 0] != self.first[:, 3:]).sum(dim=1) if hasattr(self, "first") else 0
-            self.first = x_BTC[:1, :, 0] if not hasattr(self, "first") else self.first
-            bump = torch.zeros_like(x_BTC)
-            bump[:, 2] = 1.0
-            return x_BTC + bump * (torch.as_tensor(changed) > 3).float().view(-1, 1, 1)
-
-    found = probe(kind)
-    norm = found.model.embedding_norm
-    found.model.embedding_norm = nn.Sequential(norm, Majority())
-    with pytest.raises(Fault, match=r"see tokens after them|off by"):
-        pairs(found)
-
-
-@both_kinds
-def test_positions_that_ignore_the_past_are_named(kind):
-    found = probe(kind, attentions(OnlyItself))
-    with pytest.raises(Fault, match=r"^blind to the past: in training mode .* 1, 2, 3, 4, 5, 6, 7, 8 and 1 more ignore all tokens"):
-        past(found)
-    with pytest.raises(Fault, match=r"^blind to the past: no earlier input has a gradient of the losses at positions 1, 2"):
-        gradients(found)
-    assert pairs(found)
-
-
-@both_kinds
-def test_rows_of_a_batch_that_mix_are_named(kind):
-    with pytest.raises(Fault, match=r"^batch rows mix: in evaluation mode row 1 of 16 changes with the other rows"):
-        rows(probe(kind, behind_the_embedding(Echo)))
-
-
-@both_kinds
-def test_a_leak_that_only_long_windows_have_is_named(kind):
-    class LateLeak(nn.Module):
-        """From position 40 on, sees one token ahead."""
-
-        def forward(self, x_BTC):
-            return torch.cat([x_BTC[:, :40], x_BTC[:, 40:] + x_BTC[:, 40:].roll(-1, dims=1)], dim=1)
-
-    class LateGradient(torch.autograd.Function):
-        """Right forwards and wrong backwards."""
-
-        @staticmethod
-        def forward(context, x_BTC):
-            return x_BTC.clone()
-
-        @staticmethod
-        def backward(context, gradient_BTC):
-            return LateLeak()(gradient_BTC.flip(1)).flip(1) if gradient_BTC.shape[1] > 40 else gradient_BTC
-
-    model = build(ARCHITECTURES[kind], VOCAB, 64)
-    assert context(Probe(model, VOCAB, 64)) == "63 cuts of 64 tokens, at every position, 16 at once"
-    norm = model.embedding_norm
-    model.embedding_norm = nn.Sequential(norm, LateLeak())
-    assert pairs(Probe(model, VOCAB, 64))
-    with pytest.raises(
-        Fault, match=r"^a leak in a sequence of 64: in evaluation mode features at position 40 change with the tokens from 41 on"
-    ):
-        context(Probe(model, VOCAB, 64))
-    norm.register_forward_hook(lambda module, inputs, outputs: LateGradient.apply(outputs))
-    model.embedding_norm = norm
-    with pytest.raises(
-        Fault, match=r"^a leak in a sequence of 64: gradients of features before position \d+ reach the token at \d+"
-    ):
-        context(Probe(model, VOCAB, 64))
-
-
-@both_kinds
-def test_logits_that_depend_on_the_length_are_named(kind):
-    def plant(model):
-        model.norm = nn.Sequential(model.norm, Counted())
-
-    found = probe(kind, plant)
-    assert pairs(found)
-    with pytest.raises(Fault, match=r"^depends on the length: in a sequence cut to 1 tokens, features are off by .e-01"):
-        prefix(found)
-    with pytest.raises(Fault, match=r"^cached decoding differs: with keys and values kept"):
-        cached(found)
-
-
-@both_kinds
-def test_logits_that_are_no_numbers_are_named(kind):
-    def plant(model):
-        model.embedding.weight.data.fill_(torch.nan)
-
-    with pytest.raises(Fault, match=r"^not finite: in training mode logits at positions 0, 1"):
-        finite(probe(kind, plant))
-
-
 def test_a_module_that_decoding_does_not_know_fails_the_cached_check():
     with pytest.raises(Fault, match=r"^cached decoding differs"):
-        cached(probe("stacked", behind_the_embedding(lambda: nn.Sequential(NormOverTime()))))
+        cached(probe("stacked", behind(EMBEDDING, NormOverTime)))
 
 
 def test_dropout_is_off_and_zeros_are_filled():
@@ -236,16 +162,13 @@ def test_nothing_can_be_seen_with_one_position_or_token(vocab_size, context):
 
 
 def test_long_contexts_are_cut():
-    model = build(ARCHITECTURES["dense"], VOCAB, 4096)
-    assert Probe(model, VOCAB, 4096).length == 32
+    assert probe("dense", length=4096).length == 32
 
 
 @pytest.fixture(scope="module")
 def long_probe():
     """Of a model that tests plant faults behind, one after the other."""
-    found = probe_of_long()
-    found.model.norm = nn.Sequential(found.model.norm, nn.Identity())
-    return found
+    return probe("dense", behind("norm", nn.Identity), LONG)
 
 
 def planted(probe, fault):
@@ -328,14 +251,33 @@ class CountsChanges(nn.Module):
         return x_BTC + bump_BTC
 
 
-@pytest.mark.parametrize("which", [lambda changed_B: changed_B == 1, lambda changed_B: changed_B > 20], ids=["one", "all"])
-def test_a_leak_of_one_token_alone_or_of_all_together_is_found(which):
-    found = probe_of_long()
-    found.model.embedding_norm = nn.Sequential(found.model.embedding_norm, CountsChanges(which))
+@pytest.mark.parametrize(
+    ("kind", "length", "which"),
+    [
+        ("dense", CONTEXT, lambda changed_B: changed_B > 3),
+        ("stacked", CONTEXT, lambda changed_B: changed_B > 3),
+        ("dense", LONG, lambda changed_B: changed_B == 1),
+        ("dense", LONG, lambda changed_B: changed_B > 20),
+    ],
+    ids=["most", "most, stacked", "one", "all"],
+)
+def test_a_leak_of_one_token_alone_or_of_many_together_is_found(kind, length, which):
+    found = probe(kind, length=length)
+    behind(EMBEDDING, lambda: CountsChanges(which))(found.model)
     with pytest.raises(Fault, match=r"see tokens after them|off by"):
         pairs(found)
 
 
-def probe_of_long():
-    torch.manual_seed(0)
-    return Probe(build(ARCHITECTURES["dense"], VOCAB, LONG), VOCAB, LONG)
+@both_kinds
+def test_a_leak_that_only_long_windows_have_is_named(kind):
+    model = made(kind, context=LONG)
+    assert context(Probe(model, VOCAB, LONG)) == "47 cuts of 48 tokens, at every position, 16 at once"
+    norm = model.embedding_norm
+    model.embedding_norm = nn.Sequential(norm, Ahead(positions=lambda position_T: position_T >= 42))
+    assert pairs(Probe(model, VOCAB, LONG))
+    where = "^a leak in a sequence of 48: "
+    with pytest.raises(Fault, match=rf"{where}in evaluation mode features at position 42 change with the tokens from 43 on"):
+        context(Probe(model, VOCAB, LONG))
+    model.embedding_norm = nn.Sequential(norm, WrongBackwards())
+    with pytest.raises(Fault, match=rf"{where}gradients of features before position \d+ reach the token at \d+"):
+        context(Probe(model, VOCAB, LONG))
