@@ -36,12 +36,6 @@ class Counting(nn.Module):
         return 100.0 * nn.functional.one_hot((ids_BT + 1) % VOCAB, VOCAB)
 
 
-def counted(ids: list[int], tokens: int, context: int) -> tuple[list[int], list[list[int]]]:
-    """What a model that counts generates, and what it is given to read."""
-    model = Counting().eval()
-    return list(generate(Decoder(model, context), ids, Sample(max_new_tokens=tokens))), model.seen
-
-
 def with_full_forwards(model: nn.Module, ids: list[int], settings: Sample) -> Iterator[int]:
     """The same draws, from one full forward for each token."""
     generator = torch.Generator().manual_seed(settings.seed)
@@ -62,22 +56,21 @@ def made(name: str) -> nn.Module:
     return model
 
 
-def test_a_token_is_read_once_while_the_context_lasts() -> None:
-    assert counted([7, 3], tokens=4, context=5) == ([4, 5, 6, 7], [[7, 3], [4], [5], [6]])
-
-
-def test_a_full_context_is_left_for_its_later_half() -> None:
-    said, read_ = counted([1, 2, 3], tokens=6, context=4)
-    assert said == [4, 5, 6, 7, 8, 9]
-    assert read_ == [[1, 2, 3], [4], [4, 5], [6], [7], [7, 8]]
-
-
-def test_the_last_ids_of_a_long_prompt_are_read() -> None:
-    assert counted(list(range(9)), tokens=2, context=4) == ([9, 10], [[5, 6, 7, 8], [8, 9]])
-
-
-def test_a_context_of_one_token() -> None:
-    assert counted([3, 7], tokens=3, context=1) == ([8, 9, 10], [[7], [8], [9]])
+@pytest.mark.parametrize(
+    ("context", "ids", "said", "seen"),
+    [
+        (5, [7, 3], [4, 5, 6, 7], [[7, 3], [4], [5], [6]]),
+        (4, [1, 2, 3], [4, 5, 6, 7, 8, 9], [[1, 2, 3], [4], [4, 5], [6], [7], [7, 8]]),
+        (4, [0, 1, 2, 3, 4, 5, 6, 7, 8], [9, 10], [[5, 6, 7, 8], [8, 9]]),  # the last of a long prompt
+        (1, [3, 7], [8, 9, 10], [[7], [8], [9]]),
+    ],
+)
+def test_a_token_is_read_once_while_the_context_lasts_then_its_later_half_again(
+    context: int, ids: list[int], said: list[int], seen: list[list[int]]
+) -> None:
+    model = Counting().eval()
+    assert list(generate(Decoder(model, context), ids, Sample(max_new_tokens=len(said)))) == said
+    assert model.seen == seen
 
 
 @pytest.mark.parametrize("name", DECODED)

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from stacklm.code import ROOT, import_closure, units
+from stacklm.config.params import load
 from stacklm.config.schema import plain
 from stacklm.files import read_json, write_json
 from stacklm.model.build import ModelConfig
 from stacklm.pipeline.stages import stage
 from stacklm.train import NotCertifiedError
 from stacklm.train.certificate import AUDITED, check_certificate, form_of
+from support.checkout import TINY_PARAMS
 from support.train_files import MODELS, TRAIN, VOCAB, write_certificate, write_cycle
 
 SUBJECT = ModelConfig(MODELS["dense"].architecture, VOCAB, TRAIN.context_length)
@@ -35,10 +37,7 @@ def test_the_right_one_is_accepted(certificate: Path):
         ({"passed": False}, "says that it is not causal"),
         ({"passed": "no"}, "says that it is not causal"),
         ({"subject": plain(SUBJECT) | {"context_length": 17}}, "is about another model"),
-        (
-            {"form": form_of(replace(TRAIN, precision="bf16"))},
-            "is about another form of training .*",
-        ),
+        ({"form": form_of(replace(TRAIN, precision="bf16"))}, "is about another form of training .*"),
         ({"code": "5f" * 32}, "is about other code: the model, the batches or the loss changed since"),
     ],
 )
@@ -83,15 +82,10 @@ def test_training_alone_refuses_an_old_certificate_after_the_code_changed(tmp_pa
     """As `python -m stacklm.train` is run on a machine without the pipeline."""
     shutil.copytree(ROOT / "stacklm", tmp_path / "stacklm", ignore=shutil.ignore_patterns("__pycache__"))
     shards = write_cycle(tmp_path / "shards")
-    certificate = write_certificate(tmp_path / "certificate.json", MODELS["dense"], TRAIN.context_length)
-    (tmp_path / "params.yaml").write_text(
-        "data: {source: {kind: stdlib, max_bytes: 400000}, valid_fraction: 0.2, test_fraction: 0.2}\n"
-        "tokenizer: {vocab_size: 300}\n"
-        "train: {max_steps: 2, context_length: 16, global_batch_size: 4, micro_batch_size: 4,\n"
-        "        warmup_steps: 1, device: cpu, threads: 1}\n"
-        "seeds: [1]\nmodels: {dense: {architecture: {kind: dense, d_model: 16, n_heads: 2, n_layers: 1, d_ff: 32}}}\n"
-        "evaluate: {}\n"
-    )
+    (tmp_path / "params.yaml").write_text(TINY_PARAMS)
+    params = load(tmp_path / "params.yaml")
+    subject = params.models["dense"], params.train.context_length
+    certificate = write_certificate(tmp_path / "certificate.json", *subject, config=params.train)
     command = [sys.executable, "-m", "stacklm.train", "--model", "dense", "--shards", shards, "--certificate", certificate]
 
     def train() -> subprocess.CompletedProcess:
