@@ -51,13 +51,19 @@ class Training:
         return [tensor.clone() for tensor in (*self.model.state_dict().values(), *moments, torch.get_rng_state())]
 
 
-def save_steps(folder: Path, count: int, keep: int = 2) -> dict[int, list[torch.Tensor]]:
+def save(folder: Path, step: int, valid_loss: float | None = None, training: Training | None = None) -> None:
+    training = training or Training()
+    checkpoints = Checkpoints(folder, IDENTITY, 2, milestone=lambda step: step % 4 == 0)
+    checkpoints.save(training.model, training.optimizer, Progress(step, 8 * step, 0.5 * step), valid_loss)
+
+
+def save_steps(folder: Path, count: int) -> dict[int, list[torch.Tensor]]:
     """Checkpoints of steps 1 to `count`, and the states they should hold."""
     training, states = Training(), {}
     for step in range(1, count + 1):
         training.step()
         states[step] = training.state()
-        Checkpoints(folder, IDENTITY, keep).save(training.model, training.optimizer, Progress(step, 8 * step, 0.5 * step))
+        save(folder, step, training=training)
     return states
 
 
@@ -69,12 +75,6 @@ def restore(folder: Path, identity: dict = IDENTITY, last_step: int | None = Non
 
 def equal(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> bool:
     return len(found) == len(wanted) and all(map(torch.equal, found, wanted))
-
-
-def save(folder: Path, step: int, valid_loss: float | None = None, keep: int = 2, training: Training | None = None) -> None:
-    training = training or Training()
-    checkpoints = Checkpoints(folder, IDENTITY, keep, milestone=lambda step: step % 4 == 0)
-    checkpoints.save(training.model, training.optimizer, Progress(step, 8 * step, 0.5 * step), valid_loss)
 
 
 def assert_restored(folder: Path, step: int, states: dict[int, list[torch.Tensor]]) -> None:
@@ -111,7 +111,9 @@ def test_a_checkpoint_before_the_first_update(tmp_path: Path) -> None:
 
 
 def test_the_last_ones_are_kept(tmp_path: Path) -> None:
-    save_steps(tmp_path, 12, keep=3)
+    training = Training()
+    for step in range(1, 13):
+        Checkpoints(tmp_path, IDENTITY, keep=3).save(training.model, training.optimizer, Progress(step, 8 * step, 0.5 * step))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000011", "step-00000012"]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 
 from stacklm.config.schema import plain
 from stacklm.config.train import Train
-from stacklm.files import read_json, read_jsonl, write_text
+from stacklm.files import read_json, read_jsonl, write_jsonl
 from stacklm.train.checkpoint import Checkpoints, Progress
 from stacklm.train.metrics import row_every
 from stacklm.train.resume import warm_start
@@ -35,8 +34,8 @@ def write_run(work: Path, config: Train = TRAIN, steps: tuple[int, ...] = (0, 5,
     for row in metrics:
         if row["step"] % config.eval_every == 0 or row["step"] == last:
             row |= {"valid_loss": 2.0, "valid_bits_per_byte": 1.0, "health/entropy": 3.0}
-    for name, rows in {"metrics": metrics, "timing": [{"step": row["step"], "seconds": row["step"]} for row in metrics]}.items():
-        write_text(work / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(work / "metrics.jsonl", metrics)
+    write_jsonl(work / "timing.jsonl", [{"step": row["step"], "seconds": row["step"]} for row in metrics])
     return work
 
 
@@ -75,10 +74,7 @@ def test_a_run_with_a_checkpoint_of_its_own_is_left_alone(tmp_path: Path) -> Non
     assert (own / "metrics.jsonl").read_bytes() == before
 
 
-OTHER = [
-    *({"seed": 2}, {"precision": "bf16"}, {"warmup_steps": 7}),
-    *({"max_grad_norm": 2.0}, {"eval_every": 12}, {"eval_tokens": 50}),
-]
+OTHER = [{"seed": 2}, {"precision": "bf16"}, {"warmup_steps": 7}, {"max_grad_norm": 2.0}, {"eval_every": 12}, {"eval_tokens": 50}]
 
 
 @pytest.mark.parametrize(

@@ -48,30 +48,17 @@ def gradients(run: Run) -> Tensor:
     return torch.cat([parameter.grad.flatten() for parameter in run.model.parameters() if parameter.requires_grad])
 
 
+@pytest.mark.parametrize("asked", [1.0, 0.2])
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 4, 3])
-def test_accumulated_gradients_are_those_of_the_mean_over_all_tokens(tmp_path: Path, micro_batch_size: int) -> None:
-    """3 does not divide the batch: the last part has one row, and still each token counts the same."""
-    run = make_run(tmp_path, max_grad_norm=None)
-    object.__setattr__(run.config, "micro_batch_size", micro_batch_size)
-    inputs_BT, targets_BT = run.batches.batch(0)
-    mean = run.objective(inputs_BT, targets_BT) / targets_BT.numel()
-    mean.backward()
-    wanted = gradients(run)
-    update = train_step(run, 1)
-    assert_same(update.loss, mean.detach(), TOKENS)
-    assert_same(gradients(run), wanted, TOKENS * VOCAB)
-
-
-@pytest.mark.parametrize("micro_batch_size", [4, 3])
-def test_the_mean_is_over_targets_alone(tmp_path: Path, micro_batch_size: int) -> None:
-    """Of which parts of a batch have different numbers."""
+def test_accumulated_gradients_are_those_of_the_mean_over_all_targets(tmp_path: Path, micro_batch_size: int, asked: float) -> None:
+    """3 does not divide the batch: the last part has one row, and still each token counts the same, or each that is asked for."""
     stream = Shards.open(write_cycle(tmp_path / "shards")).split("train")
-    stream.targets = np.random.default_rng(1).random(len(stream)) < 0.2
+    stream.targets = np.random.default_rng(1).random(len(stream)) < asked
     run = make_run(tmp_path, stream=stream, max_grad_norm=None)
     object.__setattr__(run.config, "micro_batch_size", micro_batch_size)
     inputs_BT, targets_BT = run.batches.batch(0)
     asked_BT = targets_BT != IGNORED
-    assert len({int(row.sum()) for row in asked_BT}) > 1
+    assert asked_BT.all() if asked == 1 else len({int(row.sum()) for row in asked_BT}) > 1
     mean = torch.nn.functional.cross_entropy(run.model(inputs_BT)[asked_BT], targets_BT[asked_BT])
     mean.backward()
     wanted = gradients(run)
