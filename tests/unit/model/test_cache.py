@@ -20,6 +20,7 @@ STACKED = Stacked(d_model=16, n_heads=2, stacks=(Stack(4, 4, 16), Stack(4, 12, 1
 CONVOLVED = replace(DENSE, conv_size=4)
 BOTH = [(STACKED, KEYS_AND_VALUES), (STACKED, INPUTS), (DENSE, KEYS_AND_VALUES), (CONVOLVED, KEYS_AND_VALUES)]
 NAMES = ["stacked keys and values", "stacked inputs", "dense keys and values", "dense with a convolution"]
+every_cache = pytest.mark.parametrize(("architecture", "replacements"), BOTH, ids=NAMES)
 
 
 def made(architecture):
@@ -32,24 +33,17 @@ def ids(batch=3):
     return torch.randint(VOCAB, (batch, CONTEXT), generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("pieces", [[1] * CONTEXT, [CONTEXT], [5, 1, 1, 5], [1, 4, 7]], ids=str)
-@pytest.mark.parametrize(("architecture", "replacements"), BOTH, ids=NAMES)
-def test_it_equals_the_full_forward_at_every_position(architecture, replacements, pieces):
-    model = made(architecture)
+@every_cache
+def test_it_equals_the_full_forward_at_every_position(architecture, replacements, pieces, dtype):
+    model = made(architecture).to(dtype)
     decoder = Decoder(model, CONTEXT, replacements)
     features = torch.cat([decoder.features(piece) for piece in ids().split(pieces, dim=1)], dim=1)
     assert_same(decoder.head(features), model(ids()), terms_of(model, CONTEXT))
 
 
-@pytest.mark.parametrize(("architecture", "replacements"), BOTH, ids=NAMES)
-def test_in_float64_to_the_last_digits(architecture, replacements):
-    model = made(architecture).double()
-    decoder = Decoder(model, CONTEXT, replacements)
-    features = torch.cat([decoder.features(piece) for piece in ids().split(1, dim=1)], dim=1)
-    assert_same(features, model.features(ids()), terms_of(model, CONTEXT))
-
-
-@pytest.mark.parametrize(("architecture", "replacements"), BOTH, ids=NAMES)
+@every_cache
 def test_it_begins_anew_with_other_windows(architecture, replacements):
     model = made(architecture)
     decoder = Decoder(model, CONTEXT, replacements)
@@ -75,7 +69,7 @@ def test_what_is_kept_of_a_token():
     }
 
 
-@pytest.mark.parametrize(("architecture", "replacements"), BOTH, ids=NAMES)
+@every_cache
 def test_the_model_stays_as_it_was(architecture, replacements):
     model = made(architecture)
     before = {name: (id(module), type(module)) for name, module in model.named_modules()}

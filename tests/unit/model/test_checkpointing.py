@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stacklm.config.model import Dense, Stack, Stacked
 from stacklm.model.build import build
-from support.model_variants import CONTEXT, VARIANTS, VOCAB, scattered
+from support.model_variants import CONTEXT, VARIANTS, VOCAB, gradients, loss_of, scattered
 from support.rounding import assert_same, terms_of
 
 pytestmark = pytest.mark.numerical
@@ -28,23 +28,16 @@ def twins(config, dtype=torch.float64):
     return models
 
 
-def loss_of(model, ids):
-    return F.cross_entropy(model(ids).flatten(0, 1), ids.flatten())
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", [*VARIANTS, "dense"])
 def test_it_changes_neither_outputs_nor_gradients(name, dtype):
     whole, checkpointed = twins((VARIANTS | {"dense": DENSE})[name], dtype)
-    ids = torch.randint(VOCAB, (2, CONTEXT))
+    ids = torch.randint(VOCAB, (2, CONTEXT + 1))
     terms = terms_of(whole, CONTEXT)
-    assert_same(checkpointed(ids), whole(ids), terms)
-    for model in (whole, checkpointed):
-        loss_of(model, ids).backward()
-    gradients = dict(checkpointed.named_parameters())
-    for parameter_name, parameter in whole.named_parameters():
-        if parameter.requires_grad:
-            assert_same(gradients[parameter_name].grad, parameter.grad, terms, parameter_name)
+    assert_same(checkpointed(ids[:, 1:]), whole(ids[:, 1:]), terms)
+    found = gradients(checkpointed, ids)
+    for parameter, gradient in gradients(whole, ids).items():
+        assert_same(found[parameter], gradient, terms, parameter)
 
 
 def saved_bytes(model, ids):
@@ -67,7 +60,7 @@ def saved_bytes(model, ids):
 def test_it_keeps_little_for_the_backward_pass():
     config = Stacked(d_model=64, n_heads=4, stacks=(Stack(16, 4, 64), Stack(16, 4, 64)))
     whole, checkpointed = twins(config)
-    ids = torch.randint(VOCAB, (8, CONTEXT))
+    ids = torch.randint(VOCAB, (8, CONTEXT + 1))
     assert saved_bytes(checkpointed, ids) < 0.25 * saved_bytes(whole, ids)
 
 
@@ -83,10 +76,10 @@ def test_dropout_is_the_same_when_it_is_computed_again():
         with torch.no_grad():
             for parameter, along in zip(trained, direction, strict=True):
                 parameter.add_(along, alpha=step)
-        return loss_of(checkpointed, ids)
+        return F.cross_entropy(checkpointed(ids).flatten(0, 1), ids.flatten())
 
-    gradients = torch.autograd.grad(loss_at(0), trained)
-    slope = sum((g * d).sum() for g, d in zip(gradients, direction, strict=True))
+    slopes = torch.autograd.grad(loss_at(0), trained)
+    slope = sum((g * d).sum() for g, d in zip(slopes, direction, strict=True))
     step = torch.finfo(torch.float64).eps ** (1 / 3)  # where truncation and rounding are alike
     measured = (loss_at(step) - loss_at(-2 * step)) / (2 * step)
     assert measured.item() == pytest.approx(slope.item(), rel=1e-5)
@@ -107,7 +100,7 @@ class Calls(TorchDispatchMode):
 def test_projections_are_computed_again_but_not_attention():
     config = Stacked(d_model=16, n_heads=2, stacks=(Stack(4, 4, 24),))
     _, checkpointed = twins(config)
-    ids = torch.randint(VOCAB, (2, CONTEXT))
+    ids = torch.randint(VOCAB, (2, CONTEXT + 1))
     with Calls() as calls:
         loss = loss_of(checkpointed, ids)
         forward = calls.counts.copy()

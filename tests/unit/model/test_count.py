@@ -13,12 +13,13 @@ from support import ROOT
 
 SHIPPED = load(ROOT / "params.yaml")
 VOCAB, CONTEXT = SHIPPED.tokenizer.vocab_size, SHIPPED.train.context_length
+DENSE = Dense(d_model=48, n_heads=3, n_layers=2, d_ff=100)
 ARCHITECTURES = {
     **{name: ModelConfig(SHIPPED.models[name].architecture, VOCAB, CONTEXT) for name in ("published", "dense")},
     **PRESETS,
-    "swiglu": ModelConfig(Dense(d_model=48, n_heads=3, n_layers=2, d_ff=100, ffn="swiglu"), 300, 24),
-    "conv": ModelConfig(Dense(d_model=48, n_heads=3, n_layers=2, d_ff=100, conv_size=4), 300, 24),
-    "tied": ModelConfig(Dense(d_model=48, n_heads=3, n_layers=2, d_ff=100, tie_embeddings=True), 300, 24),
+    "swiglu": ModelConfig(replace(DENSE, ffn="swiglu"), 300, 24),
+    "conv": ModelConfig(replace(DENSE, conv_size=4), 300, 24),
+    "tied": ModelConfig(replace(DENSE, tie_embeddings=True), 300, 24),
     "wide-features": ModelConfig(Stacked(d_model=32, n_heads=8, stacks=(Stack(2, 16, 40), Stack(3, 7, 50))), 300, 24),
 }
 
@@ -97,9 +98,7 @@ def test_training_costs_three_forwards():
 
 
 def test_a_tied_head_is_no_parameter_but_is_multiplied():
-    tied, untied = (
-        count(Dense(d_model=48, n_heads=3, n_layers=2, d_ff=100, tie_embeddings=tied), 300, 24) for tied in (True, False)
-    )
+    tied, untied = (count(replace(DENSE, tie_embeddings=tied), 300, 24) for tied in (True, False))
     assert tied.parameters["head"] == 0
     assert untied.total - tied.total == 48 * 300
     assert tied.forward_flops_per_token == untied.forward_flops_per_token

@@ -14,29 +14,18 @@ from support.rounding import assert_same, rounding, terms_of
 
 pytestmark = pytest.mark.numerical
 
-
 NARROW = Stacked(d_model=16, n_heads=2, stacks=(Stack(4, 4, 24), Stack(4, 8, 32)))  # D <= K = 8
 WIDE = Stacked(d_model=16, n_heads=4, stacks=(Stack(2, 8, 24), Stack(2, 8, 32), Stack(3, 7, 16)))  # D > K = 4, an odd last width
 SINGLE = Stacked(d_model=16, n_heads=2, stacks=(Stack(1, 16, 24), Stack(1, 16, 24)))
 
 
-def made(config, dtype=torch.float64):
-    """A model in which no parameter is zero or one, so that each of them matters."""
-    torch.manual_seed(0)
-    return scattered(StackedDecoder(config, VOCAB, CONTEXT).to(dtype))
-
-
-def reference_of(model, config):
-    reference = ReferenceDecoder(config, VOCAB, CONTEXT).to(next(model.parameters()).dtype)
-    reference.load_state_dict(unpack(model.state_dict()))
-    return reference
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("config", [NARROW, WIDE, SINGLE])
 def test_packed_equals_the_plain_loop(config, dtype):
-    model = made(config, dtype)
-    reference = reference_of(model, config)
+    torch.manual_seed(0)
+    model = scattered(StackedDecoder(config, VOCAB, CONTEXT).to(dtype))
+    reference = ReferenceDecoder(config, VOCAB, CONTEXT).to(dtype)
+    reference.load_state_dict(unpack(model.state_dict()))
     ids = torch.randint(VOCAB, (3, CONTEXT + 1))
     terms = terms_of(model, CONTEXT)
     assert_same(model(ids[:, 1:]), reference(ids[:, 1:]), terms)
@@ -68,18 +57,6 @@ def test_the_cases_cover_both_ways_of_folding():
     assert {stack.attention.folds_values for stack in stacks} == {True, False}
 
 
-def test_dropout_falls_on_the_small_feed_forward_only_in_training():
-    config = Stacked(d_model=16, n_heads=2, stacks=NARROW.stacks, dropout=0.5)
-    model = made(config)
-    ids = torch.randint(VOCAB, (2, CONTEXT))
-    assert not torch.equal(model(ids), model(ids))
-    model.eval()
-    assert_same(model(ids), reference_of(model, config).eval()(ids), terms_of(model, CONTEXT))
-    r = torch.randn(2, 5, 4, 4, dtype=torch.float64)
-    dropped = model.stacks[0].layer_ffn.train()(r)
-    assert 0.3 < (dropped == 0).double().mean() < 0.7
-
-
 def test_layers_differ_at_the_start():
     model = StackedDecoder(NARROW, VOCAB, CONTEXT)
     x = torch.randn(1, 6, 16)
@@ -87,27 +64,6 @@ def test_layers_differ_at_the_start():
     y = r + model.stacks[0].layer_ffn(r)
     for n in range(1, 4):
         assert not torch.allclose(y[..., 0, :], y[..., n, :], atol=0.1)
-
-
-def test_the_start_depends_on_the_seed_alone():
-    def first_loss(seed):
-        torch.manual_seed(seed)
-        return loss_of(StackedDecoder(NARROW, VOCAB, CONTEXT), torch.arange(CONTEXT)[None])
-
-    assert first_loss(1) == first_loss(1)
-    assert first_loss(1) != first_loss(2)
-
-
-def test_residual_branches_start_smaller_with_serial_depth_and_not_with_layers():
-    def spread(stacks):
-        torch.manual_seed(0)
-        stack = StackedDecoder(Stacked(d_model=64, n_heads=2, stacks=stacks), VOCAB, CONTEXT).stacks[0]
-        return stack.attention.output.weight.std().item(), stack.layer_ffn.contract.weight.std().item()
-
-    for shallow, deep in zip(spread((Stack(8, 8, 8),)), spread((Stack(8, 8, 8),) * 4), strict=True):
-        assert deep / shallow == pytest.approx(0.5, rel=1e-4)
-    few, many = spread((Stack(2, 32, 8),))[0], spread((Stack(32, 2, 8),))[0]
-    assert few / many == pytest.approx(1, rel=0.1)
 
 
 def test_every_stack_keeps_the_size_of_its_input():
@@ -120,20 +76,15 @@ def test_every_stack_keeps_the_size_of_its_input():
         assert 0.5 < x.std() < 2
 
 
-def test_a_sequence_longer_than_the_context_is_refused():
-    with pytest.raises(ValueError, match=r"sequence of 13 tokens.*context of 12"):
-        StackedDecoder(NARROW, VOCAB, CONTEXT)(torch.zeros(1, 13, dtype=torch.long))
-
-
 def test_it_overfits_one_batch():
     torch.manual_seed(0)
     model = StackedDecoder(NARROW, VOCAB, CONTEXT)
     assert overfit(model) < 0.05
 
 
-def built(**settings):
+def built(*stacks, **settings):
     torch.manual_seed(0)
-    return build(Stacked(d_model=16, n_heads=2, stacks=(Stack(4, 4, 24),) * 3, **settings), VOCAB, CONTEXT)
+    return build(Stacked(d_model=16, n_heads=2, stacks=stacks or (Stack(4, 4, 24),) * 3, **settings), VOCAB, CONTEXT)
 
 
 def x_0_of(model, ids):
@@ -142,8 +93,7 @@ def x_0_of(model, ids):
 
 
 def test_a_residual_fills_the_first_channels_of_a_wider_output():
-    torch.manual_seed(0)
-    stack = build(Stacked(16, 2, (Stack(4, 8, 24),), residual=True), VOCAB, CONTEXT).stacks[0]
+    stack = built(Stack(4, 8, 24), residual=True).stacks[0]
     x = torch.randn(2, 5, 16)
     assert torch.equal(stack(x), F.pad(x, (0, 16)))
     torch.nn.init.normal_(stack.mix.contract.weight)
@@ -151,18 +101,12 @@ def test_a_residual_fills_the_first_channels_of_a_wider_output():
     assert_same(stack(x), F.pad(x, (0, 16)) + stack.mix((r + stack.layer_ffn(r)).flatten(2)), terms_of(stack, 5))
 
 
-def test_a_feed_forward_reads_a_normalised_input_and_dropout_acts_only_on_what_it_adds():
-    torch.manual_seed(0)
-    stack = build(Stacked(16, 2, (Stack(4, 4, 24),), ffn="relu2", dropout=0.5), VOCAB, CONTEXT).stacks[0]
+def test_a_feed_forward_reads_a_normalised_input():
+    stack = built(ffn="relu2").stacks[0]
     torch.nn.init.normal_(stack.ffn.down.weight)
     x = torch.randn(2, 6, 16)
     y = stack.mix(stack.attention(x).flatten(2))
-    wanted = stack.ffn(F.layer_norm(y, (16,)))
-    assert_same(stack.eval()(x), y + wanted, terms := terms_of(stack, 6))
-    added = stack.train()(x) - y
-    kept = added.abs() > rounding(torch.float32, terms) * y.abs().max()
-    assert 0.3 < kept.double().mean() < 0.7
-    assert_same(y[kept] + added[kept], y[kept] + 2 * wanted[kept], terms)
+    assert_same(stack(x), y + stack.ffn(F.layer_norm(y, (16,))), terms_of(stack, 6))
 
 
 @pytest.mark.parametrize("feed_forward", ["per_layer", "relu2", "swiglu"])
@@ -206,8 +150,7 @@ def test_dynamic_skips_reach_every_stack_but_the_first_and_the_head(residual):
 
 
 def test_a_wide_output_is_projected_for_the_tied_head():
-    torch.manual_seed(0)
-    model = build(Stacked(d_model=16, n_heads=2, stacks=(Stack(4, 16, 24),), tie_embeddings=True), VOCAB, CONTEXT)
+    model = built(Stack(4, 16, 24), tie_embeddings=True)
     ids = torch.arange(CONTEXT)[None]
     x = model.norm(model.stacks[0](x_0_of(model, ids)))
     assert x.shape[-1] == 64
@@ -247,10 +190,7 @@ def test_a_single_published_layer_is_dense_attention():
     """N = 1 with D = C is torch's own multi-head attention, a residual and a linear map."""
     width, heads = 16, 2
     torch.manual_seed(0)
-    layer = PublishedAttention(1, width, heads, width, depth=1).double()
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+    layer = scattered(PublishedAttention(1, width, heads, width, depth=1).double(), 0.1)
     dense = nn.MultiheadAttention(width, heads, batch_first=True, dtype=torch.float64)
     projections = (layer.query, layer.key, layer.value)
     dense.in_proj_weight.data = torch.cat([part.weight[0] for part in projections])

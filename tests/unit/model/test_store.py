@@ -1,17 +1,17 @@
-import hashlib
-import json
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from stacklm.config.model import Dense, Stack, Stacked
+from stacklm.files import read_json, sha256, write_json
 from stacklm.model.build import ModelConfig, build
 from stacklm.model.store import StoreError, load_model, save_model
 
 STACKED = Stacked(d_model=16, n_heads=2, stacks=(Stack(4, 4, 16), Stack(4, 8, 16)))
 DENSE = Dense(d_model=16, n_heads=2, n_layers=2, d_ff=32)
-TIED = Dense(d_model=16, n_heads=2, n_layers=2, d_ff=32, tie_embeddings=True)
+TIED = replace(DENSE, tie_embeddings=True)
 IDS = torch.arange(12)[None]
 
 
@@ -57,31 +57,31 @@ def test_loading_leaves_the_random_state_alone(tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_weights_of_another_model_are_refused_with_names_and_shapes(tmp_path):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"d_ff": 48}, r"blocks\.0\.feed_forward\.down\.weight has shape \[16, 32\] instead of \[16, 48\]"),
+        ({"n_layers": 3}, r"blocks\.2\.attention\.key\.weight is missing.* more; take both"),
+        ({"n_layers": 1}, r"blocks\.1\.attention\.key\.weight is not part of it"),
+    ],
+)
+def test_weights_of_another_model_are_refused_with_names_and_shapes(tmp_path, change, message):
     save(tmp_path, DENSE)
-    config = json.loads((tmp_path / "config.json").read_text())
-    config["architecture"]["d_ff"] = 48
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(StoreError, match=r"blocks\.0\.feed_forward\.down\.weight has shape \[16, 32\] instead of \[16, 48\]"):
-        load_model(tmp_path)
-    config["architecture"] |= {"d_ff": 32, "n_layers": 3}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(StoreError, match=r"blocks\.2\.attention\.key\.weight is missing.* more; take both"):
-        load_model(tmp_path)
-    config["architecture"]["n_layers"] = 1
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(StoreError, match=r"blocks\.1\.attention\.key\.weight is not part of it"):
+    config = read_json(tmp_path / "config.json")
+    config["architecture"] |= change
+    write_json(tmp_path / "config.json", config)
+    with pytest.raises(StoreError, match=message):
         load_model(tmp_path)
 
 
 def test_the_digests_of_tokenizer_and_weights_are_recorded(tmp_path):
     save_model(tmp_path, build(DENSE, 50, 12), DENSE, 50, 12, tokenizer="5f" * 32)
-    config = json.loads((tmp_path / "config.json").read_text())
+    config = read_json(tmp_path / "config.json")
     assert config["tokenizer"] == "5f" * 32
     load_model(tmp_path, "5f" * 32)
     with pytest.raises(StoreError, match=r"config\.json: trained with tokenizer (5f){32}, not with (60){32}"):
         load_model(tmp_path, "60" * 32)
-    assert config["sha256"] == hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
+    assert config["sha256"] == sha256(tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize("bit", [0, 3, 7])
@@ -129,11 +129,6 @@ def test_files_have_the_permissions_of_any_new_file(tmp_path):
     assert {path.stat().st_mode for path in (tmp_path / "model").iterdir()} == {(tmp_path / "new").stat().st_mode}
 
 
-def test_missing_and_damaged_files_are_named(tmp_path):
+def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(StoreError, match=r"config\.json: no such file"):
-        load_model(tmp_path)
-    save(tmp_path, DENSE)
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(StoreError, match=r"model\.safetensors: damaged"):
         load_model(tmp_path)

@@ -9,7 +9,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from stacklm.audit.causality import CHECKS
 from stacklm.audit.probe import Probe
 from stacklm.config.model import Stack, Stacked
-from stacklm.config.schema import plain, read
 from stacklm.model.build import ModelConfig, build
 from stacklm.model.cache import Decoder
 from stacklm.model.count import count, forward_flops, roles
@@ -164,11 +163,6 @@ def test_weights_and_settings_survive_the_disk(tmp_path, name):
     assert config == ModelConfig(VARIANTS[name], VOCAB, CONTEXT)
     ids = torch.arange(CONTEXT)[None]
     assert torch.equal(loaded(ids), model(ids))
-
-
-@every_variant
-def test_settings_survive_being_written_out(name):
-    assert read(type(VARIANTS[name]), plain(VARIANTS[name])) == VARIANTS[name]
 
 
 @pytest.mark.parametrize("base", BASES)
