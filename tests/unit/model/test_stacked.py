@@ -124,26 +124,16 @@ def test_a_stack_behind_the_first_reads_what_the_setting_says(reads, others):
     assert (skips and [len(skip.weight) for skip in skips]) == others
 
 
-def test_skips_reach_the_stack_they_belong_to():
-    model = built(skip_connections="dense")
-    for skip in model.skips:
-        torch.nn.init.normal_(skip.weight)
-    ids = torch.arange(CONTEXT)[None]
-    x_0 = x_0_of(model, ids)
-    x_1 = model.stacks[0](x_0)
-    x_2 = model.stacks[1](x_1 + model.skips[0].weight[0] * x_0)
-    x_3 = model.stacks[2](x_2 + model.skips[1].weight[0] * x_0 + model.skips[1].weight[1] * x_1)
-    assert_same(model.features(ids), model.norm(x_3), terms_of(model, CONTEXT))
-
-
 @pytest.mark.parametrize("residual", [False, True])
-def test_dynamic_skips_reach_every_stack_but_the_first_and_the_head(residual):
-    model = scattered(built(skip_connections="dynamic", residual=residual))
+@pytest.mark.parametrize("reads", ["input", "dense", "dynamic"])
+def test_skips_reach_the_stack_they_belong_to_and_dynamic_ones_the_head(reads, residual):
+    model = scattered(built(skip_connections=reads, residual=residual))
     ids = torch.arange(CONTEXT)[None]
     outputs = [x_0_of(model, ids)]
-    for stack, skip in zip(model.stacks, [lambda found: found[0], *model.skips[:-1]], strict=True):
+    for stack, skip in zip(model.stacks, [lambda found: found[0], *model.skips[:2]], strict=True):
         outputs.append(stack(skip(outputs)))
-    assert_same(model.features(ids), model.norm(model.skips[-1](outputs)), terms_of(model, CONTEXT))
+    last = model.skips[2](outputs) if reads == "dynamic" else outputs[-1]
+    assert_same(model.features(ids), model.norm(last), terms_of(model, CONTEXT))
     plain = built(residual=residual)
     plain.load_state_dict(model.state_dict(), strict=False)
     assert not torch.allclose(model.features(ids), plain.features(ids), atol=1e-2)
