@@ -1,15 +1,13 @@
 """Activation checkpointing."""
 
-from collections import Counter
-
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from stacklm.config.model import Dense, Stack, Stacked
 from stacklm.model.build import build
 from support.model_variants import CONTEXT, VARIANTS, VOCAB, gradients, loss_of, scattered
+from support.operations import Operations
 from support.rounding import assert_same, terms_of
 
 pytestmark = pytest.mark.numerical
@@ -85,23 +83,11 @@ def test_dropout_is_the_same_when_it_is_computed_again():
     assert measured.item() == pytest.approx(slope.item(), rel=1e-5)
 
 
-class Calls(TorchDispatchMode):
-    """Counts how often each operation really runs."""
-
-    def __init__(self):
-        super().__init__()
-        self.counts = Counter()
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        self.counts[operation] += 1
-        return operation(*args, **(kwargs or {}))
-
-
 def test_projections_are_computed_again_but_not_attention():
     config = Stacked(d_model=16, n_heads=2, stacks=(Stack(4, 4, 24),))
     _, checkpointed = twins(config)
     ids = torch.randint(VOCAB, (2, CONTEXT + 1))
-    with Calls() as calls:
+    with Operations() as calls:
         loss = loss_of(checkpointed, ids)
         forward = calls.counts.copy()
         loss.backward()

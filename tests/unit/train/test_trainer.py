@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from stacklm.config.model import Model
 from stacklm.config.optimizer import Adafactor, AdamW, Muon, Optimizer, Rest
@@ -23,6 +22,7 @@ from stacklm.train import NonFiniteError
 from stacklm.train.loss import Objective, token_losses
 from stacklm.train.trainer import Run, train, train_step
 from stacklm.train.validate import Score
+from support.operations import Operations
 from support.rounding import assert_same, drift, rounding
 from support.train_files import MODELS, OPTIMIZER, TRAIN, VOCAB, write_cycle, write_text
 
@@ -152,25 +152,16 @@ def test_too_many_skipped_in_a_row_end_the_run(tmp_path: Path) -> None:
         train(run)
 
 
-class Reads(TorchDispatchMode):
-    """Counts the numbers that are read from the device."""
-
-    count = 0
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        self.count += operation is torch.ops.aten._local_scalar_dense.default
-        return operation(*args, **(kwargs or {}))
-
-
 def test_an_update_reads_nothing_from_the_device(tmp_path: Path) -> None:
     """The canary of torch's `_step_supports_amp_scaling` and `found_inf`, by which fused optimizers pass over a step."""
     run = make_run(tmp_path)
     train_step(run, 1)
-    with Reads() as reads:
+    reading = torch.ops.aten._local_scalar_dense.default
+    with Operations() as done:
         update = train_step(run, 2)
-        assert reads.count == 0
+        assert done.counts[reading] == 0
         assert math.isfinite(update.loss.item())
-        assert reads.count == 1
+        assert done.counts[reading] == 1
 
 
 def losses_of(folder: Path, model: str, **changes: Any) -> list[float]:
