@@ -15,6 +15,7 @@ from stacklm.evaluate.generate import CACHES, choose, continue_text, generate, s
 from stacklm.model.build import build
 from stacklm.model.cache import INPUTS, KEYS_AND_VALUES, Decoder
 from stacklm.model.store import StoreError
+from support.model_variants import scattered
 from support.text_model import CONTEXT, END, Bytes, Reciting, write_text_models
 from support.train_files import MODELS, VOCAB
 
@@ -49,11 +50,7 @@ def with_full_forwards(model: nn.Module, ids: list[int], settings: Sample) -> It
 
 def made(name: str) -> nn.Module:
     torch.manual_seed(5)
-    model = build(MODELS[name.partition(",")[0]].architecture, VOCAB, CONTEXT).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.2)
-    return model
+    return scattered(build(MODELS[name.partition(",")[0]].architecture, VOCAB, CONTEXT).eval(), 0.2)
 
 
 @pytest.mark.parametrize(

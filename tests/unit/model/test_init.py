@@ -17,14 +17,10 @@ KEY_DIM = 24
 BRANCH = (2 * DEPTH) ** -0.5
 """What a branch adds starts smaller by this: of the serial depth, not of the number of layers."""
 OF_ALL = {"embedding.weight": 0.02, "head.weight": 1 / C}
-ATTENTION = {
-    "attention.query.weight": C**-0.5,
-    "attention.key.weight": C**-0.5,
-    "attention.value.weight": C**-0.5,
-    "attention.output.weight": BRANCH * C**-0.5,
-    "attention.reduce.weight": C**-0.5,
-}
+QKV = {"attention.query.weight": C**-0.5, "attention.key.weight": C**-0.5, "attention.value.weight": C**-0.5}
+ATTENTION = QKV | {"attention.output.weight": BRANCH * C**-0.5, "attention.reduce.weight": C**-0.5}
 """Published, and of factored attention that with shared keys and values."""
+FACTORED = QKV | {"attention.value.weight": BRANCH * (H * C) ** -0.5, "attention.reduce.weight": C**-0.5}
 MICRO = {
     "layer_ffn.expand.weight": D**-0.5,
     "layer_ffn.contract.weight": BRANCH * (4 * D) ** -0.5,
@@ -32,20 +28,7 @@ MICRO = {
     "mix.contract.weight": (2 / HIDDEN) ** 0.5,
 }
 ONE_MAP = {"mix.weight": C**-0.5, "ffn.up.weight": C**-0.5, "ffn.down.weight": 0}
-FACTORED = {
-    "attention.query.weight": C**-0.5,
-    "attention.key.weight": C**-0.5,
-    "attention.value.weight": BRANCH * (H * C) ** -0.5,
-    "attention.reduce.weight": C**-0.5,
-}
-DENSE = {
-    "attention.query.weight": C**-0.5,
-    "attention.key.weight": C**-0.5,
-    "attention.value.weight": C**-0.5,
-    "attention.output.weight": 0,
-    "feed_forward.up.weight": C**-0.5,
-    "feed_forward.down.weight": 0,
-}
+DENSE = QKV | {"attention.output.weight": 0, "feed_forward.up.weight": C**-0.5, "feed_forward.down.weight": 0}
 FORMS = {
     "published": (Stacked(C, H, STACKS), ATTENTION | MICRO),
     "residual": (Stacked(C, H, STACKS, residual=True), ATTENTION | MICRO | {"mix.contract.weight": 0}),

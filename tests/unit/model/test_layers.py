@@ -63,9 +63,7 @@ def test_packed_maps_are_separate_maps(bias):
 
 
 def test_packed_norms_are_separate_norms():
-    norms = PackedLayerNorm(3, 4)
-    for parameter in norms.parameters():
-        torch.nn.init.normal_(parameter)
+    norms = scattered(PackedLayerNorm(3, 4))
     x = torch.randn(2, 6, 3, 4)
     for n in range(3):
         assert_same(norms(x)[:, :, n], F.layer_norm(x[:, :, n], (4,), norms.weight[n], norms.bias[n]), 2 * 4)
