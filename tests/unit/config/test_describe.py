@@ -15,7 +15,7 @@ from stacklm.config.describe import descriptions, explained, json_schema
 from stacklm.config.params import Params, load, parse
 from stacklm.config.schema import plain
 from support import ROOT
-from support.settings import changed
+from support.settings import changed, refusal
 
 SHIPPED = sorted([ROOT / "params.yaml", *(ROOT / "docs/params").glob("*.yaml")])
 SECTIONS = {
@@ -92,32 +92,42 @@ def test_the_schema_accepts_other_kinds(validator, key: str, value: object) -> N
     validator.validate(tree)
 
 
+DENSE = {"kind": "dense", "d_model": 8, "n_heads": 1, "n_layers": 1, "d_ff": 8}
+
+
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("key", "value", "words"),
     [
-        ("train.max_stepz", 3),
-        ("trian", {}),
-        ("train.max_steps", 0),
-        ("train.max_steps", "many"),
-        ("train.max_steps", 1.5),
-        ("train.compile", 1),
-        ("train.lr_schedule", "cosin"),
-        ("train.final_lr_fraction", 1.5),
-        ("train", {}),
-        ("tokenizer.special_tokens", "x"),
-        ("data.source.kind", "file"),
-        ("data.source.paths", ["x"]),
-        ("models", {}),
-        ("models", {"7": {"architecture": {"kind": "dense", "d_model": 8, "n_heads": 1, "n_layers": 1, "d_ff": 8}}}),
-        ("models.dense.architecture.kind", "dens"),
-        ("models.dense.architecture.layers", 3),
-        ("models.dense.optimizer.momentum", 0.9),
-        ("models.dense.optimizer.peak_lr", 0),
-        ("models.stacked.architecture.stacks", [{"layers": 1}]),
+        ("models.dense.architecture.kind", "dens", ["models.dense.architecture.kind", "'dens'", "did you mean `dense`?"]),
+        ("models.dense.layers", 3, ["models.dense.layers", "unknown key"]),
+        ("models.dense.optimizer.kind", "adam", ["models.dense.optimizer.kind", "'adam'", "did you mean `adamw`?"]),
+        ("models.dense.optimizer.momentum", 0.9, ["optimizer.momentum", "unknown key of kind adamw", "one of kind muon"]),
+        ("seeds", [-1], ["seeds[0]: -1", ">= 0"]),
+        ("seeds", 3, ["seeds: expected a list"]),
+        ("tokenizer.vocab_size", 100, ["tokenizer.vocab_size: 100", ">= 257"]),
+        ("tokenizer.vocab_size", 2**33, ["tokenizer.vocab_size", "<= "]),
+        ("train.stepz", 3, ["train.stepz", "unknown key", "did you mean `max_steps`?"]),
+        ("train.max_steps", "many", ["train.max_steps", "whole number", "'many'"]),
+        ("train.lr_schedule", "cosin", ["train.lr_schedule", "cosine, linear, wsd", "did you mean `cosine`?"]),
+        ("data.source.kind", "file", ["data.source.kind", "stdlib, files, huggingface", "did you mean `files`?"]),
+        ("models", {}, ["models", "at least one"]),
+        ("models", {"a/b": {}}, ["models.a/b"]),
+        ("trian", {}, ["trian", "unknown key", "did you mean `train`?"]),
+        ("train.max_steps", 0, ["train.max_steps: 0", ">= 1"]),
+        ("train.max_steps", 1.5, ["train.max_steps", "whole number", "1.5"]),
+        ("train.compile", 1, ["train.compile", "true or false"]),
+        ("train.final_lr_fraction", 1.5, ["train.final_lr_fraction: 1.5", ">= 0 and <= 1"]),
+        ("train", {}, ["train.max_steps: missing"]),
+        ("tokenizer.special_tokens", "x", ["tokenizer.special_tokens", "a list", "'x'"]),
+        ("data.source.paths", ["x"], ["data.source.paths", "unknown key of kind stdlib", "one of kind files"]),
+        ("models", {"7": {"architecture": DENSE}}, ["models.7", "begins with a letter"]),
+        ("models.dense.architecture.layers", 3, ["models.dense.architecture.layers", "unknown key"]),
+        ("models.dense.optimizer.peak_lr", 0, ["models.dense.optimizer.peak_lr: 0", "> 0"]),
+        ("models.stacked.architecture.stacks", [{"layers": 1}], ["stacks[0].features: missing"]),
     ],
 )
-def test_the_schema_refuses_what_the_check_refuses(validator, key: str, value: object) -> None:
+def test_a_wrong_value_is_named_and_the_schema_refuses_it_as_well(validator, key: str, value: object, words: list[str]) -> None:
     tree = changed(from_yaml((ROOT / "params.yaml").read_text()), key, value)
-    with pytest.raises(ValueError):
-        parse(tree)
+    message = refusal(tree)
+    assert [word for word in ["params.yaml", *words] if word not in message] == []
     assert not validator.is_valid(tree)

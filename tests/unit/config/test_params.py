@@ -37,10 +37,6 @@ def test_the_shipped_file_compares_a_stacked_with_a_dense_model():
     [
         ("models.stacked.architecture.stacks.0.features", 7, ["models.stacked.architecture", "features 7", "d_model"]),
         ("models.stacked.architecture.n_heads", 7, ["models.stacked.architecture", "heads: 7", "does not divide d_model"]),
-        ("models.dense.architecture.kind", "dens", ["models.dense.architecture.kind", "'dens'", "did you mean `dense`?"]),
-        ("models.dense.layers", 3, ["models.dense.layers", "unknown key"]),
-        ("models.dense.optimizer.kind", "adam", ["models.dense.optimizer.kind", "'adam'", "did you mean `adamw`?"]),
-        ("models.dense.optimizer.momentum", 0.9, ["optimizer.momentum", "unknown key of kind adamw", "one of kind muon"]),
         (
             "models.dense.optimizer.optimizer_in_backward",
             True,
@@ -48,27 +44,16 @@ def test_the_shipped_file_compares_a_stacked_with_a_dense_model():
         ),
         ("seeds", [], ["seeds: [] is not allowed", "at least one"]),
         ("seeds", [1, 2, 1], ["seeds: [1, 2, 1] is not allowed", "different"]),
-        ("seeds", [-1], ["seeds[0]: -1", ">= 0"]),
-        ("seeds", 3, ["seeds: expected a list"]),
-        ("tokenizer.vocab_size", 100, ["tokenizer.vocab_size: 100", ">= 257"]),
-        ("tokenizer.vocab_size", 2**33, ["tokenizer.vocab_size", "<= "]),
         ("tokenizer.special_tokens", ["<pad>"], ["tokenizer", "special_tokens", "<|endoftext|>"]),
-        ("train.stepz", 3, ["train.stepz", "unknown key", "did you mean `max_steps`?"]),
-        ("train.max_steps", "many", ["train.max_steps", "whole number", "'many'"]),
         ("train.micro_batch_size", 5, ["train", "micro_batch_size: 5", "global_batch_size"]),
         ("train.warmup_steps", 10**6, ["train", "warmup_steps", "below max_steps"]),
         ("train.context_length", 10**7, ["train.context_length: 10000000", "data.source.max_bytes"]),
-        ("train.lr_schedule", "cosin", ["train.lr_schedule", "cosine, linear, wsd", "did you mean `cosine`?"]),
         ("data.valid_fraction", 0.97, ["data", "valid_fraction 0.97", "below 1"]),
         ("data.test_fraction", 0, ["data", "test_fraction", "> 0"]),
-        ("data.source.kind", "file", ["data.source.kind", "stdlib, files, huggingface", "did you mean `files`?"]),
         ("data.source", {"kind": "huggingface", "name": "a/b", "revision": "main"}, ["revision: 'main'", "pin a commit"]),
-        ("models", {}, ["models", "at least one"]),
-        ("models", {"a/b": {}}, ["models.a/b"]),
-        ("trian", {}, ["trian", "unknown key", "did you mean `train`?"]),
     ],
 )
-def test_values_that_contradict_or_exceed_are_named(tree, key, value, words):
+def test_values_that_contradict_each_other_are_named(tree, key, value, words):
     message = refusal(changed(tree, key, value))
     assert [word for word in ["params.yaml", *words] if word not in message] == []
 
