@@ -71,28 +71,15 @@ def write_ids(folder: Path, ids_of: Mapping[str, np.ndarray]) -> Path:
         shard = {"file": f"{name}-00000.bin", "tokens": len(ids), "sha256": hashlib.sha256(ids.tobytes()).hexdigest()}
         words = int((ids == 0).sum())
         splits[name] = {"tokens": len(ids), "documents": words, "bytes": int(ids.sum()), "words": words, "shards": [shard]}
-    write_json(
-        folder / "manifest.json",
-        {
-            "version": 1,
-            "dtype": "uint16",
-            "vocab_size": VOCAB,
-            "end_id": 0,
-            "tokenizer": "5f" * 32,
-            "token_bytes": list(range(VOCAB)),
-            "splits": splits,
-        },
-    )
+    kind = {"version": 1, "dtype": "uint16", "vocab_size": VOCAB, "end_id": 0}
+    write_json(folder / "manifest.json", {**kind, "tokenizer": "5f" * 32, "token_bytes": list(range(VOCAB)), "splits": splits})
     return folder
 
 
 def write_certificate(path: Path, model: Model, context: int, passed: bool = True, config: Train = TRAIN) -> Path:
     """What the audit leaves of a model, in short."""
     subject, code = plain(ModelConfig(model.architecture, VOCAB, context)), audited_code(model.architecture)
-    write_json(
-        path,
-        {"passed": passed, "subject": subject, "form": form_of(config), "code": code, "checks": []},
-    )
+    write_json(path, {"passed": passed, "subject": subject, "form": form_of(config), "code": code, "checks": []})
     return path
 
 
