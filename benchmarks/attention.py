@@ -9,14 +9,13 @@ the blocks are done.
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
+from bench import command_line, medians, timed
 from torch import Tensor
 
+from stacklm.console import table
 from stacklm.model.kernels.attention import blocked_attention, fused_attention
 from stacklm.train.device import setup_device
 
@@ -46,33 +45,28 @@ FORMS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    print(f"{'':<24}{'threads':>8}{'blocks':>12}{'fused':>12}{'x':>7}")
+    rows = []
     for threads in options.threads:
         setup_device("cpu", threads)
         for name, shape in SHAPES.items():
-            blocks, fused = (1000 * median for median in medians(shape, options.repeats))
-            print(f"{name:<24}{threads:>8}{blocks:>9.1f} ms{fused:>9.1f} ms{fused / blocks:>7.2f}", flush=True)
+            blocks, fused = (1000 * seconds for seconds in measure(shape, options.repeats))
+            rows.append((name, f"{threads}", f"{blocks:.1f} ms", f"{fused:.1f} ms", f"{fused / blocks:.2f}"))
+    print(table(("", "threads", "blocks", "fused", "x"), rows))
 
 
-def medians(shape: tuple[int, int, int, int, int], repeats: int) -> list[float]:
+def measure(shape: tuple[int, int, int, int, int], repeats: int) -> list[float]:
     """Seconds of each form, in the order of `FORMS`."""
     *sizes, key_dim, features = shape
     steps = []
     for attention, drawn in FORMS.values():
         parts = [drawn(*sizes, dim) for dim in (key_dim, key_dim, features)]
         steps.append(lambda attention=attention, parts=parts: attention(*parts).sum().backward())
-    turns = [[seconds(step) for step in steps] for _ in range(repeats + 1)]
-    return [statistics.median(times) for times in zip(*turns[1:], strict=True)]  # the first turn warms up
-
-
-def seconds(step: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
+    turns = [[timed(step).wall for step in steps] for _ in range(repeats + 1)]
+    return medians(turns[1:])  # the first turn warms up
 
 
 if __name__ == "__main__":

@@ -8,27 +8,24 @@ audit and 10 training steps of each model take turns. Imports are not in them, n
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
+from bench import command_line, random_batches, timed, train_steps
 
 from stacklm.audit.audit import certify
-from stacklm.config.model import Architecture
 from stacklm.config.params import load
-from stacklm.config.train import Train
 from stacklm.console import table
-from stacklm.model.build import ModelConfig, build
+from stacklm.model.build import ModelConfig
+from stacklm.plan.memory import fresh_run
 
 STEPS = 10
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
@@ -38,9 +35,10 @@ def main() -> None:
     rows = []
     for name, model in params.models.items():
         config = ModelConfig(model.architecture, vocab_size, train.context_length)
-        step = training(model.architecture, vocab_size, train)
-        step()
-        pairs = [(seconds(lambda config=config: certify(config, train)), seconds(step)) for _ in range(options.rounds)]
+        run = fresh_run(model, vocab_size, train, random_batches(train, vocab_size, STEPS))
+        training = partial(train_steps, run, STEPS)
+        training()
+        pairs = [(timed(partial(certify, config, train)).cpu, timed(training).cpu) for _ in range(options.rounds)]
         audits, steps = zip(*pairs, strict=True)
         ratio = statistics.median(STEPS * ours / theirs for ours, theirs in pairs)
         spread = f"{min(audits):.1f} to {max(audits):.1f}"
@@ -48,27 +46,6 @@ def main() -> None:
             [name, f"{statistics.median(audits):.1f} s", spread, f"{statistics.median(steps) / STEPS:.3f} s", f"{ratio:.0f}"]
         )
     print(table(["model", "audit", "lowest to highest", "training step", "audit, in steps"], rows))
-
-
-def training(architecture: Architecture, vocab_size: int, train: Train) -> Callable[[], None]:
-    """`STEPS` plain training steps of a batch of random tokens."""
-    model = build(architecture, vocab_size, train.context_length).train()
-    optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad])
-    ids_BT = torch.randint(vocab_size, (train.global_batch_size, train.context_length + 1))
-
-    def steps() -> None:
-        for _ in range(STEPS):
-            optimizer.zero_grad()
-            F.cross_entropy(model(ids_BT[:, :-1]).flatten(0, 1), ids_BT[:, 1:].flatten()).backward()
-            optimizer.step()
-
-    return steps
-
-
-def seconds(work: Callable[[], object]) -> float:
-    begin = time.process_time()
-    work()
-    return time.process_time() - begin
 
 
 if __name__ == "__main__":

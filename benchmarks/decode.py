@@ -13,17 +13,15 @@ Models and ways take turns; figures are medians. Weights are random, and logits 
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import torch
+from bench import LAPTOP, command_line, medians, parameters_of, table_of, timed
 from torch import nn
 
-from stacklm.config.model import Architecture, Dense, Stack, Stacked
+from stacklm.config.model import Architecture, Dense
 from stacklm.files import write_json
 from stacklm.model.build import PRESETS, build
 from stacklm.model.cache import INPUTS, KEYS_AND_VALUES, Decoder, Replacements
@@ -31,7 +29,7 @@ from stacklm.model.cache import INPUTS, KEYS_AND_VALUES, Decoder, Replacements
 VOCAB = 2048
 SIZES: dict[str, dict[str, Architecture]] = {
     "laptop": {
-        "stacked 2 x 16, width 128": Stacked(128, 4, (Stack(16, 8, 512), Stack(16, 16, 1024))),
+        "stacked 2 x 16, width 128": LAPTOP,
         "dense 10 layers, width 160": Dense(160, 4, 10, 640),
     },
     "seed-2x64": {
@@ -44,10 +42,19 @@ SIZES: dict[str, dict[str, Architecture]] = {
     },
 }
 WAYS: dict[str, Replacements | None] = {"keys and values": KEYS_AND_VALUES, "stack inputs": INPUTS, "recompute": None}
+COLUMNS = (
+    ("model", "{model}"),
+    ("way", "{way}"),
+    ("parameters", "{parameters:,}"),
+    ("context", "{context}"),
+    ("ms/token", "{milliseconds:.2f}"),
+    ("bytes/token", "{bytes_per_token:,}"),
+    ("cache", "{megabytes:,.1f} MB"),
+)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--size", choices=SIZES, default="laptop")
     parser.add_argument("--contexts", type=int, nargs="+", default=[128, 512, 2048])
     parser.add_argument("--repeats", type=int, default=5)
@@ -57,15 +64,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows = []
-    print(f"{'model':<28}{'parameters':>12}  {'way':<16}{'context':>8}{'ms/token':>10}{'bytes/token':>13}{'cache':>11}")
     for context in options.contexts:
         for row in measure(SIZES[options.size], context, options.repeats, options.device):
             rows.append({"size": options.size, "device": options.device, "threads": options.threads, **row})
-            print(
-                f"{row['model']:<28}{row['parameters']:>12,}  {row['way']:<16}{context:>8}{row['milliseconds']:>10.2f}"
-                f"{row['bytes_per_token']:>13,}{row['bytes_per_token'] * context / 1e6:>8,.1f} MB",
-                flush=True,
-            )
+    print(table_of([{**row, "megabytes": row["bytes_per_token"] * row["context"] / 1e6} for row in rows], COLUMNS, left=2))
     if options.json:
         write_json(options.json, rows)
 
@@ -78,15 +80,14 @@ def measure(architectures: dict[str, Architecture], context: int, repeats: int, 
     for name, architecture in architectures.items():
         torch.manual_seed(0)
         model = build(architecture, VOCAB, context).to(device).eval()
-        parameters = sum(parameter.numel() for parameter in model.parameters())
+        parameters = parameters_of(model)
         for way, replacements in WAYS.items():
             with suppress(ValueError):  # where these replacements are not enough for this model
                 run, size = step(model, ids_1T, replacements)
                 steps.append(run)
                 rows.append({"model": name, "parameters": parameters, "way": way, "context": context, "bytes_per_token": size})
-    seconds = [[timed(run, device) for run in steps] for _ in range(repeats)]
-    medians = [1e3 * statistics.median(times) for times in zip(*seconds, strict=True)]
-    return [{**row, "milliseconds": median} for row, median in zip(rows, medians, strict=True)]
+    seconds = medians([timed(run).wall for run in steps] for _ in range(repeats))
+    return [{**row, "milliseconds": 1e3 * median} for row, median in zip(rows, seconds, strict=True)]
 
 
 def step(model: nn.Module, ids_1T: torch.Tensor, replacements: Replacements | None) -> tuple[Callable[[], object], int]:
@@ -101,15 +102,6 @@ def step(model: nn.Module, ids_1T: torch.Tensor, replacements: Replacements | No
         return decoder.features(ids_1T[:, -1:])
 
     return again, decoder.cache.bytes_per_token
-
-
-def timed(run: Callable[[], object], device: str) -> float:
-    """Seconds of one call, when all that was asked of the device is done."""
-    begin = time.perf_counter()
-    run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin
 
 
 if __name__ == "__main__":

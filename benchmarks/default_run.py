@@ -29,7 +29,7 @@ def main() -> None:
     made = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT)
     comparison = read_json(made / "out" / "comparison.json")
     rows = read_jsonl(made / ".stacklm" / "history.jsonl")
-    text = table(comparison) + "\n\n" + _wrap(sentence(comparison, rows))
+    text = table(comparison) + "\n\n" + textwrap.fill(sentence(comparison, rows), 120, break_on_hyphens=False)
     folder = ROOT / "docs" / "measurements"
     write_text(folder / "default.svg", (made / "out" / "report" / "verdicts.svg").read_text(encoding="utf-8"))
     heading = "# The default comparison\n\nWritten by `python benchmarks/default_run.py` after `make repro`.\n\n"
@@ -70,10 +70,6 @@ def sentence(comparison: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -
 
 def picture(path: str) -> str:
     return f"![Relative differences of every pair in test bits per byte, with intervals and the margin]({path})"
-
-
-def _wrap(text: str) -> str:
-    return textwrap.fill(text, 120, break_on_hyphens=False)
 
 
 if __name__ == "__main__":

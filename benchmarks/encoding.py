@@ -9,17 +9,16 @@ same documents; the median of the rounds is taken of MB per second of CPU time (
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import tiktoken
 import tokenizers
+from bench import command_line, timed
 
 from stacklm.config.data import Data, StdlibSource
 from stacklm.config.params import load
@@ -49,14 +48,11 @@ def encoders(folder: Path, pattern: str) -> dict[str, Encoder]:
 
 def seconds(encode: Encoder, texts: list[bytes]) -> float:
     """Of CPU time, for all texts."""
-    start = time.process_time()
-    for text in texts:
-        encode(text)
-    return time.process_time() - start
+    return timed(lambda: [encode(text) for text in texts]).cpu
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     rounds = parser.parse_args().rounds
     config = load(ROOT / "params.yaml").tokenizer

@@ -8,12 +8,15 @@ Run it in a project in which `dvc repro` has finished. The figures are medians o
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import subprocess
 import sys
-import time
+from functools import partial
+from pathlib import Path
 
+from bench import command_line, timed
+
+from stacklm.console import table
 from stacklm.pipeline.project import Project, environment
 
 COMMANDS = {
@@ -25,26 +28,26 @@ COMMANDS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     repeats = parser.parse_args().repeats
     root = Project.find().root
-    if "Everything is up to date" not in run(COMMANDS["stacklm status"][0], root)[1]:
+    if "Everything is up to date" not in run(COMMANDS["stacklm status"][0], root):
         raise SystemExit("this project is not up to date: run `dvc repro` first")
     seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
     for _ in range(repeats):
         for name, (command, _aim) in COMMANDS.items():
-            seconds[name].append(run(command, root)[0])
-    print(f"{'command':<28}{'median':>8}{'best':>8}{'aim':>8}   seconds, {repeats} runs")
-    for name, (_command, aim) in COMMANDS.items():
-        print(f"{name:<28}{statistics.median(seconds[name]):>8.2f}{min(seconds[name]):>8.2f}{aim:>8.1f}")
+            seconds[name].append(timed(partial(run, command, root)).wall)
+    rows = [
+        (name, f"{statistics.median(seconds[name]):.2f}", f"{min(seconds[name]):.2f}", f"{aim:.1f}")
+        for name, (_command, aim) in COMMANDS.items()
+    ]
+    print(f"seconds, {repeats} runs\n{table(('command', 'median', 'best', 'aim'), rows)}")
 
 
-def run(command: list[str], root: object) -> tuple[float, str]:
-    """Wall seconds of a command that must end well, and what it printed."""
-    begin = time.perf_counter()
-    done = subprocess.run(command, cwd=root, env=environment(), capture_output=True, text=True, check=True)
-    return time.perf_counter() - begin, done.stdout
+def run(command: list[str], root: Path) -> str:
+    """What a command, which must end well, printed."""
+    return subprocess.run(command, cwd=root, env=environment(), capture_output=True, text=True, check=True).stdout
 
 
 if __name__ == "__main__":

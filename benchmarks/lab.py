@@ -9,7 +9,6 @@ the machinery takes; the aim is below 2 s. Starting and stopping is not in it: o
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import json
@@ -18,8 +17,10 @@ import time
 from pathlib import Path
 
 import psutil
+from bench import command_line
 
 from flows.server import connect
+from stacklm.console import table
 from stacklm.data.shards import Shards
 from stacklm.files import sha256
 from stacklm.lab.trial import certified, score_documents
@@ -45,7 +46,7 @@ EXPERIMENT = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--trials", type=int, default=20, help="at least 12")
     wanted = parser.parse_args().trials
     project = Project.find()
@@ -61,9 +62,9 @@ def main() -> None:
         around, trials = through_the_flow(files)
         alone = without_anything(files, trials)
     print(f"{len(trials)} trials of {EXPERIMENT['train']['max_steps']} steps, CPU seconds for each:")
-    print(f"  {'through the flow':<32}{around:6.2f}")
-    print(f"  {'trained and scored in one process':<32}{alone:6.2f}")
-    print(f"  {'the machinery':<32}{around - alone:6.2f}   aim: below {AIM}")
+    rows = {"through the flow": around, "trained and scored in one process": alone, "the machinery": around - alone}
+    print(table(["", ""], [(name, f"{seconds:.2f}") for name, seconds in rows.items()]))
+    print(f"aim: below {AIM}")
 
 
 def through_the_flow(files: Files) -> tuple[float, list]:

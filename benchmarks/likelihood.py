@@ -8,12 +8,12 @@ Prints a row for each trained model of the first seed; times are CPU seconds of 
 from __future__ import annotations
 
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from bench import Timed, timed
 
 from stacklm.config.evaluate import Benchmark, Evaluate
 from stacklm.console import table
@@ -40,10 +40,9 @@ def batched(scorer: Scorer, pairs: list[tuple[list[int], list[int]]]) -> list[fl
     return found
 
 
-def timed(score: Callable[[], list[float]]) -> tuple[list[float], float]:
+def after_a_first(score: Callable[[], list[float]]) -> Timed[list[float]]:
     score()
-    start = time.process_time()
-    return score(), time.process_time() - start
+    return timed(score)
 
 
 def main(file: str) -> None:
@@ -53,12 +52,12 @@ def main(file: str) -> None:
         scorer = Scorer.load(Evaluate(device="cpu", threads=1), folder, Path("out/tokenizer"))
         pairs = [scorer.encode(item.context, text) for item in items for text in item.continuations]
         with torch.inference_mode():
-            alone, slow = timed(lambda: [scorer.loglikelihood(*pair)[0] for pair in pairs])  # noqa: B023
-            together, fast = timed(lambda: batched(scorer, pairs))  # noqa: B023
-        apart = [abs(a - b) for a, b in zip(alone, together, strict=True)]
-        times = [f"{1000 * seconds / len(pairs):.2f}" for seconds in (slow, fast)]
+            alone = after_a_first(lambda: [scorer.loglikelihood(*pair)[0] for pair in pairs])  # noqa: B023
+            together = after_a_first(lambda: batched(scorer, pairs))  # noqa: B023
+        apart = [abs(a - b) for a, b in zip(alone.result, together.result, strict=True)]
+        times = [f"{1000 * one.cpu / len(pairs):.2f}" for one in (alone, together)]
         differ = [f"{sum(map(bool, apart))} of {len(pairs)}", f"{max(apart):.1e}"]
-        rows.append([folder.name, *times, f"{slow / fast:.1f}", *differ])
+        rows.append([folder.name, *times, f"{alone.cpu / together.cpu:.1f}", *differ])
     print(table(["model", "one at a time, ms", "in batches, ms", "ratio", "differ", "by at most, nats"], rows))
 
 

@@ -13,7 +13,6 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from statistics import median
 import psutil
 import torch
 import torch.nn.functional as F
+from bench import command_line, table_of, timed
 from torch import Tensor, nn
 
 from stacklm.files import write_json
@@ -32,6 +32,14 @@ from stacklm.train.metrics import peak_memory
 
 SIZES = {"large": (4096, 512, 110_000), "small": (4096, 384, 2048)}
 """Tokens, width of the features, vocabulary."""
+COLUMNS = (
+    ("form", "{form}"),
+    ("CPU time", "{seconds:.2f} s"),
+    ("ratio", "{time_ratio:.2f}"),
+    ("memory", "{megabytes:.0f} MB"),
+    ("ratio", "{memory_ratio:.3f}"),
+    ("loss", "{loss:.6f}"),
+)
 
 
 class Features(nn.Module):
@@ -67,7 +75,7 @@ if hasattr(F, "linear_cross_entropy"):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
@@ -94,15 +102,9 @@ def compare(size: str, repeats: int, threads: int) -> list[dict]:
         for form, results in found.items()
     ]
     print("{} tokens, {} wide, {} words".format(*(f"{number:,}" for number in SIZES[size])))
-    print(f"  {'form':<24}{'CPU time':>10}{'ratio':>8}{'memory':>12}{'ratio':>8}{'loss':>12}")
     for row in rows:
-        ratios = (row[name] / rows[0][name] for name in ("seconds", "bytes"))
-        row["time_ratio"], row["memory_ratio"] = ratios
-        print(
-            f"  {row['form']:<24}{row['seconds']:>8.2f} s{row['time_ratio']:>8.2f}{row['bytes'] / 1e6:>9.0f} MB"
-            f"{row['memory_ratio']:>8.3f}{row['loss']:>12.6f}",
-            flush=True,
-        )
+        row["time_ratio"], row["memory_ratio"] = (row[name] / rows[0][name] for name in ("seconds", "bytes"))
+    print(table_of([{**row, "megabytes": row["bytes"] / 1e6} for row in rows], COLUMNS), end="\n\n", flush=True)
     return rows
 
 
@@ -115,9 +117,8 @@ def measure(size: tuple[int, int, int], form: Callable[[Features, Tensor], Tenso
     targets_BT = torch.randint(size[2], (1, size[0]))
     held = psutil.Process().memory_info().rss
     step(model, targets_BT, form)
-    started = time.process_time()
-    loss = step(model, targets_BT, form)
-    return {"seconds": time.process_time() - started, "bytes": peak_memory() - held, "loss": loss}
+    second = timed(lambda: step(model, targets_BT, form))
+    return {"seconds": second.cpu, "bytes": peak_memory() - held, "loss": second.result}
 
 
 def step(model: Features, targets_BT: Tensor, form: Callable[[Features, Tensor], Tensor]) -> float:

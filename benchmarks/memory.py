@@ -11,7 +11,6 @@ stacklm/plan/memory.py. Linux only, as VmHWM is.
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import platform
 import statistics
@@ -22,16 +21,14 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from bench import LAPTOP, command_line, random_batches, train_steps
 
 from stacklm.config.model import Architecture, Dense, FactoredAttention, Model, Stack, Stacked
 from stacklm.config.optimizer import Adafactor, AdamW, Muon, Optimizer
 from stacklm.config.train import Train
-from stacklm.data.batches import TrainBatches
-from stacklm.data.shards import TokenStream
-from stacklm.plan.memory import training_memory
+from stacklm.plan.memory import fresh_run, training_memory
 from stacklm.train.device import setup_device
 from stacklm.train.metrics import peak_memory
-from stacklm.train.trainer import Run, train_step
 
 STEPS = 4
 TABLE = Path(__file__).resolve().parent.parent / "docs/measurements/memory.md"
@@ -69,13 +66,12 @@ class Case:
 MODERN = {"ffn": "relu2", "residual": True, "skip_connections": "input", "conv_size": 4, "tie_embeddings": True}
 ROTARY = FactoredAttention(qk_head_dim=32, rope=True, qk_norm=True)
 SHARED = FactoredAttention(rope=True, kv_sharing="stack")
-TWO_STACKS = Stacked(128, 4, (Stack(16, 8, 512), Stack(16, 16, 1024)))
 CHECKPOINTED = {"activation_checkpointing": "full"}
 IN_BACKWARD = AdamW(optimizer_in_backward=True)
 CASES = {
-    "stacked 2 x 16, width 128": Case(TWO_STACKS, 512, 512, 4),
-    "the same, long": Case(TWO_STACKS, 2048, 1024, 1),
-    "the same, wide vocabulary": Case(TWO_STACKS, 16384, 256, 2, 2),
+    "stacked 2 x 16, width 128": Case(LAPTOP, 512, 512, 4),
+    "the same, long": Case(LAPTOP, 2048, 1024, 1),
+    "the same, wide vocabulary": Case(LAPTOP, 16384, 256, 2, 2),
     "stacked 2 x 64, width 256": Case(Stacked(256, 4, (Stack(64, 4, 1024), Stack(64, 8, 1024))), 1024, 128, 4),
     "stacked 4 x 8, width 256": Case(Stacked(256, 4, (*(Stack(8, 32, 512),) * 3, Stack(8, 64, 1024))), 4096, 256, 2, 2),
     "stacked 2 x 8, width 512": Case(Stacked(512, 4, (Stack(8, 64, 512), Stack(8, 128, 1024))), 1024, 128, 2),
@@ -91,7 +87,7 @@ CASES = {
     "params.yaml, stacked": Case(Stacked(96, 4, (Stack(8, 12, 384), Stack(8, 24, 768))), 2048, 128, 16),
     "params.yaml, dense": Case(Dense(128, 4, 5, 560), 2048, 128, 16),
     "dense 12, width 256, Adafactor": Case(Dense(256, 8, 12, 1024), 2048, 256, 2, optimizer=Adafactor()),
-    "stacked 2 x 16, Adafactor": Case(TWO_STACKS, 8192, 256, 2, 2, optimizer=Adafactor()),
+    "stacked 2 x 16, Adafactor": Case(LAPTOP, 8192, 256, 2, 2, optimizer=Adafactor()),
     "dense 4, width 256, Muon": Case(Dense(256, 8, 4, 1024), 2048, 256, 2, optimizer=Muon()),
     "stacked 2 x 8, Muon": Case(Stacked(128, 4, (Stack(8, 16, 512), Stack(8, 32, 512))), 2048, 256, 2, optimizer=Muon()),
     "dense 8, checkpointed": Case(Dense(384, 6, 8, 1536), 2048, 256, 3, settings=CHECKPOINTED),
@@ -104,7 +100,7 @@ TINY = Case(Dense(16, 2, 1, 16), 32, 8, 1, 2)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--only", choices=CASES, nargs="+", default=list(CASES), metavar="NAME")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
@@ -179,22 +175,8 @@ def measure(name: str) -> dict[str, Any]:
 
 
 def steps(case: Case) -> None:
-    tokens = np.random.default_rng(0).integers(case.vocab_size, size=STEPS * case.train.tokens_per_step, dtype=np.uint16)
-    stream = TokenStream([tokens], end_id=0, documents=1, bytes=len(tokens), words=1)
-    run = Run(
-        "memory",
-        case.train,
-        case.model,
-        case.vocab_size,
-        batches=TrainBatches(stream, case.context, case.train.global_batch_size, seed=0),
-        validate=lambda network: None,
-        probe_BT=torch.zeros(1, 1, dtype=torch.long),
-        identity={},
-        work=Path(),
-        device=torch.device("cpu"),
-    )
-    for step in range(1, STEPS + 1):
-        train_step(run, step)
+    run = fresh_run(case.model, case.vocab_size, case.train, random_batches(case.train, case.vocab_size, STEPS))
+    train_steps(run, STEPS)
 
 
 if __name__ == "__main__":

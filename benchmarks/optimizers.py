@@ -12,15 +12,14 @@ are measured (embedding and head are cheap in time) and the preset's own for byt
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import time
 from pathlib import Path
 
 import torch
+from bench import LAPTOP, command_line, parameters_of, table_of, timed
 from torch import nn
 
-from stacklm.config.model import Architecture, Stack, Stacked
+from stacklm.config.model import Architecture
 from stacklm.config.optimizer import Adafactor, AdamW, Muon, Optimizer
 from stacklm.files import write_json
 from stacklm.model.build import PRESETS, build
@@ -31,15 +30,20 @@ from stacklm.train.optimizer import InBackward, build_optimizer
 
 KINDS: dict[str, Optimizer] = {"adamw": AdamW(), "muon": Muon(), "adafactor": Adafactor()}
 SMALL_VOCAB, TOKENS = 512, 16
-LAPTOP = Stacked(128, 4, (Stack(16, 8, 512), Stack(16, 16, 1024)))
-SIZES: dict[str, tuple[Architecture, int]] = {
-    "laptop": (LAPTOP, 2048),
-    **{name: (preset.architecture, preset.vocab_size) for name, preset in PRESETS.items()},
-}
+SIZES = {"laptop": (LAPTOP, 2048), **{name: (preset.architecture, preset.vocab_size) for name, preset in PRESETS.items()}}
+COLUMNS = (
+    ("", "{kind}"),
+    ("median", "{ratio:.2f}x"),
+    ("lowest", "{lowest:.2f}x"),
+    ("highest", "{highest:.2f}x"),
+    ("state", "{state:.2f}"),
+    ("peak", "{peak:.2f}"),
+    ("in backward", "{peak_in_backward:.2f}"),
+)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--size", choices=SIZES, default="laptop")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
@@ -49,18 +53,14 @@ def main() -> None:
     device = setup_device(options.device, options.threads)
     architecture, vocab_size = SIZES[options.size]
     times = update_times(architecture, options.repeats, device)
-    rows = []
-    print(f"{'':<12}{'time of an update':<32}{'bytes a parameter':<40}")
-    print(f"{'':<12}{'median':>8}{'lowest':>10}{'highest':>10}{'state':>11}{'peak':>8}{'in backward':>13}")
+    rows, shown = [], []
     for kind, settings in KINDS.items():
         ratios = [own / reference for own, reference in zip(times[kind], times["adamw"], strict=True)]
         row = {"size": options.size, "kind": kind, "seconds": times[kind], "ratio": statistics.median(ratios)}
         row |= bytes_a_parameter(architecture, vocab_size, settings)
         rows.append(row)
-        print(
-            f"{kind:<12}{row['ratio']:>7.2f}x{min(ratios):>9.2f}x{max(ratios):>9.2f}x"
-            f"{row['state']:>11.2f}{row['peak']:>8.2f}{row['peak_in_backward']:>13.2f}"
-        )
+        shown.append({**row, "lowest": min(ratios), "highest": max(ratios)})
+    print(f"time of an update, and bytes a parameter\n{table_of(shown, COLUMNS)}")
     if options.json:
         write_json(options.json, rows)
 
@@ -75,12 +75,9 @@ def update_times(architecture: Architecture, repeats: int, device: torch.device)
     times: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for turn in range(1 + repeats):  # the first makes the state
         for kind, optimizer in optimizers.items():
-            begin = time.perf_counter()
-            optimizer.step()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+            seconds = timed(optimizer.step).wall
             if turn:
-                times[kind].append(time.perf_counter() - begin)
+                times[kind].append(seconds)
     return times
 
 
@@ -102,7 +99,7 @@ def traced(architecture: Architecture, vocab_size: int, settings: Optimizer, in_
         for _ in range(2):
             step(model, optimizer, in_backward)
         state = sum(tensor.nbytes for tensors in optimizer.state.values() for tensor in tensors.values())
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters = parameters_of(model)
     return state / parameters, timeline.memory().tensors / parameters
 
 

@@ -9,29 +9,25 @@ uniform guess. On a GPU `--memory 8e9` lets torch take no more than so many byte
 
 from __future__ import annotations
 
-import argparse
 import math
-import time
 from pathlib import Path
 
-import numpy as np
 import torch
+from bench import command_line, parameters_of, random_batches, timed, train_steps
 
 from stacklm.config.model import Model
 from stacklm.config.params import load
 from stacklm.config.train import Train
-from stacklm.data.batches import TrainBatches
-from stacklm.data.shards import TokenStream
 from stacklm.files import write_json
 from stacklm.model.build import PRESETS
 from stacklm.model.count import count
+from stacklm.plan.memory import fresh_run
 from stacklm.train.device import setup_device
 from stacklm.train.metrics import peak_memory
-from stacklm.train.trainer import Run, train_step
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("what", help="a preset or a params file")
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--memory", type=float, help="bytes that torch may take of a GPU")
@@ -66,35 +62,20 @@ def settings(what: str, threads: int) -> tuple[Train, Model, int]:
 
 def measure(config: Train, model: Model, vocab_size: int, device: torch.device, steps: int) -> dict[str, float]:
     """Build the model and train it for some steps on random tokens."""
-    length = steps * config.tokens_per_step
-    tokens = np.random.default_rng(0).integers(vocab_size, size=length, dtype=np.uint32)
-    stream = TokenStream([tokens], end_id=0, documents=1, bytes=len(tokens), words=1)
-    begin = time.perf_counter()
-    run = Run(
-        "presets",
-        config,
-        model,
-        vocab_size,
-        batches=TrainBatches(stream, config.context_length, config.global_batch_size, seed=0),
-        validate=lambda network: None,
-        probe_BT=torch.zeros(1, 1, dtype=torch.long),
-        identity={},
-        work=Path(),
-        device=device,
-    )
-    start, cpu = time.perf_counter(), time.process_time()
-    taken = [train_step(run, step) for step in range(1, steps + 1)]
-    loss, norm = taken[0].loss.item(), taken[0].norm.item()
-    end = time.perf_counter()
+    batches = random_batches(config, vocab_size, steps)
+    built = timed(lambda: fresh_run(model, vocab_size, config, batches, device))
+    run = built.result
+    taken = timed(lambda: train_steps(run, steps))
+    first = taken.result[0]
     return {
-        "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
+        "parameters": parameters_of(run.model),
         "counted": count(model.architecture, vocab_size, config.context_length).total,
-        "loss": loss,
+        "loss": first.loss.item(),
         "uniform": math.log(vocab_size),
-        "grad_norm": norm,
-        "build_seconds": start - begin,
-        "step_seconds": (end - start) / steps,
-        "cpu_seconds": (time.process_time() - cpu) / steps,
+        "grad_norm": first.norm.item(),
+        "build_seconds": built.wall,
+        "step_seconds": taken.wall / steps,
+        "cpu_seconds": taken.cpu / steps,
         "peak": torch.cuda.max_memory_allocated() if device.type == "cuda" else peak_memory(),
     }
 

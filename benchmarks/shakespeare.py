@@ -9,13 +9,13 @@ windows of 64 that begin where the last one ended. Published for this recipe, wi
 
 from __future__ import annotations
 
-import argparse
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from bench import command_line, nine_tenths, table_of, timed
 
 from stacklm.config.model import Architecture, Dense, FactoredAttention, Model, Stack, Stacked
 from stacklm.config.optimizer import AdamW
@@ -43,10 +43,19 @@ MODELS: dict[str, Architecture] = {
         conv_size=4,
     ),
 }
+COLUMNS = (
+    ("model", "{model}"),
+    ("body", "{body:,}"),
+    ("parameters", "{parameters:,}"),
+    ("MFLOP/token", "{megaflops:.2f}"),
+    ("rate", "{rate:g}"),
+    ("loss", "{loss:.4f}"),
+    ("minutes", "{minutes:.1f}"),
+)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--models", choices=MODELS, nargs="+", default=list(MODELS))
     parser.add_argument("--rates", type=float, nargs="+", default=[2e-3, 4e-3, 8e-3])
@@ -68,18 +77,16 @@ def main() -> None:
         eval_tokens=len(valid_stream),
         checkpoint_every=options.steps,
     )
-    rows = []
-    print(f"{'model':<9}{'body':>10}{'parameters':>12}{'MFLOP/token':>13}{'rate':>8}{'loss':>9}{'minutes':>9}")
+    rows, shown = [], []
     for name in options.models:
         counts = count(MODELS[name], vocab_size, CONTEXT)
         body = counts.parameters["matrix"] + counts.parameters["vector"]
         for rate in options.rates:
-            began = time.perf_counter()
-            loss = trained(MODELS[name], config, rate, vocab_size, train_stream, valid_stream, device)
-            minutes = (time.perf_counter() - began) / 60
-            flops = counts.training_flops_per_token
-            rows.append({"model": name, "body": body, "parameters": counts.total, "flops": flops, "rate": rate, "loss": loss})
-            print(f"{name:<9}{body:>10,}{counts.total:>12,}{flops / 1e6:>13.2f}{rate:>8g}{loss:>9.4f}{minutes:>9.1f}", flush=True)
+            found = timed(partial(trained, MODELS[name], config, rate, vocab_size, train_stream, valid_stream, device))
+            row = {"model": name, "body": body, "parameters": counts.total, "flops": counts.training_flops_per_token}
+            rows.append({**row, "rate": rate, "loss": found.result})
+            shown.append({**rows[-1], "megaflops": row["flops"] / 1e6, "minutes": found.wall / 60})
+    print(table_of(shown, COLUMNS))
     if options.json:
         write_json(options.json, rows)
 
@@ -117,8 +124,7 @@ def streams(text: str) -> tuple[int, TokenStream, TokenStream]:
     characters = sorted(set(text))
     id_of = {character: number for number, character in enumerate(characters, start=1)}
     ids = np.array([id_of[character] for character in text], dtype=np.uint16)
-    cut = len(ids) * 9 // 10
-    return len(characters) + 1, *(TokenStream([part], 0, documents=1, bytes=len(part), words=0) for part in (ids[:cut], ids[cut:]))
+    return len(characters) + 1, *nine_tenths(ids)
 
 
 if __name__ == "__main__":

@@ -21,11 +21,8 @@ figures are medians. On a machine that others use as well, read the CPU seconds,
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -36,6 +33,7 @@ import numpy as np
 import psutil
 import torch
 import torch.nn.functional as F
+from bench import LAPTOP, command_line, medians, table_of, timed
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -65,7 +63,6 @@ class Size:
     rows: int
 
 
-LAPTOP = Stacked(128, 4, (Stack(16, 8, 512), Stack(16, 16, 1024)))
 WIDE, DEEP = (replace(PRESETS[name].architecture, dropout=0) for name in ("seed-2x64", "seed-4x8"))
 SIZES = {
     "laptop": Size(LAPTOP, context=128, rows=16),
@@ -128,6 +125,21 @@ FORMS: dict[str, Callable[[nn.Module, Size], nn.Module]] = {
     "checkpointed": checkpointed,
 }
 REFERENCE = "plain loop"
+COLUMNS = (
+    ("", "{form}"),
+    ("wall", "{wall:.2f} s"),
+    ("x", "{x[wall]:.2f}"),
+    ("CPU", "{cpu:.2f} s"),
+    ("x", "{x[cpu]:.2f}"),
+    ("GFLOP", "{gflop:,.0f}"),
+    ("x", "{x[operations]:.2f}"),
+    ("floor", "{floor:.2f} s"),
+    ("above", "{above:.2f}"),
+    ("peak", "{peak_mb:,.0f} MB"),
+    ("x", "{x[peak]:.2f}"),
+    ("kept", "{kept_mb:,.0f} MB"),
+    ("x", "{x[kept]:.2f}"),
+)
 MAPS = 3e9
 """Bytes of attention maps above which the published form is left out; it holds several times as much."""
 
@@ -168,7 +180,7 @@ class Bench:
 
     def time(self) -> tuple[float, float]:
         """Wall and CPU seconds of a step."""
-        return timed(self.step.run, self.device)
+        return timed(self.step.run)[:2]
 
     def memory(self) -> dict[str, int]:
         """The peak so far above what the process held at first, and the part of it that weights and gradients take."""
@@ -186,8 +198,8 @@ class Rate:
 
     def time(self) -> tuple[float, float]:
         """Wall and CPU seconds of an operation."""
-        wall, cpu = timed(lambda: self.left @ self.right, self.device)
-        return wall / (2 * SIDE**3), cpu / (2 * SIDE**3)
+        found = timed(lambda: self.left @ self.right)
+        return found.wall / (2 * SIDE**3), found.cpu / (2 * SIDE**3)
 
 
 class Step:
@@ -231,15 +243,6 @@ def _wave(tensor: Tensor) -> Tensor:
     return torch.arange(tensor.numel(), device=tensor.device).cos()
 
 
-def timed(run: Callable[[], object], device: torch.device) -> tuple[float, float]:
-    """Wall and CPU seconds of one call, when all that was asked of the device is done."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - wall, time.process_time() - cpu
-
-
 class Worker:
     """An object that lives in a process of its own; its methods are called by name."""
 
@@ -265,7 +268,7 @@ def _ask(method: str) -> object:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--sizes", choices=SIZES, nargs="+", default=[name for name in SIZES if name != "tiny"], metavar="NAME")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -280,30 +283,21 @@ def main() -> None:
             found[name] = {"threads": options.threads, "device": options.device, "rows": rows}
             if options.json:
                 write_json(options.json, found)
-        print(table(name, **found[name]), end="\n\n", flush=True)
+        print(report(name, **found[name]), end="\n\n", flush=True)
 
 
-def table(name: str, threads: int, device: str, rows: list[dict]) -> str:
+def report(name: str, threads: int, device: str, rows: list[dict]) -> str:
     """One size; all figures are of one step, and `x` compares with the plain loop."""
-    size = SIZES[name]
-    plain = next(row for row in rows if row["form"] == REFERENCE)
-    clock = "wall" if device == "cuda" else "cpu"
-    rate = plain["operations"] / plain[f"floor_{clock}"]
-    times = f"{'wall':>9}{'x':>7}{'CPU':>9}{'x':>7}{'GFLOP':>9}{'x':>7}{'floor':>9}{'above':>7}"
-    memory = f"{'peak':>10}{'x':>7}{'kept':>10}{'x':>7}"
-    lines = [
-        f"{name}: {size.rows} * {size.context:,} tokens, {device}, threads: {threads}; {rate / 1e9:,.0f} GFLOP a {clock} second",
-        f"{'':<12}{times}{memory}",
-    ]
-    for row in rows:
-        kept, kept_plain = (one["peak"] - one["weights"] for one in (row, plain))
-        lines.append(
-            f"{row['form']:<12}{row['wall']:>7.2f} s{plain['wall'] / row['wall']:>7.2f}{row['cpu']:>7.2f} s"
-            f"{plain['cpu'] / row['cpu']:>7.2f}{row['operations'] / 1e9:>9,.0f}{plain['operations'] / row['operations']:>7.2f}"
-            f"{row[f'floor_{clock}']:>7.2f} s{row[clock] / row[f'floor_{clock}']:>7.2f}{row['peak'] / 1e6:>7,.0f} MB"
-            f"{plain['peak'] / row['peak']:>7.2f}{kept / 1e6:>7,.0f} MB{kept_plain / kept:>7.2f}"
-        )
-    return "\n".join(lines)
+    size, clock = SIZES[name], "wall" if device == "cuda" else "cpu"
+    figures = [{**row, "kept": row["peak"] - row["weights"], "floor": row[f"floor_{clock}"]} for row in rows]
+    plain = next(row for row in figures if row["form"] == REFERENCE)
+    for row in figures:
+        row["x"] = {what: plain[what] / row[what] for what in ("wall", "cpu", "operations", "peak", "kept")}
+        row["above"] = row[clock] / row["floor"]
+        row |= {"gflop": row["operations"] / 1e9, "peak_mb": row["peak"] / 1e6, "kept_mb": row["kept"] / 1e6}
+    rate = plain["operations"] / plain["floor"]
+    head = f"{name}: {size.rows} * {size.context:,} tokens, {device}, threads: {threads}; {rate / 1e9:,.0f} GFLOP a {clock} second"
+    return f"{head}\n{table_of(figures, COLUMNS)}"
 
 
 def measure(size: Size, threads: int, device: str, repeats: int, seconds: float) -> list[dict]:
@@ -345,12 +339,6 @@ def check(form: str, found: Digest, wanted: Digest) -> None:
     }
     for what, (error, tolerance) in errors.items():
         assert error < tolerance, f"{form} and {REFERENCE} differ by {error:.1e} in {what}"
-
-
-def medians(times: list[tuple[float, float]]) -> tuple[float, float]:
-    """Of wall and of CPU seconds."""
-    wall, cpu = (statistics.median(part) for part in zip(*times, strict=True))
-    return wall, cpu
 
 
 if __name__ == "__main__":

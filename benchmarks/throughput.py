@@ -16,12 +16,10 @@ The loader is a `TrainBatches` over a memory-mapped file, in batches per second 
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 import sysconfig
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -30,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from bench import command_line, medians, parameters_of, stream_of, table_of, timed
 from torch import Tensor, nn
 
 from stacklm.config.model import Architecture, Dense, FactoredAttention, Model, Stack, Stacked
@@ -39,12 +38,23 @@ from stacklm.data.batches import TrainBatches
 from stacklm.data.shards import TokenStream
 from stacklm.files import write_json
 from stacklm.model.build import PRESETS
+from stacklm.plan.memory import fresh_run
 from stacklm.train.device import setup_device
 from stacklm.train.optimizer import lr_factor
-from stacklm.train.trainer import Prefetch, Run, train_step
+from stacklm.train.trainer import Prefetch, train_step
 
 END, BYTES = 256, 2**22
 """The end token, after the 256 bytes, and how much text is enough."""
+COLUMNS = (
+    ("model", "{model}"),
+    ("parameters", "{parameters:,}"),
+    ("tokens/s", "{tokens_per_second:,.0f}"),
+    ("ratio", "{ratio:.2f}"),
+    ("CPU", "{cpu_ratio:.2f}"),
+    ("utilisation", "{utilisation:.1%}"),
+    ("loss", "{loss:.3f}"),
+    ("equal loss", "{equal_loss:.2f}"),
+)
 
 
 @dataclass(frozen=True)
@@ -165,31 +175,17 @@ def textbook(size: Size, config: Train, batches: TrainBatches, device: torch.dev
         optimizer.step()
         return loss.detach()
 
-    return Runner("textbook", numbers(model), model.training_flops_per_token(size.context), step)
+    return Runner("textbook", parameters_of(model), model.training_flops_per_token(size.context), step)
 
 
 def ours(name: str, size: Size, config: Train, batches: TrainBatches, device: torch.device) -> Runner:
-    run = Run(
-        name,
-        config,
-        Model(size.ours[name], AdamW(peak_lr=size.lr)),
-        size.vocab_size,
-        batches=Prefetch(batches.stream, batches.context, batches.batch_size, batches.seed, device=device),
-        validate=lambda network: None,
-        probe_BT=batches.batch(0)[0][:1],
-        identity={},
-        work=Path(),
-        device=device,
-    )
-    return Runner(name, numbers(run.model), run.flops_per_token, lambda step: train_step(run, step).loss)
-
-
-def numbers(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+    prefetch = Prefetch(batches.stream, batches.context, batches.batch_size, batches.seed, device=device)
+    run = fresh_run(Model(size.ours[name], AdamW(peak_lr=size.lr)), size.vocab_size, config, prefetch, device)
+    return Runner(name, parameters_of(run.model), run.flops_per_token, lambda step: train_step(run, step).loss)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--sizes", choices=SIZES, nargs="+", default=["small", "medium"])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="on cuda in bf16")
     parser.add_argument("--threads", type=int, default=2)
@@ -218,7 +214,7 @@ def main() -> None:
             fastest = max(row["tokens_per_second"] for row in rows if row["size"] == name)
             loaded = loader(batches)
             times = loaded * size.batch * size.context / fastest
-            print(f"  loader: {loaded:,.0f} batches/s, {times:,.0f} times what the fastest takes")
+            print(f"loader: {loaded:,.0f} batches/s, {times:,.0f} times what the fastest takes\n", flush=True)
     if options.json:
         write_json(options.json, {"torch": torch.__version__, "device": str(device), "threads": options.threads, "rows": rows})
 
@@ -231,18 +227,16 @@ def compare(name: str, size: Size, runners: list[Runner], rounds: int, device: t
     for number in range(rounds + 1):
         for runner in runners:
             steps = range(1 + number * size.steps, 1 + (number + 1) * size.steps)
-            seconds, found = timed(lambda runner=runner, steps=steps: [runner.step(step) for step in steps], device)
-            clocks[runner.name].append(seconds)
-            losses[runner.name].append(torch.stack(found).mean().item())
+            found = timed(lambda runner=runner, steps=steps: [runner.step(step) for step in steps])
+            clocks[runner.name].append((found.wall, found.cpu))
+            losses[runner.name].append(torch.stack(found.result).mean().item())
         rates.append(matrix_rate(device))
     tokens, rate = size.steps * size.batch * size.context, statistics.median(rates)
     shape = f"{size.layers} layers, {size.width} wide, context {size.context}, batch {size.batch}"
-    print(f"{name}: {shape}; matrices {rate / 1e9:,.0f} GFLOP/s")
-    print("  model       parameters  tokens/s  ratio   CPU  utilisation    loss  equal loss")
     rows: list[dict] = []
     aim, untils = losses[runners[0].name][-1], []
     for runner in runners:
-        wall, spent = (statistics.median(part) for part in zip(*clocks[runner.name][1:], strict=True))
+        wall, spent = medians(clocks[runner.name][1:])
         reached = next((number for number, loss in enumerate(losses[runner.name], 1) if loss <= aim), math.inf)
         row = {"size": name, "model": runner.name, "parameters": runner.parameters, "wall": wall, "spent": spent}
         first = rows[0] if rows else row
@@ -256,46 +250,28 @@ def compare(name: str, size: Size, runners: list[Runner], rounds: int, device: t
             "equal_loss": untils[0] / untils[-1],
         }
         rows.append(row)
-        print(
-            f"  {runner.name:<10}{runner.parameters:>12,}{row['tokens_per_second']:>10,.0f}{row['ratio']:>7.2f}"
-            f"{row['cpu_ratio']:>6.2f}{row['utilisation']:>13.1%}{row['loss']:>8.3f}{row['equal_loss']:>12.2f}",
-            flush=True,
-        )
+    print(f"{name}: {shape}; matrices {rate / 1e9:,.0f} GFLOP/s\n{table_of(rows, COLUMNS)}")
     return rows
-
-
-def timed(work: Callable[[], list[Tensor]], device: torch.device) -> tuple[tuple[float, float], list[Tensor]]:
-    """Seconds of the clock and of the processors until the device has done the work, and its result."""
-    wall, spent = time.perf_counter(), time.process_time()
-    result = work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return (time.perf_counter() - wall, time.process_time() - spent), result
 
 
 def matrix_rate(device: torch.device) -> float:
     """Operations per second of the fastest of some square products, in the format of the training."""
     width, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (1536, torch.float32)
     left, right = torch.randn(2, width, width, device=device, dtype=dtype)
-    seconds = (timed(lambda: [left @ right], device)[0][0] for _ in range(5))
-    return 2 * width**3 / min(seconds)
+    return 2 * width**3 / min(timed(lambda: left @ right).wall for _ in range(5))
 
 
 def loader(batches: TrainBatches, count: int = 200) -> float:
     """Batches per second."""
     batches.batch(0)  # draws the order of the epoch
-    began = time.perf_counter()
-    for step in range(1, count + 1):
-        batches.batch(step)
-    return count / (time.perf_counter() - began)
+    return count / timed(lambda: [batches.batch(step) for step in range(1, count + 1)]).wall
 
 
 def library(file: Path) -> TokenStream:
     """The beginning of Python's own library in bytes, memory-mapped as shards are."""
     sources = (path.read_bytes() for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")))
     np.frombuffer(b"".join(sources)[:BYTES], dtype=np.uint8).astype("<u2").tofile(file)
-    tokens = np.memmap(file, dtype="<u2", mode="r")
-    return TokenStream([tokens], END, documents=1, bytes=len(tokens), words=0)
+    return stream_of(np.memmap(file, dtype="<u2", mode="r"), END)
 
 
 if __name__ == "__main__":

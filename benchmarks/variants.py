@@ -9,33 +9,42 @@ validation. `cache` is what decoding keeps of a token, in numbers.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 import torch
+from bench import command_line, nine_tenths, table_of, train_steps
 
-from stacklm.config.model import Stack, Stacked
+from stacklm.config.model import Model, Stack, Stacked
 from stacklm.config.optimizer import AdamW
 from stacklm.config.train import Train
 from stacklm.data.batches import TrainBatches
 from stacklm.data.shards import TokenStream
 from stacklm.files import write_json
-from stacklm.model.build import ModelConfig, build
+from stacklm.model.build import ModelConfig
 from stacklm.model.cache import KEYS_AND_VALUES
 from stacklm.model.count import count
 from stacklm.model.variants import grid, variants
+from stacklm.plan.memory import fresh_run
 from stacklm.plan.plan import cache_bytes
-from stacklm.train.loss import Objective
-from stacklm.train.optimizer import build_optimizer, lr_factor, set_lr
+from stacklm.progress import progress
 from stacklm.train.validate import validate
 
 VOCAB, CONTEXT = 257, 64  # the end token and the 256 bytes
 BASE = Stacked(d_model=48, n_heads=4, stacks=(Stack(4, 12, 96), Stack(4, 12, 96), Stack(4, 24, 192)))
+COLUMNS = (
+    ("model", "{model}"),
+    ("S x N", "{depth} x {layers}"),
+    ("parameters", "{parameters:,}"),
+    ("forward FLOPs", "{forward_flops_per_token:,}"),
+    ("cache", "{cache:,}"),
+    ("bits/byte", "{bits_per_byte:.3f}"),
+    ("at rate", "{rate:g}"),
+)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--rates", type=float, nargs="+", default=[2e-3, 6e-3])
@@ -43,23 +52,17 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    train, valid = streams(options.file.read_bytes())
+    # Byte b is token b + 1.
+    train, valid = nine_tenths(np.frombuffer(options.file.read_bytes(), np.uint8).astype(np.uint16) + 1)
     config = Train(
         options.steps, CONTEXT, global_batch_size=8, micro_batch_size=8, seed=options.seed, warmup_steps=options.steps // 10
     )
     rows = []
-    print(f"{'model':<18}{'S x N':>8}{'parameters':>12}{'forward FLOPs':>15}{'cache':>7}{'bits/byte':>11}{'at rate':>9}")
-    for name, architecture in models().items():
+    for name, architecture in progress(models().items(), desc="variants", unit="model"):
         scores = {rate: trained(architecture, config, rate, train, valid) for rate in options.rates}
         best = min(scores, key=scores.get)
-        row = {"model": name, **facts(architecture), "bits_per_byte": scores[best], "rate": best, "scores": scores}
-        rows.append(row)
-        shape = f"{row['depth']} x {row['layers']}"
-        print(
-            f"{name:<18}{shape:>8}{row['parameters']:>12,}{row['forward_flops_per_token']:>15,}{row['cache']:>7,}"
-            f"{row['bits_per_byte']:>11.3f}{best:>9g}",
-            flush=True,
-        )
+        rows.append({"model": name, **facts(architecture), "bits_per_byte": scores[best], "rate": best, "scores": scores})
+    print(table_of(rows, COLUMNS))
     if options.json:
         write_json(options.json, rows)
 
@@ -84,25 +87,11 @@ def facts(architecture: Stacked) -> dict[str, int]:
 
 def trained(architecture: Stacked, config: Train, rate: float, train: TokenStream, valid: TokenStream) -> float:
     """Bits per byte on the validation stream after training at that peak learning rate."""
-    torch.manual_seed(config.seed)
-    model = build(architecture, VOCAB, CONTEXT)
-    optimizer = build_optimizer(model, AdamW(peak_lr=rate))
     batches = TrainBatches(train, CONTEXT, config.global_batch_size, config.seed)
-    for step in range(1, config.max_steps + 1):
-        set_lr(optimizer, lr_factor(step, config))
-        optimizer.zero_grad()
-        (Objective(model)(*batches.batch(step - 1)) / config.tokens_per_step).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        optimizer.step()
+    run = fresh_run(Model(architecture, AdamW(peak_lr=rate)), VOCAB, config, batches)
+    train_steps(run, config.max_steps)
     sizes_V = np.array([0] + [1] * 256)
-    return validate(model, valid, sizes_V, CONTEXT, batch_size=32, tokens=config.eval_tokens).bits_per_byte
-
-
-def streams(text: bytes) -> tuple[TokenStream, TokenStream]:
-    """The first nine tenths of the bytes, and the rest; byte b is token b + 1."""
-    ids = np.frombuffer(text, np.uint8).astype(np.uint16) + 1
-    cut = len(ids) * 9 // 10
-    return tuple(TokenStream([part], 0, 1, len(part), 0) for part in (ids[:cut], ids[cut:]))
+    return validate(run.model, valid, sizes_V, CONTEXT, batch_size=32, tokens=config.eval_tokens).bits_per_byte
 
 
 if __name__ == "__main__":

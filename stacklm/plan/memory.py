@@ -33,6 +33,7 @@ from stacklm.train.loss import token_losses
 from stacklm.train.trainer import Run, train_step
 from stacklm.train.validate import Score
 
+CPU = torch.device("cpu")
 TENSORS = ("weights", "gradients", "optimizer state", "saved activations", "logits", "temporary")
 COMPONENTS = (*TENSORS, "allocator", "process")
 
@@ -126,19 +127,21 @@ def _read_weights(network: nn.Module) -> None:
         parameter.storage_ = weights.storage_
 
 
-def fresh_run(model: Model, vocab_size: int, train: Train) -> Run:
-    """A run on a CPU over batches of zeros, of which only optimizer steps are taken."""
+def fresh_run(
+    model: Model, vocab_size: int, train: Train, batches: TrainBatches | None = None, device: torch.device = CPU
+) -> Run:
+    """A run over those batches, by default of zeros, of which only optimizer steps are taken."""
     return Run(
         "plan",
         train,
         model,
         vocab_size,
-        batches=_Sequences(train.global_batch_size, train.context_length),
+        batches=batches or _Sequences(train.global_batch_size, train.context_length),
         validate=lambda network: Score(0, 0.0, 0.0, 0),
         probe_BT=torch.zeros(1, 1, dtype=torch.long),
         identity={},
         work=Path(),
-        device=torch.device("cpu"),
+        device=device,
     )
 
 
@@ -171,9 +174,7 @@ class DatalessTensor(Tensor):
     @staticmethod
     def __new__(cls, layout: Layout, storage: Storage) -> DatalessTensor:
         strides, offset, dtype = layout.strides, layout.offset, layout.dtype
-        return Tensor._make_wrapper_subclass(
-            cls, layout.shape, strides=strides, storage_offset=offset, dtype=dtype, device=torch.device("cpu")
-        )
+        return Tensor._make_wrapper_subclass(cls, layout.shape, strides=strides, storage_offset=offset, dtype=dtype, device=CPU)
 
     def __init__(self, layout: Layout, storage: Storage) -> None:
         self.layout_, self.storage_ = layout, storage

@@ -21,4 +21,4 @@ def test_each_way_that_is_exact_is_measured(tmp_path):
         ("dense", "recompute"): 0,
     }
     assert all(row["milliseconds"] > 0 for row in rows)
-    assert len(done.stdout.splitlines()) == 1 + len(rows)
+    assert len(done.stdout.splitlines()) == 2 + len(rows)

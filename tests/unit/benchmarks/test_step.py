@@ -36,7 +36,7 @@ def test_all_forms_take_turns_and_what_a_file_holds_is_not_measured_again(tmp_pa
     assert all(row["wall"] > 0 and row["turns"] == 1 and row["peak"] > 0 for row in rows.values())
     assert rows["packed"]["operations"] == rows["plain loop"]["operations"]
     assert rows["folded"]["operations"] < rows["checkpointed"]["operations"]
-    assert len(done.stdout.splitlines()) == 2 + len(rows) + 1
+    assert len(done.stdout.splitlines()) == 3 + len(rows) + 1
     monkeypatch.setattr(sys, "argv", arguments)
     step.main()
     assert capsys.readouterr().out == done.stdout

@@ -37,7 +37,7 @@ def test_the_dense_model_costs_what_the_textbooks_does(throughput, name) -> None
         textbook = throughput.Textbook(size)
     counts = {kind: count(architecture, size.vocab_size, size.context) for kind, architecture in size.ours.items()}
     assert counts["dense"].training_flops_per_token == textbook.training_flops_per_token(size.context)
-    assert counts["dense"].total == pytest.approx(throughput.numbers(textbook), rel=0.05)
+    assert counts["dense"].total == pytest.approx(throughput.parameters_of(textbook), rel=0.05)
     assert counts["stacked"].total == pytest.approx(counts["dense"].total, rel=0.01)
 
 
