@@ -7,32 +7,17 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
-from stacklm.cli_benchmark import benchmark
 from stacklm.cli_examples import add_examples
-from stacklm.cli_export import app as export_app
-from stacklm.cli_export import load as load_
-from stacklm.cli_export import register
 from stacklm.cli_lab import app as lab_app
 from stacklm.cli_lab import verify
+from stacklm.cli_models import benchmark, export_app, generate, load, register, serve
 from stacklm.cli_start import doctor, init, leak
-from stacklm.cli_text import generate, serve
 from stacklm.cli_try import EPILOG, try_
-from stacklm.cli_types import (
-    Addresses,
-    Axis,
-    Flow,
-    FlowExperiment,
-    FlowModels,
-    OneModel,
-    Set,
-    StackedModel,
-    StageModel,
-    StageName,
-)
+from stacklm.cli_types import Set, addresses, argument, experiments, flows, models, option, stages
 from stacklm.config.schema import ParamsError, listed, nearest
 from stacklm.files import read_json, write_text
 
@@ -48,6 +33,8 @@ app = typer.Typer(
     help="The laboratory for stacked-parallel decoder language models: from raw text to an honest comparison.",
 )
 
+OneModel = Annotated[str | None, option("One model of params.yaml; by default all.", models)]
+
 app.add_typer(lab_app, name="lab")
 app.add_typer(export_app, name="export")
 app.command()(verify)
@@ -56,7 +43,7 @@ app.command()(init)
 app.command("try", epilog=EPILOG)(try_)
 app.command()(leak)
 app.command()(register)
-app.command("load")(load_)
+app.command()(load)
 app.command()(generate)
 app.command()(serve)
 app.command()(benchmark)
@@ -64,9 +51,9 @@ app.command()(benchmark)
 
 @app.command("run-flow")
 def run_flow(
-    name: Flow,
-    experiment: FlowExperiment = None,
-    model: FlowModels = None,
+    name: Annotated[str, argument("pretrain (everything); or download, tokenizer, shards, audit, evaluate, compare.", flows)],
+    experiment: Annotated[str | None, argument("Of the flow lab: the name of a file in experiments/.", experiments)] = None,
+    model: Annotated[list[str] | None, option("Only this model, without the comparison; repeatable.", models)] = None,
     dask: Annotated[
         str | None, typer.Option(help="Of the flow lab: run trials on Dask, `local` or the address of a scheduler.")
     ] = None,
@@ -109,7 +96,7 @@ def status(
 
 @app.command()
 def accept(
-    stages: Addresses,
+    stages: Annotated[list[str], argument("Stages of one model or all, such as pretrain@dense or pretrain.", addresses)],
     reason: Annotated[str, typer.Option(help="Why the change alters no result. It is kept in the stage's record.")],
 ) -> None:
     """Keep a stage's outputs after a change of its code that is known to alter no result, and put that on record."""
@@ -245,9 +232,11 @@ def audit(
 
 @app.command()
 def variants(
-    model: StackedModel = None,
+    model: Annotated[str | None, option("A stacked model of params.yaml; by default the first.", models)] = None,
     preset: Annotated[str | None, typer.Option(help="A published model instead: seed-2x64 or seed-4x8.")] = None,
-    axis: Annotated[Axis, typer.Option(help="What the grid of depth against parallel layers holds equal.")] = "parameters",
+    axis: Annotated[
+        Literal["parameters", "flops"], typer.Option(help="What the grid of depth against parallel layers holds equal.")
+    ] = "parameters",
 ) -> None:
     """List the variants of a stacked model and the trades of depth for parallel layers, with what each has and costs."""
     from stacklm.plan.text import variants_table
@@ -257,8 +246,8 @@ def variants(
 
 @app.command()
 def stage(
-    name: StageName,
-    model: StageModel = None,
+    name: Annotated[str, argument("A stage of dvc.yaml, such as shards.", stages)],
+    model: Annotated[str | None, argument("The model, for the stages that run once per model.", models)] = None,
     seed: Annotated[int | None, typer.Argument(help="The seed, for the stages that run once per model and seed.")] = None,
 ) -> None:
     """Run one stage, without asking whether it is needed. DVC calls this; you want `dvc repro`."""

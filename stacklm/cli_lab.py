@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stacklm.cli_types import NAME, Name, ProbeExperiment, TextExperiment
+from stacklm.cli_types import argument, experiments
 
 if TYPE_CHECKING:
     from stacklm.lab.schedule import Lab
     from stacklm.pipeline.lab import Files
 
+NAME = argument("An experiment: the name of a file in experiments/, without .yaml.", experiments)
+Name = Annotated[str, NAME]
 app = typer.Typer(no_args_is_help=True, help="Experiments: plan, status and verdicts. `stacklm run-flow lab NAME` runs one.")
 
 
@@ -73,7 +75,10 @@ def show(name: Annotated[str | None, NAME] = None) -> None:
 
 
 @app.command()
-def correlate(text: TextExperiment, probe: ProbeExperiment) -> None:
+def correlate(
+    text: Annotated[str, argument("An experiment on text.", experiments)],
+    probe: Annotated[str, argument("An experiment on a synthetic task, with arms of the same names.", experiments)],
+) -> None:
     """Say how well a synthetic task predicts bits per byte over the arms of two experiments, and write a report of it."""
     found, page = _opened(text)[0].write_correlation(_opened(probe)[0])
     print(f"{probe} and {text}: {found}\n\nread the report: {page}")

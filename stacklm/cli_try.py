@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from stacklm.cli_types import models
+from stacklm.cli_types import argument, models
 from stacklm.config.schema import ParamsError, listed
 from stacklm.units import duration
 
@@ -22,11 +22,7 @@ EPILOG = "The exit code is 0 for better, 3 for not worse, 4 for worse, 5 for no 
 
 def try_(
     target: Annotated[
-        str,
-        typer.Argument(
-            help="A model of params.yaml, a file my_model.py or my_model.py:Class, or a YAML file with a model.",
-            autocompletion=models,
-        ),
+        str, argument("A model of params.yaml, a file my_model.py or my_model.py:Class, or a YAML file with a model.", models)
     ],
     baseline: Annotated[
         str | None, typer.Option(help="The model of params.yaml to compare with; by default the first dense one.")
