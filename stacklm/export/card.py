@@ -7,10 +7,9 @@ from io import StringIO
 from statistics import fmean
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from stacklm.config.model import Model
 from stacklm.config.schema import read
+from stacklm.report.page import templates
 from stacklm.report.tables import describe
 
 ROWS = {"bits per byte": "bits_per_byte", "loss, nats per token": "loss", "perplexity per word": "word_perplexity"}
@@ -40,7 +39,8 @@ def model_card(
         "huggingface": f"[{source.get('name')}](https://huggingface.co/datasets/{source.get('name')}) at {source.get('revision')}",
     }
     return (
-        _template()
+        templates("stacklm.export")
+        .get_template("card.md")
         .render(
             **{key: facts[key] for key in ("data", "params", "size")},
             **data["splits"],
@@ -104,11 +104,3 @@ def _yaml(value: Mapping[str, Any]) -> str:
     yaml.default_flow_style, yaml.sort_base_mapping_type_on_output = False, False  # pyright: ignore[reportAttributeAccessIssue]
     yaml.dump(value, text)
     return text.getvalue()
-
-
-def _template() -> Any:
-    environment = Environment(
-        loader=PackageLoader("stacklm.export"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
-    )
-    environment.filters["number"] = "{:,}".format
-    return environment.get_template("card.md")

@@ -10,7 +10,7 @@ import numpy as np
 from stacklm.console import table
 from stacklm.lab.leak import CONTEXT, FLOOR, MODEL, TEXT, Outcome
 from stacklm.report.page import Card, Report, Section, write_report
-from stacklm.report.plots import LIGHT, MARKERS, Figure, drawing, label
+from stacklm.report.plots import LIGHT, MARKERS, End, Figure, drawing
 from stacklm.report.tables import Table
 
 TITLE = "What leaks pretend to gain"
@@ -74,15 +74,11 @@ def _faults(outcome: Outcome) -> Table:
 def _draw(outcome: Outcome, folder: Path) -> Figure:
     path = folder / f"{outcome.case.replace(' ', '-')}.svg"
     steps = [point.step for point in outcome.points]
-    with drawing(path) as axes:
+    with drawing(path, "step", "loss (nats per token)") as (axes, ends):
         axes.axhline(FLOOR, color=LIGHT.faint, linewidth=1, linestyle="--")
-        ends = []
         for colour, marker, (key, name) in zip(LIGHT.lines, MARKERS, LINES.items(), strict=False):
             values = np.array([getattr(point, key) for point in outcome.points])
             axes.plot(steps, values, color=colour, linewidth=2, marker=marker, markersize=4)
-            ends.append((name, steps[-1], float(values[-1]), colour))
+            ends.append(End(name, steps[-1], float(values[-1]), colour))
         axes.set_ylim(bottom=0, top=max(axes.get_ylim()[1], 1.3 * FLOOR))
-        axes.set_xlabel("step")
-        axes.set_ylabel("loss (nats per token)")
-        label(axes, ends)
     return Figure(path, f"Losses of {outcome.case}, reported and honest; the dashed line is guessing")

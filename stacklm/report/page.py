@@ -124,20 +124,23 @@ def title(comparison: Mapping[str, Any]) -> str:
 def write_report(report: Report, folder: Path) -> None:
     """Write index.html, and the Markdown under the folder's own name."""
     for template, file in (("page.html", "index.html"), ("page.md", f"{folder.name}.md")):
-        text = _templates().get_template(template).render(report=report, light=LIGHT.lines, dark=DARK.lines)
+        text = templates("stacklm.report").get_template(template).render(report=report, light=LIGHT.lines, dark=DARK.lines)
         write_text(folder / file, text)
 
 
 @cache
-def _templates() -> Environment:
-    return Environment(
-        loader=PackageLoader("stacklm.report"),
+def templates(package: str) -> Environment:
+    """Those of a package, in which a name that is not given is an error."""
+    environment = Environment(
+        loader=PackageLoader(package),
         autoescape=select_autoescape(["html"]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["number"] = "{:,}".format
+    return environment
 
 
 def _card(name: str, facts: Mapping[str, Any]) -> Card:

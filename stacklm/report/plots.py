@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -67,6 +67,15 @@ class Figure:
         return f"data:image/svg+xml;base64,{base64.b64encode(self.path.read_bytes()).decode()}"
 
 
+class End(NamedTuple):
+    """Where a line ends."""
+
+    name: str
+    x: float
+    y: float
+    colour: str
+
+
 @dataclass(frozen=True)
 class Axis:
     """What a loss is drawn against: `values` gives it for every row of metrics."""
@@ -105,14 +114,12 @@ def draw_curves(results: Sequence[Result], axes: Sequence[str], folder: Path) ->
         if not styled:
             continue
         figures.append(Figure(folder / f"loss-{name}.svg", f"Training and validation loss of every model against {axis.title}"))
-        with drawing(figures[-1].path) as plot:
-            ends = [_draw_losses(plot, runs, axis, nth(LIGHT.lines, i), nth(MARKERS, i)) for i, runs in styled]
+        with drawing(figures[-1].path, axis.title, "loss (nats per token)") as (plot, ends):
+            ends += [_draw_losses(plot, runs, axis, nth(LIGHT.lines, i), nth(MARKERS, i)) for i, runs in styled]
             plot.set_xscale("log")
             low, high = plot.get_xlim()
             ticks = [tick for tick in axis.ticks if low <= tick <= high]
-            log_ticks(plot, ticks[:: -(-len(ticks) // MOST_TICKS) or 1], axis.readable, axis.title)
-            plot.set_ylabel("loss (nats per token)")
-            label(plot, ends)
+            log_ticks(plot, ticks[:: -(-len(ticks) // MOST_TICKS) or 1], axis.readable)
     return figures
 
 
@@ -131,7 +138,7 @@ class Interval:
 
 def draw_intervals(rows: Sequence[Interval], margin: float, axis: str, path: Path) -> None:
     """A forest plot: of every row the mean, the interval, each seed, and below it the wider interval; the margin is shaded."""
-    with drawing(path, (5.6, 0.9 + 0.42 * len(rows))) as axes:
+    with drawing(path, f"{axis} (%)", size=(5.6, 0.9 + 0.42 * len(rows))) as (axes, _):
         axes.axvspan(0, 100 * margin, color=LIGHT.grid, linewidth=0)
         axes.axvline(0, color=LIGHT.ink, linewidth=1)
         for y, row in enumerate(rows):
@@ -145,7 +152,6 @@ def draw_intervals(rows: Sequence[Interval], margin: float, axis: str, path: Pat
         axes.set_yticks(range(len(rows)), [row.label for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(False, axis="y")
-        axes.set_xlabel(f"{axis} (%)")
 
 
 def draw_verdicts(comparison: Mapping[str, Any], folder: Path) -> Figure:
@@ -187,8 +193,9 @@ def draw_health(results: Sequence[Result], folder: Path) -> list[Figure]:
 
 
 @contextmanager
-def drawing(path: Path, size: tuple[float, float] = (4.4, 3.6)) -> Iterator[Axes]:
-    """Axes of a plot to be filled with the colours of `LIGHT`, which is then written to `path`; `size` is in inches."""
+def drawing(path: Path, x: str, y: str = "", size: tuple[float, float] = (4.4, 3.6)) -> Iterator[tuple[Axes, list[End]]]:
+    """Axes of a plot, titled `x` and `y`, to be filled with the colours of `LIGHT`, which is then written to `path`; and a list for
+    the ends of its lines, where their names are written. `size` is in inches."""
     import matplotlib
     import matplotlib.style
     from matplotlib.figure import Figure as Canvas
@@ -204,7 +211,12 @@ def drawing(path: Path, size: tuple[float, float] = (4.4, 3.6)) -> Iterator[Axes
         axes.grid(True, linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(which="both", length=0)
-        yield axes
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        ends: list[End] = []
+        yield axes, ends
+        if ends:
+            _label(axes, ends)
         buffer = io.StringIO()
         canvas.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     write_text(path, buffer.getvalue().replace("</style>", f"{_dark_rules()}</style>", 1))
@@ -220,8 +232,8 @@ def _dark_rules() -> str:
     return "\n".join(["", "@media (prefers-color-scheme: dark) {", *rules, "}", ""])
 
 
-def _draw_losses(axes: Axes, runs: Sequence[Result], axis: Axis, colour: str, marker: str) -> tuple[str, float, float, str]:
-    """Draw one model's training and validation loss; return its name, its last validation point and its colour."""
+def _draw_losses(axes: Axes, runs: Sequence[Result], axis: Axis, colour: str, marker: str) -> End:
+    """Draw one model's training and validation loss; return where the latter ends."""
     x = np.mean([axis.values(run) for run in runs], axis=0)
     train = np.mean([column(run, "train_loss") for run in runs], axis=0)
     valid = np.array([column(run, "valid_loss") for run in runs])  # [seeds, rows]
@@ -233,46 +245,41 @@ def _draw_losses(axes: Axes, runs: Sequence[Result], axis: Axis, colour: str, ma
     axes.plot(x, valid.mean(axis=0), color=colour, linewidth=2, marker=marker, markersize=4.5)
     if len(runs) > 1:
         axes.fill_between(x, valid.min(axis=0), valid.max(axis=0), color=colour, alpha=0.25, linewidth=0)
-    return runs[0].name, x[-1], float(valid[:, -1].mean()), colour
+    return End(runs[0].name, x[-1], float(valid[:, -1].mean()), colour)
 
 
-def log_ticks(axes: Axes, ticks: Sequence[float], readable: Callable[[float], str], title: str) -> None:
+def log_ticks(axes: Axes, ticks: Sequence[float], readable: Callable[[float], str]) -> None:
     """A logarithmic horizontal axis with these ticks and no others."""
     axes.set_xscale("log")
     axes.set_xticks(ticks, [readable(tick) for tick in ticks])
     axes.minorticks_off()
-    axes.set_xlabel(title)
 
 
 def _draw_health(lines: Sequence[tuple[str, np.ndarray, np.ndarray]], title: str, path: Path) -> None:
     from matplotlib.ticker import LogFormatter
 
-    with drawing(path) as axes:
+    with drawing(path, "step", title) as (axes, ends):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(LogFormatter())
         axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
-        ends = []
         for i, (name, steps, values) in enumerate(lines):
             colour = nth(LIGHT.lines, i)
             axes.plot(steps, values, color=colour, linewidth=2, marker="o", markersize=3)
-            ends.append((name, steps[-1], values[-1], colour))
-        axes.set_xlabel("step")
-        axes.set_ylabel(title)
-        label(axes, ends)
+            ends.append(End(name, steps[-1], values[-1], colour))
 
 
-def label(axes: Axes, ends: Sequence[tuple[str, float, float, str]]) -> None:
-    """Write names beside the ends of lines (name, x, y, colour), moved apart where lines end close together."""
+def _label(axes: Axes, ends: Sequence[End]) -> None:
+    """Write names beside the ends of lines, moved apart where lines end close together."""
     from matplotlib.patheffects import withStroke
 
     axes.autoscale_view()
     place = axes.transData + axes.transAxes.inverted()
-    ends = sorted(((name, x, place.transform((x, y))[1], colour) for name, x, y, colour in ends), key=lambda end: end[2])
-    heights = spread([height for _, _, height, _ in ends], gap=0.065)
-    for (name, x, _, colour), height in zip(ends, heights, strict=True):
+    heights = {end: place.transform((end.x, end.y))[1] for end in ends}
+    ordered = sorted(ends, key=heights.__getitem__)
+    for end, height in zip(ordered, spread([heights[end] for end in ordered], gap=0.065), strict=True):
         axes.annotate(
-            name, (x, height), (8, 0), xycoords=("data", "axes fraction"), textcoords="offset points", va="center", color=colour,
-            size=9, weight="bold", path_effects=[withStroke(linewidth=3, foreground=LIGHT.paper)],
+            end.name, (end.x, height), (8, 0), xycoords=("data", "axes fraction"), textcoords="offset points", va="center",
+            color=end.colour, size=9, weight="bold", path_effects=[withStroke(linewidth=3, foreground=LIGHT.paper)],
         )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from stacklm.lab.findings import Findings
 from stacklm.lab.scaling import DepthFit
 from stacklm.lab.statistics import relative_differences
 from stacklm.lab.tuning import parabola
-from stacklm.report.plots import LIGHT, MARKERS, MOST_TICKS, Figure, Interval, draw_intervals, drawing, label, log_ticks, nth
+from stacklm.report.plots import LIGHT, MARKERS, MOST_TICKS, End, Figure, Interval, draw_intervals, drawing, log_ticks, nth
 from stacklm.units import count, duration, quantity
 
 BUDGETS: dict[str, tuple[str, Callable[[float], str]]] = {
@@ -66,8 +66,7 @@ def _lines(findings: Findings, axis: str) -> dict[str, list[float]]:
 
 def _draw_budget(findings: Findings, axis: str, path: Path) -> Figure:
     title, readable = BUDGETS[axis]
-    with drawing(path) as axes:
-        ends = []
+    with drawing(path, title, "test bits per byte") as (axes, ends):
         for place, (name, x) in enumerate(_lines(findings, axis).items()):
             scores = [np.array(result.scores[name]) for result in findings.results.values()]
             mean, sd = np.array([one.mean() for one in scores]), np.array([one.std(ddof=1) for one in scores])
@@ -77,13 +76,11 @@ def _draw_budget(findings: Findings, axis: str, path: Path) -> Figure:
             if axis == "parameters" and findings.scaling:
                 dense = np.geomspace(min(x), max(x), 60)
                 axes.plot(dense, findings.scaling.laws[name].at(dense), color=colour, linewidth=1, linestyle="dotted")
-            ends.append((name, x[-1], mean[-1], colour))
+            ends.append(End(name, x[-1], mean[-1], colour))
         values = [x for line in _lines(findings, axis).values() for x in line]
         low, high = min(values), max(values)
         axes.set_xlim(low * (low / high) ** 0.1, high * (high / low) ** 0.1)
-        log_ticks(axes, list(np.geomspace(low, high, MOST_TICKS if high / low > 1.5 else 2)), readable, title)
-        axes.set_ylabel("test bits per byte")
-        label(axes, ends)
+        log_ticks(axes, list(np.geomspace(low, high, MOST_TICKS if high / low > 1.5 else 2)), readable)
     return Figure(path, f"Test bits per byte of every arm against {title}", title)
 
 
@@ -94,8 +91,7 @@ def draw_rates(findings: Findings, folder: Path) -> list[Figure]:
 
 def _draw_rates(findings: Findings, size: float, folder: Path) -> Figure:
     path, tuning = folder / f"rates-{size:g}.svg", findings.tunings[size]
-    with drawing(path) as axes:
-        ends = []
+    with drawing(path, "learning rate, powers of 2", "valid bits per byte") as (axes, ends):
         for place, (name, scores) in enumerate(tuning.scores.items()):
             colour, marker = _colour(findings, name), nth(MARKERS, place)
             known = {rate: float(np.mean(own)) for rate, own in sorted(scores.items()) if np.isfinite(own).all()}
@@ -108,13 +104,10 @@ def _draw_rates(findings: Findings, size: float, folder: Path) -> Figure:
                 axes.plot(around, a * around**2 + b * around + c, color=colour, linewidth=2.4, alpha=0.5)
                 axes.plot([best], [c - b**2 / (4 * a)], "*", color=colour, markersize=13, markeredgecolor=LIGHT.paper)
             if known:
-                ends.append((name, x[-1], [*known.values()][-1], colour))
+                ends.append(End(name, x[-1], [*known.values()][-1], colour))
         low, high = (round(end) for end in axes.get_xlim())
         ticks = range(low, high + 1, -(-(high - low) // MOST_TICKS) or 1)
         axes.set_xticks(ticks, [f"{2.0**tick:.1e}" for tick in ticks])
-        axes.set_xlabel("learning rate, powers of 2")
-        axes.set_ylabel("valid bits per byte")
-        label(axes, ends)
     return Figure(path, f"Valid bits per byte over learning rates at size {size:g}", f"size {size:g}")
 
 
@@ -123,37 +116,32 @@ def draw_depth(findings: Findings, fit: DepthFit, folder: Path) -> Figure:
     final, path = findings.final, folder / "depth.svg"
     assert final
     widest = max(N for _, N in fit.shapes)
-    with drawing(path) as axes:
-        ends, scale = [], np.geomspace(1, widest, 40)
+    with drawing(path, "parallel layers of a stack, N", "test bits per byte") as (axes, ends):
+        scale = np.geomspace(1, widest, 40)
         for place, depth in enumerate(sorted({S for S, _ in fit.shapes})):
             colour = nth(LIGHT.lines, place)
             line = sorted((N, loss) for (S, N), loss in zip(fit.shapes, fit.losses, strict=True) if depth == S)
             axes.plot(*zip(*line, strict=True), color=colour, marker=nth(MARKERS, place), markersize=5, linewidth=2)
             axes.plot(scale, fit.at(depth, scale), color=colour, linewidth=1, linestyle="dotted")
-            ends.append((f"S = {depth}", *line[-1], colour))
+            ends.append(End(f"S = {depth}", *line[-1], colour))
         for name, scores in final.scores.items():
             if isinstance(dense := findings.arm(name, final.size).model.architecture, Dense):
                 axes.axhline(float(np.mean(scores)), color=LIGHT.faint, linewidth=1, linestyle="dashed")
-                ends.append((f"{dense.n_layers} dense", widest, float(np.mean(scores)), LIGHT.faint))
+                ends.append(End(f"{dense.n_layers} dense", widest, float(np.mean(scores)), LIGHT.faint))
         axes.set_xscale("log", base=2)
         ticks = sorted({N for _, N in fit.shapes})
         axes.set_xticks(ticks, [str(N) for N in ticks])
-        axes.set_xlabel("parallel layers of a stack, N")
-        axes.set_ylabel("test bits per byte")
-        label(axes, ends)
     return Figure(path, "Test bits per byte over parallel layers, for every number of stacks, with dense models of the same budget")
 
 
 def draw_ranks(found: Correlation, folder: Path) -> Figure:
     """Accuracy on a synthetic task against bits per byte, with the spread over seeds of both."""
     figure = Figure(folder / "ranks.svg", "Test accuracy on the synthetic task against test bits per byte, a point for each arm")
-    with drawing(figure.path) as axes:
+    with drawing(figure.path, "test accuracy (%)", "test bits per byte") as (axes, _):
         for i, name in enumerate(found.arms):
             x, y, colour = 100 * found.accuracy[i], found.bits[i], nth(LIGHT.lines, i)
             axes.errorbar(x.mean(), y.mean(), y.std(ddof=1), x.std(ddof=1), fmt="o", color=colour, markersize=6, elinewidth=1)
             axes.annotate(name, (x.mean(), y.mean()), (6, 4), textcoords="offset points", color=colour, size=8)
-        axes.set_xlabel("test accuracy (%)")
-        axes.set_ylabel("test bits per byte")
         axes.margins(0.15)
     return figure
 
