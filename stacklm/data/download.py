@@ -20,6 +20,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from stacklm.config.data import Data
 from stacklm.config.schema import plain
@@ -148,14 +150,16 @@ def groups(signatures: np.ndarray) -> np.ndarray:
 
     A group is closed: documents that share a band with a member belong to it, too.
     """
-    parents = np.arange(len(signatures))
+    pairs = []
     for band in signatures.T:
         order = np.argsort(band, kind="stable")
         equal = np.flatnonzero(band[order[1:]] == band[order[:-1]])
-        for one, other in zip(order[equal].tolist(), order[equal + 1].tolist(), strict=True):
-            one, other = _root(parents, one), _root(parents, other)
-            parents[max(one, other)] = min(one, other)
-    return np.array([_root(parents, i) for i in range(len(parents))], dtype=np.int64)
+        pairs.append((order[equal], order[equal + 1]))
+    edges = np.concatenate(pairs, axis=1)
+    shared = coo_array((np.ones(edges.shape[1], bool), tuple(edges)), shape=(len(signatures), len(signatures)))
+    labels = connected_components(shared, directed=False)[1]
+    _, first, group = np.unique(labels, return_index=True, return_inverse=True)
+    return first[group]
 
 
 def _window_hashes(text: bytes) -> np.ndarray:
@@ -172,13 +176,6 @@ def _mixed(values: np.ndarray) -> np.ndarray:
     """Spread what differs in a few bits over all of them (modulo 2^64)."""
     values = (values ^ (values >> SHIFT)) * ODD
     return values ^ (values >> SHIFT)
-
-
-def _root(parents: np.ndarray, i: int) -> int:
-    while parents[i] != i:
-        parents[i] = parents[parents[i]]
-        i = parents[i]
-    return int(i)
 
 
 PRIOR = 16.0

@@ -157,18 +157,13 @@ def endings(path: Path) -> tuple[str, str]:
     return ending, compression
 
 
-def kind_of(head: bytes) -> str:
-    """What a file with these first bytes is: `text`, or the name of another format or encoding."""
-    return next((kind for kind, signature in SIGNATURES.items() if re.match(signature, head)), "text")
-
-
 def shown(path: Path | str) -> str:
     """A path or name for messages, which are written as UTF-8; bytes that are not UTF-8 are put as `\\xff`."""
     return f"{path}".encode("utf-8", "backslashreplace").decode().replace("\\udc", "\\x")
 
 
 def _check(path: Path, head: bytes, wanted: str) -> None:
-    kind = kind_of(head)
+    kind = next((kind for kind, signature in SIGNATURES.items() if re.match(signature, head)), "text")
     if kind == wanted or not head:
         return
     if kind in ("UTF-16", "UTF-32", "GB 18030"):

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from stacklm.audit.audit import audit_trained
-from stacklm.config.evaluate import Evaluate, Sample
+from stacklm.config.evaluate import Evaluate
 from stacklm.config.train import Train
 from stacklm.data.batches import evaluation_batches
 from stacklm.data.benchmarks import read_listed
@@ -51,7 +51,8 @@ def evaluate(
     figures = {split: evaluate_split(model, data, split, settings.context_length, config.batch_size) for split in ("valid", "test")}
     scorer, read = Scorer(model, settings.context_length, words), partial(read_listed, listing=benchmarks)
     scores = run_benchmarks(scorer, config.benchmarks, read)
-    sample = write_sample(Decoder(model, settings.context_length), words, config.sample)
+    pieces = stream(Decoder(model, settings.context_length), words, config.sample.prompt, config.sample)
+    sample = "".join(progress(pieces, total=config.sample.max_new_tokens, desc="sample", unit="token"))
     write_json(evaluation, {**figures, "benchmarks": scores, "sample": {"prompt": config.sample.prompt, "text": sample}})
     for split, figure in figures.items():
         print(f"evaluate: {split} loss {figure['loss']:.4f} nats/token, {figure['bits_per_byte']:.4f} bits per byte")
@@ -76,9 +77,3 @@ def evaluate_split(model: LanguageModel, data: Shards, split: str, context: int,
 def word_perplexity(result: Score, words: int) -> float:
     """exp(nats per word) of the text, special tokens excluded. At most e**700, which is near the largest float."""
     return math.exp(min(result.text_nats / max(words, 1), 700))
-
-
-def write_sample(decoder: Decoder, words: Tokenizer, settings: Sample) -> str:
-    """The text with which the model continues the prompt of the settings."""
-    pieces = stream(decoder, words, settings.prompt, settings)
-    return "".join(progress(pieces, total=settings.max_new_tokens, desc="sample", unit="token"))

@@ -107,7 +107,10 @@ def fitted(
             counts = count(with_d_ff(model.architecture, d_ff), vocab_size, train.context_length)
             return (counts.total if axis == "parameters" else counts.training_flops_per_token * target.tokens) - wanted
 
-        above = _linear(missed, now) if isinstance(model.architecture, (Python, HuggingFace)) else _bisected(missed)
+        if isinstance(model.architecture, (Python, HuggingFace)):
+            above = _linear(missed, now)
+        else:
+            above = 1 + bisect_left(range(1, WIDEST), 0, key=missed)
         nearest = min(range(max(1, above - 1), above + 1), key=lambda d_ff: abs(missed(d_ff)))
         model = replace(model, architecture=with_d_ff(model.architecture, nearest))
     reached = cost(model, train, vocab_size)
@@ -122,13 +125,9 @@ def fitted(
     return model, reached
 
 
-def _bisected(missed: Callable[[int], int]) -> int:
-    """The first d_ff that misses nothing."""
-    return 1 + bisect_left(range(1, WIDEST), 0, key=missed)
-
-
 def _linear(missed: Callable[[int], int], now: int) -> int:
-    """The same of a model that may have to be built and run to be counted: few widths are tried, and none that is huge."""
+    """The d_ff that misses nothing, of a model that may have to be built and run to be counted: few widths are tried, and none that
+    is huge."""
     slope = (missed(2 * now) - missed(now)) / now
     return now if slope <= 0 else min(WIDEST, max(1, math.ceil(now - missed(now) / slope)))
 

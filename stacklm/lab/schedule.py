@@ -33,9 +33,6 @@ from stacklm.lab.tuning import best_rate, first_rates, next_rates
 
 Records = Mapping[str, Mapping[str, Any]]
 """By the identity of a trial: its record, or `{"failed": why}` where it diverged or failed for good."""
-Purpose = Literal["tune", "judge"]
-ROUNDING = 1e-6
-"""Learning rates with a smaller relative difference are the same. The flatter the parabola, the more rounding moves its minimum."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ class Planned:
 
     trial: Trial
     arm: Arm
-    purpose: Purpose
+    purpose: Literal["tune", "judge"]
 
     @property
     def name(self) -> str:
@@ -117,23 +114,6 @@ class Lab:
             for name, rate in further.items():
                 rates[name].append(rate)
 
-    def chosen(self, records: Records, size: float) -> dict[str, float] | None:
-        """The learning rate with which every arm of a size is judged; None while tuning is not complete.
-
-        Another processor's matrix library rounds the minimum of a parabola differently, so a rate on record that differs by no more
-        than rounding stands for the computed one. Raises `ValueError` where every rate of an arm diverged.
-        """
-        best = self.tuning(records, size).best
-        return best and {arm.name: self._on_record(records, arm, best[arm.name]) for arm in self.arms_of(size)}
-
-    def _on_record(self, records: Records, arm: Arm, rate: float) -> float:
-        """The rate with which trials of the arm were judged, if it equals `rate` up to rounding; else `rate`."""
-        on_record = {record["model"]["optimizer"]["peak_lr"] for record in records.values() if "model" in record}
-        for near in sorted((one for one in on_record if abs(one - rate) <= ROUNDING * rate), key=lambda one: abs(one - rate)):
-            if any(self.trial(arm, near, seed).identity in records for seed in self.experiment.seeds.judge):
-                return near
-        return rate
-
     def _scored(self, records: Records, arm: Arm, rates: Sequence[float]) -> dict[float, list[float]]:
         found = {}
         for rate in rates:
@@ -150,7 +130,7 @@ class Lab:
             arms = {arm.name: arm for arm in self.arms_of(size)}
             tuning = self.tuning(records, size)
             tuned = [(arms[name], rate) for name, rates in tuning.rates.items() for rate in rates]
-            judged = [(arms[name], rate) for name, rate in (self.chosen(records, size) or {}).items()]
+            judged = [(arms[name], rate) for name, rate in (tuning.best or {}).items()]
             for seed in self.experiment.seeds.tune:
                 found += [Planned(self.trial(arm, rate, seed), arm, "tune") for arm, rate in tuned]
             for seed in self._judging(records, size) if judged else ():
@@ -187,7 +167,7 @@ class Lab:
 
     def _scores(self, records: Records, size: float, seeds: Sequence[int]) -> dict[int, dict[str, float]]:
         """Test scores of all arms of a size with each seed that is complete; empty before learning rates are chosen."""
-        chosen = self.chosen(records, size)
+        chosen = self.tuning(records, size).best
         if chosen is None:
             return {}
         scores = {}
@@ -203,7 +183,7 @@ class Lab:
         A seed with which any arm failed is left out for all, and counted.
         """
         scores = self._scores(records, size, self.experiment.seeds.judge if seeds is None else seeds)
-        arms, chosen = [arm.name for arm in self.arms_of(size)], self.chosen(records, size) or {}
+        arms, chosen = [arm.name for arm in self.arms_of(size)], self.tuning(records, size).best or {}
         whole = {seed: row for seed, row in scores.items() if all(map(math.isfinite, row.values()))}
         if len(whole) < 3:
             return None

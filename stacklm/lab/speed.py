@@ -6,7 +6,7 @@ Arms take turns and figures are medians, so that a busy moment meets all of them
 from __future__ import annotations
 
 import statistics
-import time
+import timeit
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -119,15 +119,9 @@ def _decoding(arm: Arm, vocab_size: int, context: int) -> Work:
 
 def _timed(work: Sequence[Work], rounds: int) -> list[Timing]:
     """Of each, after one call that does not count. There must be two rounds or more."""
-    times = [[_seconds(one()) for one in work] for _ in range(1 + rounds)]
+    times = [[timeit.timeit(one(), number=1) for one in work] for _ in range(1 + rounds)]
     quartiles = (statistics.quantiles(own, method="inclusive") for own in zip(*times[1:], strict=True))
     return [Timing(median, low, high) for low, median, high in quartiles]
-
-
-def _seconds(work: Callable[[], None]) -> float:
-    begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin
 
 
 @contextmanager

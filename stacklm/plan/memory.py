@@ -62,17 +62,14 @@ class Memory:
         return sum(self.parts[part] for part in TENSORS)
 
     @property
-    def above_imports(self) -> int:
-        return self.tensors + self.parts["allocator"]
-
-    @property
     def total(self) -> int:
         return sum(self.parts.values())
 
     @property
     def interval(self) -> tuple[int, int]:
         """The total, from the lowest to the highest that the errors of the calibration allow."""
-        low, high = (self.parts["process"] + round(self.above_imports * ratio) for ratio in (LOW, HIGH))
+        process = self.parts["process"]
+        low, high = (process + round((self.total - process) * ratio) for ratio in (LOW, HIGH))
         return low, high
 
 
@@ -97,7 +94,10 @@ def evaluation_memory(model: Model, vocab_size: int, context: int, batch_size: i
     """The peak of scoring `batch_size` sequences at once on a CPU."""
     with _explained(model, vocab_size, context), tracing(vocab_size) as timeline, torch.no_grad():
         network = build(model.architecture, vocab_size, context).eval()
-        _read_weights(network)
+        fresh: list[Any] = list(network.parameters())
+        read: list[Any] = [torch.empty_like(parameter) for parameter in fresh]
+        for parameter, weights in zip(fresh, read, strict=True):
+            parameter.storage_ = weights.storage_  # trained weights replace the fresh ones
         timeline.follow(network)
         token_losses(network, *_Sequences(batch_size, context).batch(0))
     return timeline.memory()
@@ -117,14 +117,6 @@ def _explained(model: Model, vocab_size: int, context: int) -> Iterator[None]:
         raise ParamsError(
             f"the memory of this model cannot be planned, since that runs it on tensors without data: {error}"
         ) from error
-
-
-def _read_weights(network: nn.Module) -> None:
-    """Trained weights replace the fresh ones."""
-    fresh: list[Any] = list(network.parameters())
-    read: list[Any] = [torch.empty_like(parameter) for parameter in fresh]
-    for parameter, weights in zip(fresh, read, strict=True):
-        parameter.storage_ = weights.storage_
 
 
 def fresh_run(

@@ -86,20 +86,17 @@ def caveats(comparison: Mapping[str, Any]) -> list[str]:
     """What a reader must know before believing a difference."""
     seeds = comparison["provenance"]["seeds"]
     if len(seeds) < ENOUGH:
-        return [
+        limits = [
             f"Every model was trained with {_seeds(len(seeds))}: a direction, not a result. A verdict needs {ENOUGH}.",
             f"Models closer than {SMALLEST_DIFFERENCE} nats per token are not told apart; other seeds may move them further.",
-            *_fairness(comparison),
+        ]
+    else:
+        limits = [
+            "Intervals are t intervals over the differences of models trained with the same seed. They say what to expect of other "
+            "seeds on this text, not of other texts."
         ]
     return [
-        "Intervals are t intervals over the differences of models trained with the same seed. They say what to expect of other "
-        "seeds on this text, not of other texts.",
-        *_fairness(comparison),
-    ]
-
-
-def _fairness(comparison: Mapping[str, Any]) -> list[str]:
-    return [
+        *limits,
         "The comparison is as fair as the tuning: each model's learning rate must have been swept with the same effort.",
         *(_match(comparison["baseline"], name, shares) for name, shares in comparison["mismatch"].items()),
     ]
@@ -162,7 +159,7 @@ def _facts(runs: Sequence[Result], config: Train, manifest: Mapping[str, Any]) -
         "tokens": last["tokens"],
         "epochs": last["tokens"] / manifest["splits"]["train"]["tokens"],
         "training_flops": last["flops"],
-        "train_loss": fmean(fmean(_late(run, config)) for run in runs),
+        "train_loss": fmean(_late_loss(run, config) for run in runs),
         **{split: {measure: _mean(run.evaluation[split][measure] for run in runs) for measure in MEASURES} for split in SPLITS},
         "benchmarks": over_seeds([run.evaluation.get("benchmarks", {}) for run in runs]),
         "seeds": bits,
@@ -170,8 +167,8 @@ def _facts(runs: Sequence[Result], config: Train, manifest: Mapping[str, Any]) -
     }
 
 
-def _late(run: Result, config: Train) -> list[float]:
-    return [row["train_loss"] for row in run.metrics[1:] if row["step"] > config.max_steps * (1 - TRAIN_LOSS_SHARE)]
+def _late_loss(run: Result, config: Train) -> float:
+    return fmean(row["train_loss"] for row in run.metrics[1:] if row["step"] > config.max_steps * (1 - TRAIN_LOSS_SHARE))
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -89,7 +89,7 @@ def comparison_report(comparison: Mapping[str, Any], results: Sequence[Result], 
 
 
 def _sections(comparison: Mapping[str, Any], results: Sequence[Result], folder: Path) -> Iterator[Section]:
-    if tables.judged(comparison):
+    if any(pair["outcome"] for pair in comparison["pairs"]):  # seeds enough for verdicts
         yield Section("Verdicts", VERDICTS, figures=[draw_verdicts(comparison, folder)], tables=[tables.verdicts(comparison)])
     yield Section("Loss while training", CURVES, figures=draw_curves(results, COUNTED, folder))
     yield Section("Results", tables=[tables.results(comparison)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,11 +45,8 @@ def timing_of(trained: Path, timing: Path) -> list[dict[str, Any]]:
 
 
 def by_model(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """The results of each model, one per seed."""
-    found: dict[str, list[Result]] = {}
-    for result in results:
-        found.setdefault(result.name, []).append(result)
-    return found
+    """The results of each model, one per seed; those of a model come one after the other."""
+    return {name: list(runs) for name, runs in groupby(results, key=lambda result: result.name)}
 
 
 def load_results(

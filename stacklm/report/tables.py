@@ -159,11 +159,6 @@ def speeds(results: Sequence[Result]) -> Table:
     return Table(columns=list(timed), groups={"Speed on this machine": rows})
 
 
-def judged(comparison: Mapping[str, Any]) -> bool:
-    """Whether there are seeds enough for verdicts, and models to compare."""
-    return any(pair["outcome"] for pair in comparison["pairs"])
-
-
 def verdicts(comparison: Mapping[str, Any]) -> Table:
     """What the seeds say of each pair of models: relative differences in test bits per byte, less is better."""
     rows = [
@@ -275,7 +270,8 @@ def provenance(comparison: Mapping[str, Any]) -> Table:
         ["data, SHA-256 of the manifest", origin["data_sha256"]],
         ["tokenizer, SHA-256", origin["tokenizer_sha256"]],
     ]
-    groups = {"Data": rows, "Training, the same for every model": _settings(origin["train"])}
+    settings = [[key, f"{value:,}" if isinstance(value, int) else str(value)] for key, value in origin["train"].items()]
+    groups = {"Data": rows, "Training, the same for every model": settings}
     return Table(columns=[""], groups=groups, prose=True)
 
 
@@ -285,10 +281,6 @@ def optimizers(comparison: Mapping[str, Any]) -> Table:
     keys = dict.fromkeys(key for one in settings.values() for key in one)
     rows = [[key, *(short(one.get(key, "-")) for one in settings.values())] for key in keys]
     return Table(columns=list(settings), groups={"Optimizer": rows})
-
-
-def _settings(settings: Mapping[str, Any]) -> list[list[str]]:
-    return [[key, f"{value:,}" if isinstance(value, int) else str(value)] for key, value in settings.items()]
 
 
 def short(value: Any) -> str:
