@@ -66,12 +66,6 @@ def stream_of(ids: np.ndarray, end_id: int = 0) -> TokenStream:
     return TokenStream([ids], end_id, documents=1, bytes=len(ids), words=0)
 
 
-def nine_tenths(ids: np.ndarray) -> tuple[TokenStream, TokenStream]:
-    """The beginning of the ids, to train on, and the last tenth."""
-    cut = len(ids) * 9 // 10
-    return stream_of(ids[:cut]), stream_of(ids[cut:])
-
-
 def random_batches(config: Train, vocab_size: int, steps: int) -> TrainBatches:
     """As many as those steps take."""
     ids = np.random.default_rng(0).integers(vocab_size, size=steps * config.tokens_per_step, dtype=np.uint32)

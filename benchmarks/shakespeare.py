@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bench import command_line, nine_tenths, table_of, timed
+from bench import command_line, stream_of, table_of, timed
 
 from stacklm.config.model import Architecture, Dense, FactoredAttention, Model, Stack, Stacked
 from stacklm.config.optimizer import AdamW
@@ -124,7 +124,8 @@ def streams(text: str) -> tuple[int, TokenStream, TokenStream]:
     characters = sorted(set(text))
     id_of = {character: number for number, character in enumerate(characters, start=1)}
     ids = np.array([id_of[character] for character in text], dtype=np.uint16)
-    return len(characters) + 1, *nine_tenths(ids)
+    cut = len(ids) * 9 // 10
+    return len(characters) + 1, stream_of(ids[:cut]), stream_of(ids[cut:])
 
 
 if __name__ == "__main__":
