@@ -9,10 +9,7 @@ that the process held above its features and its head, so the gradients are in i
 
 from __future__ import annotations
 
-import argparse
-import json
-import subprocess
-import sys
+import multiprocessing
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -79,12 +76,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.measure:
-        size, form = options.measure
-        print(json.dumps(measure(SIZES[size], FORMS[form], options.threads)))
-        return
     rows = [row for size in SIZES for row in compare(size, options.repeats, options.threads)]
     if options.json:
         write_json(options.json, {"torch": torch.__version__, "threads": options.threads, "rows": rows})
@@ -93,10 +85,10 @@ def main() -> None:
 def compare(size: str, repeats: int, threads: int) -> list[dict]:
     """All forms at one size; ratios are to the plain one."""
     found: dict[str, list[dict]] = {form: [] for form in FORMS}
-    for _ in range(repeats):
-        for form, results in found.items():
-            command = [sys.executable, __file__, "--threads", str(threads), "--measure", size, form]
-            results.append(json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout))
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        for _ in range(repeats):
+            for form, results in found.items():
+                results.append(pool.apply(measure, (SIZES[size], form, threads)))
     rows = [
         {"size": size, "form": form, **{name: median(result[name] for result in results) for name in results[0]}}
         for form, results in found.items()
@@ -108,16 +100,17 @@ def compare(size: str, repeats: int, threads: int) -> list[dict]:
     return rows
 
 
-def measure(size: tuple[int, int, int], form: Callable[[Features, Tensor], Tensor], threads: int) -> dict[str, float]:
+def measure(size: tuple[int, int, int], form: str, threads: int) -> dict[str, float]:
     """Seconds of a loss with its gradients after a first one, bytes above what was there, and the mean loss."""
     setup_device("cpu", threads)
     torch.manual_seed(0)
-    step(Features(8, 8, 8), torch.zeros(1, 8, dtype=torch.long), form)  # what torch loads at its first step is no cost of a form
+    loss = FORMS[form]
+    step(Features(8, 8, 8), torch.zeros(1, 8, dtype=torch.long), loss)  # what torch loads at its first step is no cost of a form
     model = Features(*size)
     targets_BT = torch.randint(size[2], (1, size[0]))
     held = psutil.Process().memory_info().rss
-    step(model, targets_BT, form)
-    second = timed(lambda: step(model, targets_BT, form))
+    step(model, targets_BT, loss)
+    second = timed(lambda: step(model, targets_BT, loss))
     return {"seconds": second.cpu, "bytes": peak_memory() - held, "loss": second.result}
 
 
