@@ -13,11 +13,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from bench import command_line, random_batches, timed, train_steps
+from bench import command_line, timed, train_steps
 
 from stacklm.audit.audit import certify
 from stacklm.config.params import load
 from stacklm.console import table
+from stacklm.lab.speed import random_batches
 from stacklm.model.build import ModelConfig
 from stacklm.plan.memory import fresh_run
 

@@ -13,9 +13,7 @@ import torch
 from torch import nn
 
 from stacklm.config.model import Stack, Stacked
-from stacklm.config.train import Train
 from stacklm.console import table
-from stacklm.data.batches import TrainBatches
 from stacklm.data.shards import TokenStream
 from stacklm.train.trainer import Run, Update, train_step
 
@@ -64,12 +62,6 @@ def parameters_of(model: nn.Module) -> int:
 def stream_of(ids: np.ndarray, end_id: int = 0) -> TokenStream:
     """Ids of one document, each of one byte."""
     return TokenStream([ids], end_id, documents=1, bytes=len(ids), words=0)
-
-
-def random_batches(config: Train, vocab_size: int, steps: int) -> TrainBatches:
-    """As many as those steps take."""
-    ids = np.random.default_rng(0).integers(vocab_size, size=steps * config.tokens_per_step, dtype=np.uint32)
-    return TrainBatches(stream_of(ids), config.context_length, config.global_batch_size, seed=0)
 
 
 def train_steps(run: Run, steps: int) -> list[Update]:

@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from bench import LAPTOP, command_line, random_batches, train_steps
+from bench import LAPTOP, command_line, train_steps
 
 from stacklm.config.model import Architecture, Dense, FactoredAttention, Model, Stack, Stacked
 from stacklm.config.optimizer import Adafactor, AdamW, Muon, Optimizer
 from stacklm.config.train import Train
+from stacklm.lab.speed import random_batches
 from stacklm.plan.memory import fresh_run, training_memory
 from stacklm.train.device import setup_device
 from stacklm.train.metrics import peak_memory

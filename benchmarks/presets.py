@@ -13,12 +13,13 @@ import math
 from pathlib import Path
 
 import torch
-from bench import command_line, parameters_of, random_batches, timed, train_steps
+from bench import command_line, parameters_of, timed, train_steps
 
 from stacklm.config.model import Model
 from stacklm.config.params import load
 from stacklm.config.train import Train
 from stacklm.files import write_json
+from stacklm.lab.speed import random_batches
 from stacklm.model.build import PRESETS
 from stacklm.model.count import count
 from stacklm.plan.memory import fresh_run

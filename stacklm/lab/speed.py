@@ -13,15 +13,20 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 
 from stacklm.code import digest
+from stacklm.config.train import Train
+from stacklm.data.batches import TrainBatches
+from stacklm.data.shards import TokenStream
 from stacklm.lab.experiment import Arm, stated
 from stacklm.lab.trial import machine, own_digest
 from stacklm.model.build import build
 from stacklm.model.cache import Decoder
+from stacklm.plan.memory import fresh_run
 from stacklm.train.device import setup_device
+from stacklm.train.trainer import train_step
 
 Work = Callable[[], Callable[[], None]]
 """Makes ready, which does not count, and gives what is timed."""
@@ -57,7 +62,7 @@ class Latency:
 
 
 def seconds_per_step(arms: Sequence[Arm], vocab_size: int, rounds: int = 5) -> dict[str, float]:
-    """Seconds of one optimizer step with the batch, device and threads of training, by `Arm.key`."""
+    """Seconds of one optimizer step of the trainer, with all settings of training, by `Arm.key`."""
     with _threads():
         steps = {arm.key: _training(arm, vocab_size) for arm in arms}
         return {key: timing.median for key, timing in zip(steps, _timed(list(steps.values()), rounds), strict=True)}
@@ -84,21 +89,22 @@ def _shape(arm: Arm) -> str:
 
 
 def _training(arm: Arm, vocab_size: int) -> Work:
-    train = arm.train
-    device = setup_device(train.device, train.threads)
-    model = build(arm.model.architecture, vocab_size, train.context_length).to(device).train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-    ids_BT = torch.randint(vocab_size, (train.micro_batch_size, train.context_length + 1), device=device)
+    device = setup_device(arm.train.device, arm.train.threads)
+    run = fresh_run(arm.model, vocab_size, arm.train, random_batches(arm.train, vocab_size, steps=1), device)
 
     def step() -> None:
-        optimizer.zero_grad()
-        for _ in range(train.global_batch_size // train.micro_batch_size):
-            F.cross_entropy(model(ids_BT[:, :-1]).flatten(0, 1), ids_BT[:, 1:].flatten()).backward()
-        optimizer.step()
+        train_step(run, step=1)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
     return lambda: step
+
+
+def random_batches(train: Train, vocab_size: int, steps: int) -> TrainBatches:
+    """Random tokens, as many as those steps take."""
+    ids = np.random.default_rng(0).integers(vocab_size, size=steps * train.tokens_per_step, dtype=np.uint32)
+    stream = TokenStream([ids], end_id=0, documents=1, bytes=len(ids), words=0)
+    return TrainBatches(stream, train.context_length, train.global_batch_size, seed=0)
 
 
 def _decoding(arm: Arm, vocab_size: int, context: int) -> Work:

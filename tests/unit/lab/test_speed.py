@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stacklm.config.model import Model
+from stacklm.config.model import Dense, Model
+from stacklm.config.optimizer import Muon
 from stacklm.config.schema import ParamsError, plain, read
 from stacklm.lab.experiment import arms
 from stacklm.lab.schedule import Lab
@@ -53,6 +54,13 @@ def test_figures_of_another_shape_are_not_those_of_an_arm(lab):
 def test_steps_are_timed_by_arm(lab):
     speeds = seconds_per_step(lab.arms, vocab_size=300, rounds=2)
     assert [*speeds] == ["baseline 1", "deeper 1", "baseline 2", "deeper 2"] and min(speeds.values()) > 0
+
+
+def test_a_step_is_timed_with_the_optimizer_of_its_arm(lab):
+    adamw = replace(lab.arms[0], model=Model(Dense(64, 2, 4, 256)))
+    muon = replace(adamw, name="muon", model=replace(adamw.model, optimizer=Muon(ns_steps=20)))
+    speeds = seconds_per_step([adamw, muon], vocab_size=300, rounds=5)
+    assert speeds["muon 1"] > 1.5 * speeds["baseline 1"]
 
 
 def test_with_equal_seconds_steps_follow_from_the_speeds_and_shapes_stay(lab):
