@@ -1,4 +1,4 @@
-"""What several benchmarks need: their command line, clocks, tokens, and runs of the trainer."""
+"""Shared by the benchmarks: argument parser, timing, tables, token streams and training steps."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from stacklm.train.trainer import Run, Update, train_step
 
 T = TypeVar("T")
 LAPTOP = Stacked(128, 4, (Stack(16, 8, 512), Stack(16, 16, 1024)))
-"""A stacked model for a CPU, which several benchmarks measure."""
+"""A stacked model small enough for a CPU."""
 
 
 def command_line(description: str | None) -> argparse.ArgumentParser:
-    """A parser whose help shows the text of the script as it is written."""
+    """A parser whose help shows the script's docstring unchanged."""
     return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 class Timed(NamedTuple, Generic[T]):
-    """Seconds of the clock and of this process's processors, and what came of them."""
+    """Wall and CPU seconds of one call, and its result."""
 
     wall: float
     cpu: float
@@ -36,7 +36,7 @@ class Timed(NamedTuple, Generic[T]):
 
 
 def timed(work: Callable[[], T]) -> Timed[T]:
-    """One call, until the GPU, where one is used, has done all that was asked of it."""
+    """Call once, and wait for the GPU if one is in use."""
     wall, cpu = time.perf_counter(), time.process_time()
     result = work()
     if torch.cuda.is_initialized():
@@ -45,12 +45,12 @@ def timed(work: Callable[[], T]) -> Timed[T]:
 
 
 def medians(rows: Iterable[tuple[float, ...]]) -> list[float]:
-    """Of each column."""
+    """The median of each column."""
     return [statistics.median(column) for column in zip(*rows, strict=True)]
 
 
 def table_of(rows: Iterable[Mapping[str, Any]], columns: Iterable[tuple[str, str]], left: int = 1) -> str:
-    """A line for each row of figures; a column is its header and what `str.format` makes its cells of, such as `{loss:.3f}`."""
+    """A table with a line per row; each column is a header and a format string for its cells, such as `{loss:.3f}`."""
     headers, forms = zip(*columns, strict=True)
     return table(headers, [[form.format(**row) for form in forms] for row in rows], left)
 
@@ -60,10 +60,10 @@ def parameters_of(model: nn.Module) -> int:
 
 
 def stream_of(ids: np.ndarray, end_id: int = 0) -> TokenStream:
-    """Ids of one document, each of one byte."""
+    """Token ids as one document, one byte per token."""
     return TokenStream([ids], end_id, documents=1, bytes=len(ids), words=0)
 
 
 def train_steps(run: Run, steps: int) -> list[Update]:
-    """The first optimizer steps of a run."""
+    """Take the first optimizer steps of a run."""
     return [train_step(run, step) for step in range(1, steps + 1)]

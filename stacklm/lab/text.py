@@ -126,12 +126,13 @@ def _result(findings: Findings, result: Result) -> str:
     lab = findings.lab
     if lab.experiment.probe:
         return diagnostics(findings, result.size)
+    cells = {name: (f"{one.mean:+.2%}", interval(one.low, one.high), one.outcome) for name, one in result.verdicts.items()}
     rows = [
         (
             name,
             f"{result.rates[name]:.2e}",
             f"{statistics.mean(scores):.4f}",
-            *(_cells(result.verdicts[name]) if name in result.verdicts else ("", "", "baseline")),
+            *cells.get(name, ("", "", "baseline")),
         )
         for name, scores in result.scores.items()
     ]
@@ -186,10 +187,6 @@ def sentence(name: str, verdict: Verdict, seconds: float | None = None) -> str:
         return f"{text}; more seeds will hardly decide"
     time = f", about {duration(verdict.more_seeds * seconds)}" if seconds else ""
     return f"{text}; {verdict.more_seeds} more seeds would probably decide{time}"
-
-
-def _cells(verdict: Verdict) -> tuple[str, str, str]:
-    return f"{verdict.mean:+.2%}", interval(verdict.low, verdict.high), verdict.outcome
 
 
 def measured_sigma(lab: Lab, records: Records) -> tuple[float, str]:

@@ -119,10 +119,8 @@ def _explained(model: Model, vocab_size: int, context: int) -> Iterator[None]:
         ) from error
 
 
-def fresh_run(
-    model: Model, vocab_size: int, train: Train, batches: TrainBatches | None = None, device: torch.device = CPU
-) -> Run:
-    """A run over those batches, by default of zeros, of which only optimizer steps are taken."""
+def fresh_run(model: Model, vocab_size: int, train: Train, batches: TrainBatches | None = None, device: torch.device = CPU) -> Run:
+    """A run for optimizer steps alone, over these batches or, by default, batches of zeros."""
     return Run(
         "plan",
         train,

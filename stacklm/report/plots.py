@@ -136,9 +136,9 @@ class Interval:
     wider: tuple[float, float] | None = None
 
 
-def draw_intervals(rows: Sequence[Interval], margin: float, axis: str, path: Path) -> None:
+def draw_intervals(rows: Sequence[Interval], margin: float, axis: str, figure: Figure) -> Figure:
     """A forest plot: of every row the mean, the interval, each seed, and below it the wider interval; the margin is shaded."""
-    with drawing(path, f"{axis} (%)", size=(5.6, 0.9 + 0.42 * len(rows))) as (axes, _):
+    with drawing(figure.path, f"{axis} (%)", size=(5.6, 0.9 + 0.42 * len(rows))) as (axes, _):
         axes.axvspan(0, 100 * margin, color=LIGHT.grid, linewidth=0)
         axes.axvline(0, color=LIGHT.ink, linewidth=1)
         for y, row in enumerate(rows):
@@ -152,6 +152,7 @@ def draw_intervals(rows: Sequence[Interval], margin: float, axis: str, path: Pat
         axes.set_yticks(range(len(rows)), [row.label for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(False, axis="y")
+    return figure
 
 
 def draw_verdicts(comparison: Mapping[str, Any], folder: Path) -> Figure:
@@ -168,11 +169,9 @@ def draw_verdicts(comparison: Mapping[str, Any], folder: Path) -> Figure:
         )
         for pair in comparison["pairs"]
     ]
-    figure = Figure(
-        folder / "verdicts.svg", "Relative differences of every pair in test bits per byte, with intervals and the margin"
-    )
-    draw_intervals(rows, comparison["provenance"]["margin"], "difference in test bits per byte", figure.path)
-    return figure
+    alt = "Relative differences of every pair in test bits per byte, with intervals and the margin"
+    figure = Figure(folder / "verdicts.svg", alt)
+    return draw_intervals(rows, comparison["provenance"]["margin"], "difference in test bits per byte", figure)
 
 
 def draw_health(results: Sequence[Result], folder: Path) -> list[Figure]:

@@ -65,15 +65,17 @@ def _sections(findings: Findings, folder: Path) -> Iterator[Section]:
         drawn = [plots.draw_candidates(findings, folder)]
         yield Section("Differences", INTERVALS, figures=drawn, tables=[tables.verdicts(findings)])
     if judged:
-        equal = [title for axis, (title, _) in plots.BUDGETS.items() if not plots.differs(findings, axis)]
+        axes = [axis for axis in plots.BUDGETS if plots.differs(findings, axis)]
+        equal = [title for axis, (title, _) in plots.BUDGETS.items() if axis not in axes]
         note = f"{BUDGETS} Equal within {plots.EQUAL:.0%} for all, and not drawn: {', '.join(equal)}." if equal else BUDGETS
-        yield Section("Loss against the budgets", note, figures=plots.draw_budgets(findings, folder))
+        yield Section("Loss against the budgets", note, figures=[plots.draw_budget(findings, axis, folder) for axis in axes])
     if found := findings.scaling:
         yield Section("Scaling", SCALING, tables=[tables.scaling(found)])
     if fit := findings.depth_fit:
         note, drawn = DEPTH.format(f"{fit.residual:.2%}"), [plots.draw_depth(findings, fit, folder)]
         yield Section("Depth and parallel layers", note, figures=drawn, tables=[tables.depth(fit)])
-    yield Section("Learning rates", RATES, figures=plots.draw_rates(findings, folder))
+    tuned = [size for size, tuning in findings.tunings.items() if any(tuning.scores.values())]
+    yield Section("Learning rates", RATES, figures=[plots.draw_rates(findings, size, folder) for size in tuned])
     if judged:
         yield Section("What seeds alone do", NOISE, tables=[tables.noise(findings)])
     note = DECODING.format(**vars(findings.latency)) if findings.latency else ""

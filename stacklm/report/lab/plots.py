@@ -40,13 +40,7 @@ def draw_candidates(findings: Findings, folder: Path) -> Figure:
             wider = findings.over_documents(name, size)
             rows.append(Interval(label, verdict.mean, verdict.low, verdict.high, each.tolist(), _colour(findings, name), wider))
     figure = Figure(folder / "intervals.svg", "Relative differences in test bits per byte with intervals and the margin")
-    draw_intervals(rows, findings.lab.experiment.margin, "difference to the baseline in test bits per byte", figure.path)
-    return figure
-
-
-def draw_budgets(findings: Findings, folder: Path) -> list[Figure]:
-    """Loss against each budget that differs between arms or sizes: means over seeds, with a band of one sd."""
-    return [_draw_budget(findings, axis, folder / f"budget-{axis}.svg") for axis in BUDGETS if differs(findings, axis)]
+    return draw_intervals(rows, findings.lab.experiment.margin, "difference to the baseline in test bits per byte", figure)
 
 
 def differs(findings: Findings, axis: str) -> bool:
@@ -64,8 +58,9 @@ def _lines(findings: Findings, axis: str) -> dict[str, list[float]]:
     return {name: [taken(name, size) for size in findings.results] for name in findings.names}
 
 
-def _draw_budget(findings: Findings, axis: str, path: Path) -> Figure:
-    title, readable = BUDGETS[axis]
+def draw_budget(findings: Findings, axis: str, folder: Path) -> Figure:
+    """Loss against a budget: means over seeds, with a band of one sd."""
+    (title, readable), path = BUDGETS[axis], folder / f"budget-{axis}.svg"
     with drawing(path, title, "test bits per byte") as (axes, ends):
         for place, (name, x) in enumerate(_lines(findings, axis).items()):
             scores = [np.array(result.scores[name]) for result in findings.results.values()]
@@ -84,12 +79,8 @@ def _draw_budget(findings: Findings, axis: str, path: Path) -> Figure:
     return Figure(path, f"Test bits per byte of every arm against {title}", title)
 
 
-def draw_rates(findings: Findings, folder: Path) -> list[Figure]:
-    """For each size the valid score of every arm over log2 of the learning rate, with the parabola that gives the best."""
-    return [_draw_rates(findings, size, folder) for size, tuning in findings.tunings.items() if any(tuning.scores.values())]
-
-
-def _draw_rates(findings: Findings, size: float, folder: Path) -> Figure:
+def draw_rates(findings: Findings, size: float, folder: Path) -> Figure:
+    """The valid score of every arm of a size over log2 of the learning rate, with the parabola that gives the best."""
     path, tuning = folder / f"rates-{size:g}.svg", findings.tunings[size]
     with drawing(path, "learning rate, powers of 2", "valid bits per byte") as (axes, ends):
         for place, (name, scores) in enumerate(tuning.scores.items()):
