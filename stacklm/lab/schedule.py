@@ -8,7 +8,7 @@ trained with its best rate on the judging seeds, and the test set decides. Nothi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -33,6 +33,8 @@ from stacklm.lab.tuning import best_rate, first_rates, next_rates
 
 Records = Mapping[str, Mapping[str, Any]]
 """By the identity of a trial: its record, or `{"failed": why}` where it diverged or failed for good."""
+ROUNDING = 1e-6
+"""Learning rates with a smaller relative difference are the same. The flatter the parabola, the more rounding moves its minimum."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,6 @@ class Tuning:
     def complete(self) -> bool:
         """Whether every rate has its scores."""
         return all(len(self.scores[name]) == len(rates) for name, rates in self.rates.items())
-
-    @property
-    def best(self) -> dict[str, float] | None:
-        """The best rate of every arm; None while trials are missing. Raises `ValueError` where every rate of an arm diverged."""
-        return {name: best_rate(scores) for name, scores in self.scores.items()} if self.complete else None
 
 
 @dataclass(frozen=True)
@@ -122,6 +119,22 @@ class Lab:
                 found[rate] = [score(records[identity], "valid") for identity in trials]
         return found
 
+    def best(self, records: Records, size: float) -> dict[str, float]:
+        """The best rate of every arm of a size; empty while trials are missing. Raises `ValueError` if every rate of an arm diverged.
+
+        On another processor the fitted rate has other last digits, so a rate on record that differs by no more stands for it.
+        """
+        tuning, arms = self.tuning(records, size), self.arms_of(size)
+        if not tuning.complete:
+            return {}
+        recorded = {record["model"]["optimizer"]["peak_lr"] for record in records.values() if "model" in record}
+        return {arm.name: self._as_recorded(records, arm, best_rate(tuning.scores[arm.name]), recorded) for arm in arms}
+
+    def _as_recorded(self, records: Records, arm: Arm, fitted: float, recorded: Iterable[float]) -> float:
+        close = sorted((rate for rate in recorded if math.isclose(rate, fitted, rel_tol=ROUNDING)), key=lambda rate: abs(rate - fitted))
+        seeds = self.experiment.seeds.judge
+        return next((rate for rate in close if any(self.trial(arm, rate, seed).identity in records for seed in seeds)), fitted)
+
     def trials(self, records: Records) -> list[Planned]:
         """All trials that are known to be needed, done or not: tuning before judging, small sizes first, seed by seed over all
         arms, so that pairs are complete early."""
@@ -130,7 +143,7 @@ class Lab:
             arms = {arm.name: arm for arm in self.arms_of(size)}
             tuning = self.tuning(records, size)
             tuned = [(arms[name], rate) for name, rates in tuning.rates.items() for rate in rates]
-            judged = [(arms[name], rate) for name, rate in (tuning.best or {}).items()]
+            judged = [(arms[name], rate) for name, rate in self.best(records, size).items()]
             for seed in self.experiment.seeds.tune:
                 found += [Planned(self.trial(arm, rate, seed), arm, "tune") for arm, rate in tuned]
             for seed in self._judging(records, size) if judged else ():
@@ -167,8 +180,8 @@ class Lab:
 
     def _scores(self, records: Records, size: float, seeds: Sequence[int]) -> dict[int, dict[str, float]]:
         """Test scores of all arms of a size with each seed that is complete; empty before learning rates are chosen."""
-        chosen = self.tuning(records, size).best
-        if chosen is None:
+        chosen = self.best(records, size)
+        if not chosen:
             return {}
         scores = {}
         for seed in seeds:
@@ -183,7 +196,7 @@ class Lab:
         A seed with which any arm failed is left out for all, and counted.
         """
         scores = self._scores(records, size, self.experiment.seeds.judge if seeds is None else seeds)
-        arms, chosen = [arm.name for arm in self.arms_of(size)], self.tuning(records, size).best or {}
+        arms, chosen = [arm.name for arm in self.arms_of(size)], self.best(records, size)
         whole = {seed: row for seed, row in scores.items() if all(map(math.isfinite, row.values()))}
         if len(whole) < 3:
             return None
