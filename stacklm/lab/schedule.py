@@ -120,7 +120,7 @@ class Lab:
         return found
 
     def best(self, records: Records, size: float) -> dict[str, float]:
-        """The best rate of every arm of a size; empty while trials are missing. Raises `ValueError` if every rate of an arm diverged.
+        """The best rate of every arm of a size; empty while trials are missing. Raises `ValueError` where every rate diverged.
 
         On another processor the fitted rate has other last digits, so a rate on record that differs by no more stands for it.
         """
@@ -131,7 +131,8 @@ class Lab:
         return {arm.name: self._as_recorded(records, arm, best_rate(tuning.scores[arm.name]), recorded) for arm in arms}
 
     def _as_recorded(self, records: Records, arm: Arm, fitted: float, recorded: Iterable[float]) -> float:
-        close = sorted((rate for rate in recorded if math.isclose(rate, fitted, rel_tol=ROUNDING)), key=lambda rate: abs(rate - fitted))
+        close = [rate for rate in recorded if math.isclose(rate, fitted, rel_tol=ROUNDING)]
+        close.sort(key=lambda rate: abs(rate - fitted))
         seeds = self.experiment.seeds.judge
         return next((rate for rate in close if any(self.trial(arm, rate, seed).identity in records for seed in seeds)), fitted)
 
