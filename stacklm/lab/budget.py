@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal
 
 from stacklm.config.model import Architecture, Dense, HuggingFace, Model, Python
@@ -103,14 +103,17 @@ def fitted(
     if axis != "tokens" and fit and (now := d_ff_of(model.architecture)) is not None:
         wanted = getattr(target, axis)
 
+        @cache
         def missed(d_ff: int) -> int:
             counts = count(with_d_ff(model.architecture, d_ff), vocab_size, train.context_length)
             return (counts.total if axis == "parameters" else counts.training_flops_per_token * target.tokens) - wanted
 
-        if isinstance(model.architecture, (Python, HuggingFace)):
-            above = _linear(missed, now)
-        else:
-            above = 1 + bisect_left(range(1, WIDEST), 0, key=missed)
+        above = _linear(missed, now)
+        if not isinstance(model.architecture, (Python, HuggingFace)):  # d_ff of further stacks are rounded, so not quite linear
+            while above < WIDEST and missed(above) < 0:
+                above += 1
+            while above > 1 and missed(above - 1) >= 0:
+                above -= 1
         nearest = min(range(max(1, above - 1), above + 1), key=lambda d_ff: abs(missed(d_ff)))
         model = replace(model, architecture=with_d_ff(model.architecture, nearest))
     reached = cost(model, train, vocab_size)
@@ -126,8 +129,8 @@ def fitted(
 
 
 def _linear(missed: Callable[[int], int], now: int) -> int:
-    """The d_ff that misses nothing, of a model that may have to be built and run to be counted: few widths are tried, and none that
-    is huge."""
+    """The d_ff that misses nothing if costs are linear in it. A model may have to be built and run to be counted, so few widths are
+    tried, and no huge ones."""
     slope = (missed(2 * now) - missed(now)) / now
     return now if slope <= 0 else min(WIDEST, max(1, math.ceil(now - missed(now) / slope)))
 
