@@ -12,7 +12,7 @@ import pytest
 from filelock import FileLock
 
 from flows.server import Server
-from support.checkout import Checkout, make_checkout
+from support.checkout import GIT_USER, Checkout, make_checkout
 
 # A job that a shell starts in the background has SIGINT ignored, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -61,6 +61,13 @@ def checkout(finished: Checkout, tmp_path: Path, prefect_server: Server) -> Chec
 def fresh(tmp_path: Path) -> Checkout:
     """A private checkout in which nothing has run."""
     return make_checkout(tmp_path / "project")
+
+
+@pytest.fixture
+def git_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A git of no particular user, who can commit, also in this process."""
+    for name, value in {**GIT_USER, "GIT_CONFIG_GLOBAL": os.devnull}.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(scope="session")

@@ -58,4 +58,4 @@ def test_benchmarks_are_part_of_the_pipeline(checkout: Checkout) -> None:
     write(file, PAIRS)
     assert "evaluate@dense-1    will be restored from the cache: upstream inputs is stale" in checkout.stacklm("status")
     write(file, [{"sentence_good": "a"}])
-    assert "pairs.jsonl:1: no key `sentence_bad`" in checkout.repro(check=False)
+    assert "pairs.jsonl:1: no key `sentence_bad`" in checkout.repro(code=None)

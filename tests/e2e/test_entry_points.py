@@ -13,7 +13,7 @@ import pytest
 from stacklm.files import read_json, sha256
 from stacklm.pipeline.locks import hold_project
 from stacklm.pipeline.runner import history
-from support import wait_for
+from support import edit, wait_for
 from support.checkout import Checkout
 from support.flows_project import EVERYTHING
 
@@ -27,12 +27,6 @@ def outputs(checkout: Checkout) -> dict[str, str]:
     return {name: sha256(path) for name, path in names.items() if not name.startswith(VARYING)}
 
 
-def edit(checkout: Checkout, file: str, old: str, new: str) -> None:
-    path = checkout.root / file
-    assert old in path.read_text()
-    path.write_text(path.read_text().replace(old, new, 1))
-
-
 def under_way(checkout: Checkout, pattern: str) -> list[Path]:
     """What trainings that have not ended keep in their work folders; those that have leave a record."""
     works = (work for work in checkout.project.state.glob("work/pretrain@*") if not (work / "record.json").exists())
@@ -44,15 +38,16 @@ def ran(checkout: Checkout) -> list[str]:
     return [row["stage"] for row in history(checkout.project) if row["stage"] != "inputs"]
 
 
-def flow(checkout: Checkout, name: str = "pretrain", **keywords) -> str:
-    return checkout.stacklm("run-flow", name, **keywords)
+def flow(checkout: Checkout) -> str:
+    return checkout.stacklm("run-flow", "pretrain")
 
 
-def repro(checkout: Checkout, **keywords) -> str:
-    return checkout.repro(**keywords)
+ENTRY_POINTS = {"dvc": Checkout.repro, "flow": flow}
 
 
-ENTRY_POINTS = {"dvc": repro, "flow": flow}
+def add_model(checkout: Checkout) -> None:
+    small = "  small:\n    architecture: {kind: dense, d_model: 8, n_heads: 1, n_layers: 1, d_ff: 8}\n"
+    edit(checkout.root / "params.yaml", "models:\n", f"models:\n{small}")
 
 
 def processes_in(checkout: Checkout) -> list[psutil.Process]:
@@ -74,7 +69,7 @@ def test_the_first_run_of_the_flow_makes_the_same_bytes_as_dvc_repro(finished, f
     assert outputs(fresh) == outputs(finished)
     assert "out/report" in printed
     count = len(ran(fresh))
-    assert "didn't change" in repro(fresh)
+    assert "didn't change" in fresh.repro()
     flow(fresh)
     assert len(ran(fresh)) == count
 
@@ -84,22 +79,23 @@ def test_nothing_is_redone_by_either_entry_point_after_a_move_and_changes_of_cod
     before, made = ran(checkout), outputs(checkout)
     tracked = (checkout.root / "dvc.lock").read_text()
     assert "out/report" in tracked and not [path for path in VARYING if path in tracked]
-    edit(checkout, "stacklm/__init__.py", '__version__ = "', '__version__ = "1')
-    edit(checkout, "stacklm/train/trainer.py", '"""One optimizer step', '"""A step')
-    edit(checkout, "stacklm/train/trainer.py", "def train_step(run: Run, step: int", "# a comment\ndef train_step(run, step: float")
-    edit(checkout, "stacklm/plan/text.py", "\n\n\n", "\n\n\nUNUSED = 1  # in a module that no stage imports\n\n\n")
-    assert checkout.stacklm("status", "--quiet") == ""
+    edit(checkout.root / "stacklm/__init__.py", '__version__ = "', '__version__ = "1')
+    trainer = checkout.root / "stacklm/train/trainer.py"
+    edit(trainer, '"""One optimizer step', '"""A step')
+    edit(trainer, "def train_step(run: Run, step: int", "# a comment\ndef train_step(run, step: float")
+    edit(checkout.root / "stacklm/plan/text.py", "\n\n\n", "\n\n\nUNUSED = 1  # in a module that no stage imports\n\n\n")
+    assert checkout.cli("status", "--quiet") == ""
     flow(checkout)
-    repro(checkout)
+    checkout.repro()
     assert ran(checkout) == before
     assert outputs(checkout) == made
 
 
 def test_a_change_of_code_is_named_and_may_be_accepted(checkout):
     before, made = ran(checkout), outputs(checkout)
-    edit(checkout, "stacklm/train/trainer.py", "run.batches.batch(step - 1)", "run.batches.batch(step - 2 + 1)")
-    assert "nothing to accept" in checkout.stacklm("accept", "shards", "--reason", "none", check=False)
-    assert "since it examines what there is now" in checkout.stacklm("accept", "audit", "--reason", "none", check=False)
+    edit(checkout.root / "stacklm/train/trainer.py", "run.batches.batch(step - 1)", "run.batches.batch(step - 2 + 1)")
+    assert "nothing to accept" in checkout.cli("accept", "shards", "--reason", "none", code=2)
+    assert "since it examines what there is now" in checkout.cli("accept", "audit", "--reason", "none", code=2)
     said = status(checkout)
     changed = "stacklm/train/trainer.py train_step changed"
     assert said["pretrain@dense-1"] == said["pretrain@stacked-1"] == f"will run: {changed}"
@@ -107,9 +103,9 @@ def test_a_change_of_code_is_named_and_may_be_accepted(checkout):
     assert verdicts(said) == dict.fromkeys(EVERYTHING[6:], "run")
     checkout.repro("download")  # what was recorded is still known when out/code holds the present code
     assert status(checkout) == said
-    assert checkout.stacklm("accept", "pretrain", "--reason", "the same number").count(f"accepted by hand: {changed}") == 2
+    assert checkout.cli("accept", "pretrain", "--reason", "the same number").count(f"accepted by hand: {changed}") == 2
     assert set(status(checkout).values()) == {"up to date"}
-    repro(checkout)
+    checkout.repro()
     assert ran(checkout) == before
     record = read_json(checkout.root / "out/records/pretrain@dense-1.json")
     (note,) = record["accepted"]
@@ -120,7 +116,7 @@ def test_a_change_of_code_is_named_and_may_be_accepted(checkout):
         *("out/records/pretrain@dense-1.json", "out/records/pretrain@stacked-1.json"),
     }
     checkout.set("train.max_steps=14")
-    assert "more than its code changed" in checkout.stacklm("accept", "pretrain@dense-1", "--reason", "none", check=False)
+    assert "more than its code changed" in checkout.cli("accept", "pretrain@dense-1", "--reason", "none", code=2)
 
 
 @pytest.mark.parametrize(("first", "second"), [("dvc", "flow"), pytest.param("flow", "dvc", marks=pytest.mark.slow)])
@@ -146,13 +142,11 @@ def test_one_param_reruns_what_depends_on_it_and_reverting_restores(checkout, fi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("entry_point", ["dvc", "flow"])
-def test_a_new_entry_in_models_trains_just_that_model(checkout, entry_point):
+def test_a_new_entry_in_models_trains_just_that_model(checkout):
+    """By a flow; `test_status_foretells_what_dvc_runs_and_what_it_restores` has `dvc repro`."""
     before = len(ran(checkout))
-    text = checkout.project.params_file.read_text()
-    entry = "  small:\n    architecture: {kind: dense, d_model: 8, n_heads: 1, n_layers: 1, d_ff: 8}\n"
-    checkout.project.params_file.write_text(text.replace("models:\n", f"models:\n{entry}"))
-    ENTRY_POINTS[entry_point](checkout)
+    add_model(checkout)
+    flow(checkout)
     assert ran(checkout)[before:] == ["audit@small", "pretrain@small-1", "evaluate@small-1", "compare"]
     assert "small" in (checkout.root / "out/comparison.json").read_text()
 
@@ -189,7 +183,7 @@ def test_old_outputs_brought_back_by_dvc_checkout_are_not_served(checkout):
 def test_kill_minus_nine_inside_pretraining_then_the_other_resumes(checkout, tmp_path, killed, resuming):
     checkout.set("train.max_steps=500", "train.checkpoint_every=20", "train.eval_every=250")
     twin = checkout.copy(tmp_path / "twin")
-    repro(twin)
+    twin.repro()
     before = ran(checkout)
     command = {"flow": ["python", "-m", "stacklm", "run-flow", "pretrain"], "dvc": ["dvc", "repro"]}[killed]
     child = checkout.start(*command)
@@ -204,14 +198,19 @@ def test_kill_minus_nine_inside_pretraining_then_the_other_resumes(checkout, tmp
     assert sorted(ran(checkout)) == sorted([*before, *ran(twin)[len(before) :]]), "nothing upstream was redone"
 
 
+def assert_dvc_is_refused(checkout: Checkout, flow: int) -> None:
+    """While the flow of this process works."""
+    before = outputs(checkout)
+    for arguments in ([], ["--single-item", "--force", "tokenizer"]):
+        refused = checkout.repro(*arguments, code=255)
+        assert f"flow pretrain (process {flow}) works on this project" in refused
+        assert outputs(checkout) == before, "what DVC deletes before it runs a stage is back"
+
+
 def test_dvc_repro_is_refused_while_a_flow_works_and_nothing_is_lost(checkout):
     """The lock is what a flow holds while it runs; `test_both_entry_points_at_the_same_time` has a flow that trains."""
-    before = outputs(checkout)
     with hold_project(checkout.project, "flow pretrain", wait=True):
-        for arguments in ([], ["--single-item", "--force", "tokenizer"]):
-            refused = checkout.repro(*arguments, check=False)
-            assert f"flow pretrain (process {os.getpid()}) works on this project" in refused
-            assert outputs(checkout) == before, "what DVC deletes before it runs a stage is back"
+        assert_dvc_is_refused(checkout, os.getpid())
 
 
 @pytest.mark.slow
@@ -220,14 +219,10 @@ def test_both_entry_points_at_the_same_time(checkout):
     running = checkout.start("python", "-m", "stacklm", "run-flow", "pretrain")
     both = min(2, os.cpu_count() or 1)  # models that train at once: DVC deletes the outputs of a stage that it begins
     wait_for(lambda: len(under_way(checkout, "checkpoints")) == both, 120)
-    before = outputs(checkout)
-    for arguments in ([], ["--single-item", "--force", "tokenizer"]):
-        refused = checkout.repro(*arguments, check=False)
-        assert f"flow pretrain (process {running.pid}) works on this project" in refused
-        assert outputs(checkout) == before, "what DVC deletes before it runs a stage is back"
+    assert_dvc_is_refused(checkout, running.pid)
     assert running.wait(timeout=600) == 0
     count = len(ran(checkout))
-    assert "didn't change" in repro(checkout)
+    assert "didn't change" in checkout.repro()
     assert len(ran(checkout)) == count
 
 
@@ -262,10 +257,8 @@ def test_temporary_and_queued_experiments(checkout):
 
 def test_a_model_that_sees_the_future_stops_the_pipeline(checkout):
     before, made = len(ran(checkout)), outputs(checkout)
-    code = checkout.root / "stacklm/model/dense.py"
-    assert "is_causal=True" in code.read_text()
-    code.write_text(code.read_text().replace("is_causal=True", "is_causal=False"))
-    printed = checkout.repro("pretrain@dense-1", check=False)
+    edit(checkout.root / "stacklm/model/dense.py", "is_causal=True", "is_causal=False")
+    printed = checkout.repro("pretrain@dense-1", code=255)
     assert "pairs of briefly trained weights: no mask, or a normalisation over time: " in printed
     assert "every position sees all later tokens" in printed
     assert "the first module to let them in is `blocks.0.attention` (Attention)" in printed
@@ -277,36 +270,35 @@ def test_a_model_that_sees_the_future_stops_the_pipeline(checkout):
 def test_lost_cache_and_outputs_are_recomputed_to_the_same_bytes(checkout):
     made = outputs(checkout)
     checkout.run("rm", "-rf", "out", ".dvc/cache", ".stacklm")
-    repro(checkout)
+    checkout.repro()
     assert outputs(checkout) == made
 
 
 def status(checkout: Checkout) -> dict[str, str]:
     """What `stacklm status` says of each stage, asked in a subdirectory."""
     (checkout.root / "notes").mkdir(exist_ok=True)
-    printed = checkout.run("sh", "-c", "cd notes && python -m stacklm status", PYTHONPATH=str(checkout.root))
+    printed = checkout.cli("status", folder="notes")
     return {line.split()[0]: line.partition(" ")[2].strip() for line in printed.partition("\n\n")[0].splitlines()}
 
 
 @pytest.mark.slow
 def test_status_foretells_what_dvc_runs_and_what_it_restores(checkout):
     text = checkout.project.params_file.read_text()
-    small = "  small:\n    architecture: {kind: dense, d_model: 8, n_heads: 1, n_layers: 1, d_ff: 8}\n"
-    checkout.project.params_file.write_text(text.replace("models:\n", f"models:\n{small}"))
+    add_model(checkout)
     expected = {"audit@small": "run", "pretrain@small-1": "run", "evaluate@small-1": "run", "compare": "run"}
     assert verdicts(status(checkout)) == expected
-    assert done(repro(checkout)) == expected
+    assert done(checkout.repro()) == expected
     checkout.project.params_file.write_text(text)
-    assert verdicts(status(checkout)) == done(repro(checkout)) == {"compare": "run"}
+    assert verdicts(status(checkout)) == done(checkout.repro()) == {"compare": "run"}
     checkout.set("train.max_steps=14")
-    assert verdicts(status(checkout)) == done(repro(checkout)) == {f"{name}": "run" for name in EVERYTHING[4:]}
+    assert verdicts(status(checkout)) == done(checkout.repro()) == {f"{name}": "run" for name in EVERYTHING[4:]}
     checkout.project.params_file.write_text(text)
     expected = {name: "restore" for name in EVERYTHING[4:]}
     assert verdicts(status(checkout)) == expected
     (checkout.root / "out/tokenizer/tokenizer.json").unlink()
     (checkout.root / "out/inputs.json").unlink()
     assert status(checkout)["inputs"] == "will run, to the same outputs: its outputs are missing or changed"
-    assert done(repro(checkout)) == expected | {"tokenizer": "restore"}
+    assert done(checkout.repro()) == expected | {"tokenizer": "restore"}
 
 
 def verdicts(said: dict[str, str]) -> dict[str, str]:
@@ -328,23 +320,18 @@ def test_changed_files_outside_the_project_are_seen(fresh, tmp_path):
     corpus.mkdir()
     for i in range(60):
         (corpus / f"{i}.txt").write_text(f"document {i} says {i * i} in many words\n" * 20)
-    text = fresh.project.params_file.read_text()
-    fresh.project.params_file.write_text(
-        text.replace("{kind: stdlib, max_bytes: 400_000}", f"{{kind: files, paths: ['{corpus}/*.txt']}}")
-    )
+    edit(fresh.root / "params.yaml", "{kind: stdlib, max_bytes: 400_000}", f"{{kind: files, paths: ['{corpus}/*.txt']}}")
     fresh.repro("download")
     before = outputs(fresh)
     (corpus / "7.txt").write_text("something else entirely, and more of it\n" * 20)
-    assert "source's files changed" in fresh.stacklm("status")
+    assert "source's files changed" in fresh.cli("status")
     fresh.repro("download")
     assert ran(fresh) == ["download", "download"]
     assert outputs(fresh)["out/documents/record.json"] != before["out/documents/record.json"]
 
 
-@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
-def test_wrong_settings_stop_every_command_before_any_work(checkout, entry_point):
-    text = checkout.project.params_file.read_text()
-    checkout.project.params_file.write_text(text.replace("max_steps: 12", "max_stepz: 12"))
-    printed = ENTRY_POINTS[entry_point](checkout, check=False)
-    assert "train.max_stepz" in printed and "did you mean `max_steps`?" in printed
+def test_wrong_settings_stop_every_command_before_any_work(checkout):
+    edit(checkout.root / "params.yaml", "max_steps: 12", "max_stepz: 12")
+    for printed in (checkout.repro(code=255), checkout.cli("run-flow", "pretrain", code=2)):
+        assert "train.max_stepz" in printed and "did you mean `max_steps`?" in printed
     assert outputs(checkout)

@@ -134,7 +134,7 @@ def test_settings_that_change_while_a_flow_runs_are_refused(prefect_server, tmp_
 
 
 def test_a_server_of_the_user_that_does_not_answer_is_named(made):
-    printed = made.stacklm("run-flow", "tokenizer", PREFECT_API_URL="http://127.0.0.1:9/api", check=False)
+    printed = made.stacklm("run-flow", "tokenizer", PREFECT_API_URL="http://127.0.0.1:9/api", code=None)
     assert "stacklm: Failed to reach API at http://127.0.0.1:9/api" in printed
     assert "Traceback" not in printed
 

@@ -111,7 +111,7 @@ def test_two_hundred_trials_that_are_killed_in_between(project):
     (project.root / "experiments" / "one.yaml").write_text(f"{many}sizes: [1, 2]\n")
     run = FAKE + 'sys.exit(run("lab", experiment="one"))'
     (project.root / "killed").touch()
-    project.run(sys.executable, "-c", run, check=False)
+    project.run(sys.executable, "-c", run, code=None)
     killed = records(project)
     assert 90 <= len(killed) < 110
     (project.root / "killed").unlink()
@@ -253,7 +253,7 @@ def test_an_experiment_is_a_stage_of_dvc_that_repeats_nothing(project):
     (project.root / "params.yaml").write_text(
         (project.root / "params.yaml").read_text().replace("max_bytes: 400", "max_bytes: 200")
     )
-    assert "its tokens changed" in project.repro("experiments/dvc.yaml:lab@one", check=False)
+    assert "its tokens changed" in project.repro("experiments/dvc.yaml:lab@one", code=None)
 
 
 @pytest.mark.slow

@@ -11,14 +11,13 @@ from pathlib import Path
 import pytest
 
 from stacklm import cli
-from support.checkout import TINY_PARAMS
+from support.checkout import write_project
 
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project in which every tool is found; each test takes one away."""
-    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
-    (tmp_path / "params.yaml").write_text(TINY_PARAMS)
+    write_project(tmp_path)
     (tmp_path / ".git").mkdir()
     (tmp_path / ".dvc").mkdir()
     monkeypatch.chdir(tmp_path)

@@ -14,3 +14,10 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120, interval: float
     while not condition():
         assert time.time() < end, "waited in vain"
         time.sleep(interval)
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    """Replace the first occurrence of a text in a file, where it must be."""
+    text = path.read_text()
+    assert old in text, f"{path}: no {old!r}"
+    path.write_text(text.replace(old, new, 1))

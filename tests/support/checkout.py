@@ -8,14 +8,20 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 from stacklm import cli
+from stacklm.config.params import parse
+from stacklm.files import write_text
 from stacklm.pipeline.project import Project
 from support import ROOT
 
+GIT_USER = {f"GIT_{who}_{what}": "t@example.com" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 COPIED = {"stacklm", "flows", "experiments", ".dvc", ".dvcignore", ".gitignore", "dvc.yaml"}
 
 TINY_PARAMS = """\
@@ -45,6 +51,7 @@ evaluate:
   batch_size: 64
   sample: {prompt: "def ", max_new_tokens: 8}
 """
+PARAMS = parse(YAML(typ="safe").load(TINY_PARAMS))
 
 TINY_SETTINGS = [
     "data.source.max_bytes=400_000",
@@ -60,6 +67,7 @@ TINY_SETTINGS = [
     "train.eval_tokens=256",
     "train.checkpoint_every=6",
     "evaluate.sample.max_new_tokens=8",
+    "seeds=[1]",
 ]
 """The same for a project with models of its own."""
 
@@ -75,9 +83,8 @@ class Checkout:
     @property
     def environment(self) -> dict[str, str]:
         """Isolated from the user's own git, DVC, Prefect and MLflow."""
-        own = {
-            name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_", "DVC_", "STACKLM_"))
-        }
+        theirs = ("PREFECT_", "MLFLOW_", "DVC_", "STACKLM_")
+        own = {name: value for name, value in os.environ.items() if not name.startswith(theirs)}
         return {
             **own,
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), own["PATH"]]),
@@ -85,12 +92,13 @@ class Checkout:
             "PREFECT_PROFILES_PATH": os.devnull,
             "DVC_SITE_CACHE_DIR": str(self.root / ".dvc" / "site"),
             "GIT_CONFIG_GLOBAL": os.devnull,
+            **GIT_USER,
             "OMP_NUM_THREADS": "1",
             **self.extra,
         }
 
     def start(self, *command: str, **environment: str) -> subprocess.Popen:
-        """Start a command; its output goes to `self.log`."""
+        """Start a command; its output goes to log.txt."""
         with (self.root / "log.txt").open("a") as log:
             return subprocess.Popen(
                 command,
@@ -101,8 +109,8 @@ class Checkout:
                 stdin=subprocess.DEVNULL,
             )
 
-    def run(self, *command: str, check: bool = True, timeout: float = 1200, **environment: str) -> str:
-        """Run a command to its end and return all it printed."""
+    def run(self, *command: str, code: int | None = 0, **environment: str) -> str:
+        """Run a command to its end, which is to be with this exit code (None: with any), and return all it printed."""
         done = subprocess.run(
             command,
             cwd=self.root,
@@ -111,10 +119,9 @@ class Checkout:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             text=True,
-            timeout=timeout,
+            timeout=1200,
         )
-        if check:
-            assert done.returncode == 0, done.stdout
+        assert code in (None, done.returncode), done.stdout
         return done.stdout
 
     def repro(self, *arguments: str, **keywords) -> str:
@@ -124,18 +131,20 @@ class Checkout:
         """The command line with the code of this copy."""
         return self.run(sys.executable, "-m", "stacklm", *arguments, **keywords)
 
-    def cli(self, *arguments: str, stdin: bytes = b"", code: int = 0) -> str:
+    def cli(self, *arguments: str, stdin: bytes = b"", code: int = 0, folder: str = "") -> str:
         """The command line in this process, with the code that is tested, for commands that need no process of their own.
 
-        All that it printed. A start of the interpreter with torch takes seconds, a call does not.
+        All that it printed, in a folder of the checkout. A start of the interpreter with torch takes seconds, a call does not.
         """
         import torch
 
         threads, printed = torch.get_num_threads(), io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
-        with contextlib.ExitStack() as stack:
-            for context in (contextlib.chdir(self.root), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed)):
-                stack.enter_context(context)
-            patch = stack.enter_context(pytest.MonkeyPatch.context())
+        with (
+            contextlib.chdir(self.root / folder),
+            contextlib.redirect_stdout(printed),
+            contextlib.redirect_stderr(printed),
+            pytest.MonkeyPatch.context() as patch,
+        ):
             patch.setattr(sys, "argv", ["stacklm", *arguments])
             patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
             with pytest.raises(SystemExit) as end:
@@ -146,23 +155,46 @@ class Checkout:
         return text
 
     def set(self, *assignments: str) -> None:
-        self.stacklm("params", *(word for assignment in assignments for word in ("--set", assignment)))
+        self.cli("params", *(word for assignment in assignments for word in ("--set", assignment)))
 
     def commit(self, message: str) -> None:
         self.run("git", "add", "-A")
-        self.run("git", "-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "-q", "-m", message)
+        self.run("git", "commit", "-q", "-m", message)
 
     def copy(self, target: Path) -> Checkout:
         shutil.copytree(self.root, target, symlinks=True)
         return Checkout(target, **self.extra)
 
 
+def run_main(main: Callable[[], Any], *arguments: str) -> str:
+    """What a program's main function prints with these arguments: in this process, which has imported torch already."""
+    import torch
+
+    threads, printed = torch.get_num_threads(), io.StringIO()  # a program sets its own
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(sys, "argv", ["main", *arguments])
+        main()
+    torch.set_num_threads(threads)
+    return printed.getvalue()
+
+
+def write_project(root: Path, params: str = TINY_PARAMS, **experiments: str) -> Project:
+    """Settings and files of experiments, for commands that need neither git nor stages of DVC."""
+    write_text(root / "params.yaml", params)
+    write_text(root / "dvc.yaml", "stages: {}\n")
+    for name, text in experiments.items():
+        write_text(root / "experiments" / f"{name}.yaml", text)
+    return Project(root, root / ".stacklm")
+
+
 def make_checkout(root: Path) -> Checkout:
+    """A checkout of the working tree, without the records of experiments, which are most of its files."""
     files = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.splitlines()
     for file in files:
-        if file.split("/")[0] in COPIED and (ROOT / file).is_file():
+        folder, *names = Path(file).parts
+        if folder in COPIED and (ROOT / file).is_file() and not (folder == "experiments" and len(names) > 1):
             (root / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / file, root / file)
     (root / "params.yaml").write_text(TINY_PARAMS)

@@ -10,13 +10,13 @@ from functools import partial
 from ruamel.yaml import YAML
 
 from stacklm.code import digest
-from stacklm.config.params import Params, parse
+from stacklm.config.params import Params
 from stacklm.config.schema import read
 from stacklm.lab.experiment import Arm, Experiment, arms, settings, stated
 from stacklm.lab.findings import Findings
 from stacklm.lab.schedule import Lab, Planned
 from stacklm.lab.speed import Latency
-from support.checkout import TINY_PARAMS
+from support.checkout import PARAMS
 
 FILE = """\
 question: Which of three is best?
@@ -31,11 +31,21 @@ candidates:
 seeds: {tune: [101, 102], judge: [1, 2, 3, 4, 5, 6, 7, 8]}
 sizes: [1, 2]
 """
+SWIGLU = """\
+question: Does SwiGLU help?
+refuted_by: the interval lies above the margin
+budget: parameters
+margin: 0.005
+baseline: {architecture: {kind: dense, d_model: 16, n_heads: 2, n_layers: 1, d_ff: 32}, optimizer: {peak_lr: 3.2e-2}}
+candidates:
+  swiglu: {change: {architecture.ffn: swiglu}}
+seeds: {tune: [101], judge: [1, 2, 3]}
+rates: 3
+"""
+TWO_HUNDRED = SWIGLU.replace("[101]", str([*range(101, 111)])).replace("[1, 2, 3]", str([*range(1, 11)])) + "sizes: [1, 2]\n"
+"""The same with two hundred trials."""
 TRUTH = {"baseline": 2.0, "better": 1.96, "equal": 2.0, "worse": 2.06}
 BEST = {"baseline": 1e-3, "better": 3e-3, "equal": 1e-3, "worse": 1.6e-2}
-
-
-PARAMS = parse(YAML(typ="safe").load(TINY_PARAMS))
 
 
 def lab_of(experiment: Experiment | str, params: Params = PARAMS) -> Lab:

@@ -18,7 +18,8 @@ from stacklm.pipeline.code import code_files, write_code
 from stacklm.pipeline.lab import Files
 from stacklm.pipeline.project import Project
 from stacklm.pipeline.stages import Instance, stage
-from support.checkout import TINY_PARAMS, Checkout
+from support import edit
+from support.checkout import TINY_PARAMS, Checkout, write_project
 from support.custom_models import FOLDER
 from support.train_files import TRAIN, write_text
 
@@ -37,19 +38,11 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     for file in ("linear_attention.py", "layers.py"):
         shutil.copy(FOLDER / file, tmp_path)
     first, _, rest = TINY_PARAMS.partition("  stacked:\n")
-    (tmp_path / "params.yaml").write_text(f"{first}  mine:\n    architecture: {MINE}\n{rest[rest.index('  dense:') :]}")
-    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
-    (tmp_path / "experiments").mkdir()
-    (tmp_path / "experiments/one.yaml").write_text(EXPERIMENT)
+    params = f"{first}  mine:\n    architecture: {MINE}\n{rest[rest.index('  dense:') :]}"
+    project = write_project(tmp_path, params, one=EXPERIMENT)
     write_text(tmp_path / "out" / "shards")
     monkeypatch.chdir(tmp_path / "experiments")  # files are looked for from the project's root
-    return Project(tmp_path, tmp_path / ".stacklm")
-
-
-def edit(project: Project, old: str = OLD, new: str = NEW) -> None:
-    path = project.root / "layers.py"
-    assert old in path.read_text()
-    path.write_text(path.read_text().replace(old, new))
+    return project
 
 
 def test_stages_of_a_model_depend_on_its_code_and_those_of_others_do_not(project: Project) -> None:
@@ -60,9 +53,9 @@ def test_stages_of_a_model_depend_on_its_code_and_those_of_others_do_not(project
     assert {"linear_attention.py Gated.forward", "layers.py GatedUnit.forward"} <= read_json(folder / "mine.json").keys()
     for name in ("audit", "pretrain", "evaluate"):
         before = {model: code_files(project, Instance(stage(name), model, 1), params) for model in ("mine", "dense")}
-        edit(project)
+        edit(project.root / "layers.py", OLD, NEW)
         after = {model: code_files(project, Instance(stage(name), model, 1), params) for model in ("mine", "dense")}
-        edit(project, NEW, OLD)
+        edit(project.root / "layers.py", NEW, OLD)
         assert after["dense"] == before["dense"]
         assert [path for path in after["mine"] if after["mine"][path] != before["mine"][path]] == ["out/code/models/mine.json"]
     (project.root / "linear_attention.py").unlink()
@@ -75,7 +68,7 @@ def test_trials_of_one_arm_alone_change_with_its_file_and_an_experiment_that_beg
     lab = files.begin()
     identities = {arm.name: lab.trial(arm, 1e-3, 1).identity for arm in lab.arms}
     assert read_json(files.origin)["models"].keys() == {"mine"}
-    edit(project)
+    edit(project.root / "layers.py", OLD, NEW)
     with pytest.raises(ParamsError, match=r"trials were made before layers\.py GatedUnit\.forward changed"):
         Files(project, "one").begin()
     shutil.rmtree(files.origin.parent)
@@ -92,7 +85,7 @@ def test_a_trial_is_run_with_the_code_that_it_was_planned_with(project: Project)
     record = run_trial(trial, shards, project.state)
     assert record["own"] == trial.own
     assert record["test"]["bits_per_byte"] > 0
-    edit(project)
+    edit(project.root / "layers.py", OLD, NEW)
     with pytest.raises(ValueError, match=f"the code of the model of trial {trial.identity} has changed since it was planned"):
         run_trial(trial, shards, project.state)
 
@@ -116,22 +109,21 @@ def test_the_budget_is_met_by_the_setting_d_ff_and_sizes_are_those_of_the_file(p
 def test_the_pipeline_trains_a_model_from_a_file_and_names_what_changed_in_it(fresh: Checkout) -> None:
     for file in ("linear_attention.py", "layers.py"):
         shutil.copy(FOLDER / file, fresh.root)
-    text = (fresh.root / "params.yaml").read_text()
-    (fresh.root / "params.yaml").write_text(text.replace("models:\n", f"models:\n  mine:\n    architecture: {MINE}\n"))
+    edit(fresh.root / "params.yaml", "models:\n", f"models:\n  mine:\n    architecture: {MINE}\n")
     fresh.repro()
-    assert "Everything is up to date." in fresh.stacklm("status")
+    assert "Everything is up to date." in fresh.cli("status")
     assert "- mine: Gated of linear_attention.py, layers 1, d_ff 32" in (fresh.root / "out/report/report.md").read_text()
-    fresh.stacklm("generate", "def ", "--model", "mine")
+    fresh.cli("generate", "def ", "--model", "mine")
     path = fresh.root / "layers.py"
     path.write_text("# the same\n" + path.read_text())
-    fresh.stacklm("status", "--quiet")
-    path.write_text(path.read_text().replace(OLD, NEW))
-    lines = [line for line in fresh.stacklm("status").splitlines() if "layers.py GatedUnit.forward changed" in line]
+    fresh.cli("status", "--quiet")
+    edit(path, OLD, NEW)
+    lines = [line for line in fresh.cli("status").splitlines() if "layers.py GatedUnit.forward changed" in line]
     assert [line.split()[0] for line in lines] == ["audit@mine", "pretrain@mine-1", "evaluate@mine-1"]
-    printed = fresh.stacklm("generate", "def ", "--model", "mine", check=False)
+    printed = fresh.cli("generate", "def ", "--model", "mine", code=2)
     assert "layers.py GatedUnit.forward changed since this model was trained" in printed
-    path.write_text(path.read_text().replace("return self.down", "return self.dawn"))
+    edit(path, "return self.down", "return self.dawn")
     line = next(i for i, line in enumerate(path.read_text().splitlines(), start=1) if "self.dawn" in line)
-    printed = fresh.repro("audit@mine", check=False)
+    printed = fresh.repro("audit@mine", code=None)
     assert f"layers.py, line {line}, in forward" in printed
     assert "AttributeError: 'GatedUnit' object has no attribute 'dawn'" in printed and "Traceback" not in printed

@@ -13,9 +13,7 @@ import pytest
 from stacklm.pipeline import doctor
 from stacklm.pipeline.project import Project
 from support import ROOT
-from support.checkout import TINY_PARAMS, Checkout, make_checkout
-
-DOCTOR = ["doctor"]
+from support.checkout import TINY_PARAMS, Checkout
 
 
 @pytest.fixture
@@ -43,7 +41,7 @@ def closed_port() -> int:
 
 
 def test_outside_a_project_it_says_how_to_make_one_and_that_the_main_job_can_run(outside: Checkout):
-    said = outside.cli(*DOCTOR)
+    said = outside.cli("doctor")
     lines = {line[9:18].strip() for line in said.splitlines()}
     assert {"Python", "packages", "torch", "memory", "disk", "git", "DVC", "MLflow", "Prefect", "network", "ports"} <= lines
     assert "-> `stacklm init my-lab` makes a new one" in said
@@ -52,15 +50,14 @@ def test_outside_a_project_it_says_how_to_make_one_and_that_the_main_job_can_run
 
 def test_without_git_the_exit_code_is_1(outside: Checkout, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", os.devnull)
-    said = outside.cli(*DOCTOR, code=1)
+    said = outside.cli("doctor", code=1)
     assert "MISSING  git       no `git` on the PATH" in said
     assert "The main job cannot run yet: git." in said
 
 
-def test_a_project_that_is_in_order_has_nothing_to_be_done(tmp_path: Path):
-    fresh = make_checkout(tmp_path)
-    found = [doctor.dvc(fresh.project), doctor.mlflow(fresh.project), doctor.settings(fresh.project), doctor.disk(fresh.project)]
-    assert {one.state for one in found} == {"ok"}
+def test_a_project_that_is_in_order_has_nothing_to_be_done(fresh: Checkout):
+    for check in (doctor.dvc, doctor.mlflow, doctor.settings, doctor.disk):
+        assert check(fresh.project).state == "ok"
 
 
 @pytest.mark.parametrize(("folder", "advice"), [(".git", "run `git init` there"), (".dvc", "run `dvc init` there")])

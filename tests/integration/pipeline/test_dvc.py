@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stacklm.pipeline.dvc import StageFailed, reproduce
-from support import wait_for
+from support import edit, wait_for
 from support.checkout import Checkout
 from support.flows_project import make_project
 
@@ -67,27 +67,16 @@ def cache_without_space(root: Path) -> None:
     (root / ".dvc" / "cache").write_text("")
 
 
-def replaced(file: str, old: str, new: str):
-    def change(root: Path) -> None:
-        text = (root / file).read_text()
-        assert old in text
-        (root / file).write_text(text.replace(old, new, 1))
-
-    return change
-
-
 FAULTS = {
     "a linked out": linked_out,
     "an out that is a file": out_that_is_a_file,
     "a cache that cannot be written": cache_without_space,
-    "a missing section": replaced("params.yaml", "models:", "modells:"),
-    "a corrupt dvc.lock": replaced("dvc.lock", "schema: '2.0'", "schema: ["),
-    "a dvc.lock of another kind": replaced("dvc.lock", "stages:", "stages: 7\nrest:"),
-    "a conflict in dvc.yaml": replaced("dvc.yaml", "{", "<<<<<<< HEAD\n{\n=======\n{"),
+    "a missing section": lambda root: edit(root / "params.yaml", "models:", "modells:"),
+    "a corrupt dvc.lock": lambda root: edit(root / "dvc.lock", "schema: '2.0'", "schema: ["),
+    "a dvc.lock of another kind": lambda root: edit(root / "dvc.lock", "stages:", "stages: 7\nrest:"),
+    "a conflict in dvc.yaml": lambda root: edit(root / "dvc.yaml", "{", "<<<<<<< HEAD\n{\n=======\n{"),
     "a missing input": lambda root: (root / "out" / "inputs.json").unlink(),
 }
-
-
 SLOW = ["a linked out", "a dvc.lock of another kind", "a conflict in dvc.yaml", "a missing section"]
 
 
@@ -99,7 +88,7 @@ def test_where_dvc_fails_its_own_last_error_is_told(project, fault):
     address = "audit@dense" if fault is FAULTS["a missing section"] else "download"
     with pytest.raises(StageFailed) as raised:
         reproduce(project.project, address, lambda line: None)
-    printed = project.repro("--single-item", address, check=False)
+    printed = project.repro("--single-item", address, code=None)
     assert str(raised.value) == f"{address}: {printed.rpartition('ERROR: ')[2].strip()}"
 
 

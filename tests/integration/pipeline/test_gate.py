@@ -19,20 +19,21 @@ from stacklm.files import read_json, write_json
 from stacklm.lab.experiment import load_experiment
 from stacklm.pipeline import gate
 from stacklm.pipeline.lab import Files
-from support.checkout import TINY_PARAMS, Checkout
+from support import edit
+from support.checkout import TINY_PARAMS, Checkout, write_project
 from support.custom_models import written
 from support.train_files import write_text
 
 audited = gate.audited
-TRY = ("try", "stacked", "--rates", "3", "--looks", "3,4")
+TERMS = ("--rates", "3", "--looks", "3,4")
+TRY = ("try", "stacked", *TERMS)
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkout:
     """One in which a model that is not dense is so much worse, with so much noise, as the file `true.json` says."""
+    write_project(tmp_path, TINY_PARAMS.replace("vocab_size: 300", "vocab_size: 257"))
     write_text(tmp_path / "out" / "shards")
-    (tmp_path / "params.yaml").write_text(TINY_PARAMS.replace("vocab_size: 300", "vocab_size: 257"))
-    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
     (tmp_path / "trained.txt").touch()
     tell(tmp_path, 0.0, 0.1)
     made_up(monkeypatch.setattr)
@@ -126,7 +127,7 @@ def test_other_tokens_begin_another_gate(project):
 
 
 def test_a_file_is_kept_as_it_was_tried_and_only_a_change_of_its_code_begins_again(project):
-    file, command = project.root / "mine.py", ("try", "mine.py", "--rates", "3", "--looks", "3,4")
+    file, command = project.root / "mine.py", ("try", "mine.py", *TERMS)
     written(project.root)
     project.cli(*command, code=5)
     (first,) = (project.root / "experiments" / "sources").glob("mine-*/mine.py")
@@ -136,7 +137,7 @@ def test_a_file_is_kept_as_it_was_tried_and_only_a_change_of_its_code_begins_aga
     project.cli(*command, code=5)
     assert len(trained(project)) == count and "# my own" not in first.read_text()
 
-    file.write_text(file.read_text().replace("x.cumsum(1)", "x.cumsum(1) / 2"))
+    edit(file, "x.cumsum(1)", "x.cumsum(1) / 2")
     assert "try-mine was begun before mine.py Mine.mix changed: --again" in project.cli(*command, code=2)
     project.cli(*command, "--again", code=5)
     file.unlink()
@@ -148,7 +149,7 @@ def test_a_file_is_kept_as_it_was_tried_and_only_a_change_of_its_code_begins_aga
 def test_a_model_that_sees_the_future_is_refused_before_any_training_and_can_be_mended(project, monkeypatch):
     monkeypatch.setattr(gate, "audited", audited)
     written(project.root, ("x.cumsum(1)", "x.flip(1).cumsum(1)"))
-    command = ("try", "mine.py", "--rates", "3", "--looks", "3,4")
+    command = ("try", "mine.py", *TERMS)
     assert "not certified as causal" in project.cli(*command, code=2) and not trained(project)
     written(project.root)
     assert "mine passed all" in project.cli(*command, code=5)  # nothing had been found that could be lost

@@ -22,20 +22,10 @@ from support.command_line import parse
 from support.prose import commands
 
 NEW = contents("my-lab")
-SECTIONS = ("data", "tokenizer", "train", "seeds", "evaluate")
 
 
 @pytest.fixture
-def identity(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A git of no particular user, who can commit."""
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
-    for who in ("AUTHOR", "COMMITTER"):
-        monkeypatch.setenv(f"GIT_{who}_NAME", "t")
-        monkeypatch.setenv(f"GIT_{who}_EMAIL", "t@example.com")
-
-
-@pytest.fixture
-def made(identity: None, tmp_path: Path) -> Checkout:
+def made(git_user: None, tmp_path: Path) -> Checkout:
     Checkout(tmp_path).cli("init", "my-lab")
     return Checkout(tmp_path / "my-lab")
 
@@ -48,7 +38,7 @@ def section(text: str, name: str) -> str:
     return "\n".join(lines[start:end]).strip()
 
 
-@pytest.mark.parametrize("name", SECTIONS)
+@pytest.mark.parametrize("name", ["data", "tokenizer", "train", "seeds", "evaluate"])
 def test_settings_are_those_of_this_project(name: str):
     assert section(NEW["params.yaml"], name) == section((ROOT / "params.yaml").read_text(), name)
 
@@ -76,11 +66,8 @@ def test_other_files_are_those_of_this_project():
         assert NEW[path] == (ROOT / path).read_text(), path
     assert NEW["params.schema.json"] == (ROOT / "docs/params.schema.json").read_text()
     assert {*NEW[".gitignore"].splitlines()} <= {*(ROOT / ".gitignore").read_text().splitlines()}
-    yaml = YAML(typ="safe")
-    ours, theirs = (
-        yaml.load(NEW["experiments/dvc.yaml"])["stages"]["lab"],
-        yaml.load(ROOT / "experiments/dvc.yaml")["stages"]["lab"],
-    )
+    files = NEW["experiments/dvc.yaml"], ROOT / "experiments/dvc.yaml"
+    ours, theirs = (YAML(typ="safe").load(file)["stages"]["lab"] for file in files)
     assert ours.pop("matrix") == {"experiment": ["my-model"]} and theirs.pop("matrix")
     assert ours == theirs
 
@@ -103,8 +90,8 @@ def test_it_is_under_git_and_dvc_and_the_doctor_has_nothing_to_say(made: Checkou
     assert made.run("git", "log", "--format=%s").strip() == "New project by stacklm init"
     assert made.run("git", "status", "--porcelain") == ""
     assert made.run("git", "ls-files").split() == sorted(NEW)
-    checks = (doctor.dvc, doctor.settings, doctor.disk)
-    assert [check(Project.find(made.root)).state for check in checks] == ["ok", "ok", "ok"]
+    for check in (doctor.dvc, doctor.settings, doctor.disk):
+        assert check(Project.find(made.root)).state == "ok"
 
 
 def test_its_model_is_as_large_as_the_dense_one_and_its_experiment_is_well_formed(made: Checkout):
@@ -116,7 +103,7 @@ def test_its_model_is_as_large_as_the_dense_one_and_its_experiment_is_well_forme
     assert list(load(made.root / "params.yaml").models) == ["mine", "dense"]
 
 
-def test_a_folder_that_is_not_empty_is_refused_and_left_alone(identity: None, tmp_path: Path):
+def test_a_folder_that_is_not_empty_is_refused_and_left_alone(git_user: None, tmp_path: Path):
     taken, file = tmp_path / "taken", tmp_path / "file"
     taken.mkdir()
     for path in (taken / "mine.txt", file):
@@ -133,11 +120,10 @@ def test_a_folder_in_another_project_is_refused(made: Checkout):
 
 
 def test_an_empty_folder_will_do_and_an_unknown_user_commits_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
-    monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
-    monkeypatch.setenv("EMAIL", "")
-    monkeypatch.setenv("GIT_AUTHOR_NAME", "")
-    monkeypatch.setenv("GIT_COMMITTER_NAME", "")
+    for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"):
+        monkeypatch.setenv(name, os.devnull)
+    for name in ("EMAIL", "GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME"):
+        monkeypatch.setenv(name, "")
     checkout = Checkout(tmp_path)
     assert "git does not know who you are" in checkout.cli("init", ".")
     assert "params.yaml" in checkout.run("git", "diff", "--cached", "--name-only").split()

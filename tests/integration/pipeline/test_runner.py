@@ -20,17 +20,16 @@ from stacklm.pipeline.locks import hold
 from stacklm.pipeline.project import Project
 from stacklm.pipeline.runner import DONE, RECORD, run_stage, sweep
 from stacklm.pipeline.stages import Instance, Stage
-from support.checkout import TINY_PARAMS
+from support import edit
+from support.checkout import write_project
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch) -> Project:
     monkeypatch.chdir(tmp_path)
-    write_text(tmp_path / "params.yaml", TINY_PARAMS)
-    write_text(tmp_path / "dvc.yaml", "stages: {}")
     write_text(tmp_path / "code.py", "version = 1")
     write_text(tmp_path / "text.txt", "some text")
-    return Project(tmp_path, tmp_path / ".stacklm")
+    return write_project(tmp_path)
 
 
 class Example(Stage):
@@ -82,12 +81,6 @@ def test_a_file_about_other_code_is_refused_at_the_end_and_what_ran_is_recorded_
     assert read_json(file) == STAGE.code(project.root)
 
 
-def edit(project: Project, file: str, old: str, new: str) -> None:
-    path = project.root / file
-    assert old in path.read_text()
-    write_text(path, path.read_text().replace(old, new))
-
-
 def test_finished_work_is_published_again_and_not_done_again(run, project):
     made = run()
     (project.root / "out/result.txt").unlink()
@@ -110,10 +103,10 @@ def test_finished_work_that_was_damaged_since_is_done_again(run, project):
 )
 def test_finished_work_of_other_code_inputs_or_settings_is_not_used(run, project, file, old, new):
     before = run()
-    edit(project, file, old, new)
+    edit(project.root / file, old, new)
     assert run() != before
     assert len(calls) == 2
-    edit(project, file, new, old)
+    edit(project.root / file, new, old)
     assert run() == before
     assert len(calls) == 2, "the work folder of the first settings is still there"
 
@@ -121,10 +114,10 @@ def test_finished_work_of_other_code_inputs_or_settings_is_not_used(run, project
 def test_work_that_does_not_use_a_setting_is_not_done_again_when_that_changes(run, project):
     partial = dataclasses.replace(STAGE, uses={"config": passes})
     before = run(partial)
-    edit(project, "params.yaml", "steps: 12", "steps: 13")
+    edit(project.root / "params.yaml", "steps: 12", "steps: 13")
     assert run(partial) == before
     assert len(calls) == 1
-    edit(project, "params.yaml", "context_length: 16", "context_length: 8")
+    edit(project.root / "params.yaml", "context_length: 16", "context_length: 8")
     run(partial)
     assert len(calls) == 2
 
@@ -132,10 +125,10 @@ def test_work_that_does_not_use_a_setting_is_not_done_again_when_that_changes(ru
 def test_earlier_work_is_offered_only_if_it_is_of_the_same_code(run, project):
     resumable = dataclasses.replace(STAGE, resumable=True)
     run(resumable)
-    edit(project, "params.yaml", "steps: 12", "steps: 13")
+    edit(project.root / "params.yaml", "steps: 12", "steps: 13")
     run(resumable)
-    edit(project, "code.py", "1", "2")
-    edit(project, "params.yaml", "steps: 13", "steps: 14")
+    edit(project.root / "code.py", "1", "2")
+    edit(project.root / "params.yaml", "steps: 13", "steps: 14")
     run(resumable)
     assert [call["earlier"] for call in calls] == [0, 1, 0]
 
@@ -163,10 +156,10 @@ def test_work_of_other_versions_is_neither_used_nor_offered(run, monkeypatch, ch
 )
 def test_an_edit_while_a_stage_runs_is_refused_and_undoing_it_costs_nothing(run, project, file, old, new, error, message):
     """DVC would record what the files say when the stage has ended."""
-    meanwhile.append(lambda: edit(project, file, old, new))
+    meanwhile.append(lambda: edit(project.root / file, old, new))
     with pytest.raises(error, match=message):
         run()
-    edit(project, file, new, old)
+    edit(project.root / file, new, old)
     assert run() == "some text version = 1 12"
     assert len(calls) == (2 if file == "code.py" else 1)
 

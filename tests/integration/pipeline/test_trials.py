@@ -17,9 +17,9 @@ from stacklm.files import read_json, sha256
 from stacklm.lab.trial import Trial, run_trial
 from stacklm.pipeline import trials
 from stacklm.pipeline.lab import Files
-from stacklm.pipeline.project import Project
 from stacklm.pipeline.trials import run_apart, run_here, run_trials
-from support.checkout import TINY_PARAMS
+from support.checkout import write_project
+from support.lab_records import TWO_HUNDRED
 from support.train_files import MODELS, TRAIN, write_text
 
 
@@ -73,24 +73,9 @@ def test_a_killed_trial_is_an_error_with_its_code_and_resumes_to_the_same_bits(s
     assert trials.running() == []
 
 
-EXPERIMENT = """\
-question: Does SwiGLU help?
-refuted_by: the interval lies above the margin
-budget: parameters
-margin: 0.005
-baseline: {architecture: {kind: dense, d_model: 16, n_heads: 2, n_layers: 1, d_ff: 32}, optimizer: {peak_lr: 3.2e-2}}
-candidates:
-  swiglu: {change: {architecture.ffn: swiglu}}
-seeds: {tune: [101, 102, 103, 104, 105, 106, 107, 108, 109, 110], judge: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]}
-sizes: [1, 2]
-rates: 3
-"""
-
-
 def test_two_hundred_trials_with_made_up_scores_are_begun_once_each_and_serve_another_experiment_too(tmp_path, capsys):
     write_text(tmp_path / "out" / "shards")
-    (tmp_path / "params.yaml").write_text(TINY_PARAMS)
-    (tmp_path / "experiments").mkdir()
+    project = write_project(tmp_path, one=TWO_HUNDRED, two=TWO_HUNDRED)
     begun = []
 
     def start(planned, ended):
@@ -102,8 +87,7 @@ def test_two_hundred_trials_with_made_up_scores_are_begun_once_each_and_serve_an
 
     found = {}
     for name in ("one", "two"):
-        (tmp_path / "experiments" / f"{name}.yaml").write_text(EXPERIMENT)
-        files = Files(Project(tmp_path, tmp_path / ".stacklm"), name)
+        files = Files(project, name)
         assert run_trials(files.begin(), files, start, at_once=7) == {}
         found[name] = {path.name: path.read_bytes() for path in (tmp_path / "experiments" / name / "records").iterdir()}
     assert len(begun) == len({*begun}) == len(found["one"]) == 200
@@ -121,10 +105,7 @@ ALONE = """\
 def files(tmp_path: Path) -> Files:
     """An experiment of a baseline alone, with tokens to train on."""
     write_text(tmp_path / "out" / "shards")
-    (tmp_path / "params.yaml").write_text(TINY_PARAMS)
-    (tmp_path / "experiments").mkdir()
-    (tmp_path / "experiments" / "alone.yaml").write_text(ALONE)
-    return Files(Project(tmp_path, tmp_path / ".stacklm"), "alone")
+    return Files(write_project(tmp_path, alone=ALONE), "alone")
 
 
 def test_a_record_made_before_a_setting_existed_is_of_a_trial_with_its_default(files):

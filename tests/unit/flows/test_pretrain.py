@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
 
 import pytest
-from ruamel.yaml import YAML
 
-from stacklm.config.params import parse
 from stacklm.config.schema import ParamsError
 from stacklm.pipeline.project import trainings_at_once
-from support.checkout import TINY_PARAMS
+from support.checkout import PARAMS
 
 
 @pytest.fixture
@@ -35,15 +33,12 @@ def test_every_flow_brings_up_to_date_what_its_stage_needs(pretrain):
 def test_parameters_choose_stages_and_models_and_no_values(pretrain):
     from prefect.exceptions import ParameterTypeError
 
-    params = parse(YAML(typ="safe").load(TINY_PARAMS))
-
     def chosen(last: str, models: list[str] | None) -> list[str]:
-        return [item.address for item in pretrain.selection(pretrain.with_upstream(last), params, models)]
+        return [item.address for item in pretrain.selection(pretrain.with_upstream(last), PARAMS, models)]
 
     assert chosen("audit", ["dense"]) == ["inputs", "download", "tokenizer", "shards", "audit@dense"]
-    assert chosen("compare", ["dense"])[-3:] == ["audit@dense", "pretrain@dense-1", "evaluate@dense-1"], (
-        "no comparison of one model"
-    )
+    alone = chosen("compare", ["dense"])[-3:]
+    assert alone == ["audit@dense", "pretrain@dense-1", "evaluate@dense-1"], "no comparison of one model"
     assert chosen("compare", ["dense", "stacked"]) == chosen("compare", None)
     with pytest.raises(ParamsError, match=r"no model 'dens'.*did you mean `dense`"):
         chosen("compare", ["dens"])
@@ -64,8 +59,7 @@ def test_the_flows_can_be_deployed_by_name(pretrain):
 )
 def test_models_train_side_by_side_on_enough_processors(monkeypatch, device, threads, processors, expected):
     monkeypatch.setattr("stacklm.pipeline.project.processors", lambda: processors)
-    train = parse(YAML(typ="safe").load(TINY_PARAMS)).train
-    assert trainings_at_once(dataclasses.replace(train, device=device, threads=threads)) == expected
+    assert trainings_at_once(replace(PARAMS.train, device=device, threads=threads)) == expected
 
 
 def test_an_unknown_flow_is_refused_with_the_known_names(pretrain, monkeypatch, tmp_path, capsys):

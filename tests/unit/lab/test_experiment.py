@@ -10,7 +10,7 @@ import pytest
 from stacklm.config.schema import ParamsError
 from stacklm.lab.experiment import Experiment, arms, changed, load_experiment, settings
 from stacklm.lab.trial import Trial
-from support.lab_records import PARAMS
+from support.checkout import PARAMS
 
 FILE = """\
 question: Does a short convolution help, and do two stacks match the dense twin?

@@ -12,24 +12,14 @@ from stacklm.config.optimizer import AdamW, Muon
 from stacklm.config.schema import ParamsError
 from stacklm.lab.experiment import arms, load_experiment, settings
 from stacklm.lab.findings import Findings
-from stacklm.lab.gate import (
-    Gate,
-    Named,
-    bar,
-    changed,
-    find_baseline,
-    find_candidate,
-    gate_experiment,
-    of_steps,
-    pace,
-    written,
-)
+from stacklm.lab.gate import Gate, Named, bar, changed, find_baseline, find_candidate, gate_experiment, of_steps, pace, written
 from stacklm.lab.schedule import Lab
 from stacklm.lab.statistics import Verdict, sequential_level
 from stacklm.lab.text import result_text
 from stacklm.report.lab.page import report
+from support.checkout import PARAMS
 from support.custom_models import FOLDER
-from support.lab_records import PARAMS, lab_of
+from support.lab_records import lab_of
 
 BASE = Named("dense", Model(Dense(96, 4, 5, 196, ffn="swiglu")))
 MUON = Muon()
@@ -84,11 +74,10 @@ def test_the_model_is_one_of_the_settings_or_that_of_a_file(tmp_path):
 
 
 def test_of_a_python_file_it_is_the_class_that_is_named_or_the_only_one_that_can_be_meant(tmp_path):
-    for name in ("gpt", "lstm", "linear_attention"):
+    for name, kind in {"gpt": "GPT", "lstm": "LSTM", "linear_attention": "Gated"}.items():
         file = str(FOLDER / f"{name}.py")
-        found = find_candidate(file, PARAMS, MUON)
-        kind = {"gpt": "GPT", "lstm": "LSTM", "linear_attention": "Gated"}[name]
-        assert found == Named(name, Model(Python(file, kind), MUON)) == find_candidate(f"{file}:{kind}", PARAMS, MUON)
+        wanted = Named(name, Model(Python(file, kind), MUON))
+        assert find_candidate(file, PARAMS, MUON) == find_candidate(f"{file}:{kind}", PARAMS, MUON) == wanted
     two = tmp_path / "two.py"
     two.write_text("from torch import nn\n" + "".join(f"class {name}(nn.Module):\n    pass\n" for name in "AB"))
     with pytest.raises(ParamsError, match=r"two.py: has several models, A, B; name one, as two.py:B"):

@@ -15,8 +15,9 @@ from stacklm.lab.experiment import arms
 from stacklm.lab.schedule import Lab
 from stacklm.lab.speed import Latency, decode_latency, seconds_per_step
 from stacklm.lab.text import arms_table
+from support.checkout import PARAMS
 from support.custom_models import MODELS
-from support.lab_records import PARAMS, lab_of, timed
+from support.lab_records import lab_of, timed
 
 EXPERIMENT = """
 question: q

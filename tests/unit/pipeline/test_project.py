@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from stacklm.pipeline.lab import Files
-from stacklm.pipeline.project import Project, free_gpu_memory, processors
+from stacklm.pipeline.project import free_gpu_memory, processors
 from stacklm.plan.memory import training_memory
-from support.checkout import TINY_PARAMS
+from support.checkout import write_project
 from support.lab_records import FILE, make_lab
 
 COUNT = "from pathlib import Path; from stacklm.pipeline.project import processors; print(processors(Path('absent')))"
@@ -68,10 +68,7 @@ def test_without_a_gpu_there_is_no_memory_of_one(monkeypatch):
 def test_as_many_trials_at_once_as_a_gpu_holds_of_the_largest_arm(tmp_path, monkeypatch, gpu):
     monkeypatch.setattr("stacklm.pipeline.project.processors", lambda: 4)
     lab = make_lab(sizes="[1]")
-    (tmp_path / "experiments").mkdir()
-    (tmp_path / "experiments" / "one.yaml").write_text(FILE)
-    (tmp_path / "params.yaml").write_text(TINY_PARAMS)
-    files = Files(Project(tmp_path, tmp_path / ".stacklm"), "one")
+    files = Files(write_project(tmp_path, one=FILE), "one")
     largest = max(training_memory(arm.model, files.vocab_size, arm.train).total for arm in lab.arms)
     on = {device: replace(lab, settings=replace(lab.settings, device=device, threads=1)) for device in ("cuda", "cpu")}
     for times, expected in ((0.5, 1), (1.5, 1), (2.5, 2), (9, 4)):

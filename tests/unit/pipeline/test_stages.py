@@ -7,16 +7,17 @@ import inspect
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
-from ruamel.yaml import YAML
 
 from stacklm.code import import_closure
-from stacklm.config.params import parse
 from stacklm.pipeline.dvc import dvc_yaml
 from stacklm.pipeline.stages import STAGES, Stage, inputs_of, instances, stage, upstream
 from support import ROOT
-from support.checkout import TINY_PARAMS
+from support.checkout import PARAMS
+
+TWO_SEEDS = replace(PARAMS, seeds=(1, 7))
 
 
 def test_dvc_yaml_is_what_the_table_says():
@@ -50,28 +51,25 @@ def test_the_code_of_a_stage_holds_every_module_that_is_loaded_which_are_none_of
 
 def test_order_respects_what_each_stage_reads():
     seen: set[str] = set()
-    params = parse(YAML(typ="safe").load(TINY_PARAMS.replace("seeds: [1]", "seeds: [1, 7]")))
-    for entry in [item.stage for item in instances(params)]:
+    for entry in [item.stage for item in instances(TWO_SEEDS)]:
         assert upstream(entry) <= seen | {entry.name}
         seen.add(entry.name)
     assert upstream(stage("compare")) == {"pretrain", "evaluate", "shards"}
     assert upstream(stage("pretrain")) == {"audit", "shards"}
-    addresses = [item.address for item in instances(params) if item.stage.name in ("audit", "pretrain")]
+    addresses = [item.address for item in instances(TWO_SEEDS) if item.stage.name in ("audit", "pretrain")]
     pairs = [f"pretrain@{model}-{seed}" for seed in (1, 7) for model in ("stacked", "dense")]
     assert addresses == ["audit@stacked", "audit@dense", *pairs]
 
 
 def test_an_instance_reads_what_its_own_model_and_seed_made():
-    params = parse(YAML(typ="safe").load(TINY_PARAMS.replace("seeds: [1]", "seeds: [1, 7]")))
-    items = {item.address: item for item in instances(params)}
-    read = {address: {one.address for one in inputs_of(item, params)} for address, item in items.items()}
+    items = {item.address: item for item in instances(TWO_SEEDS)}
+    read = {address: {one.address for one in inputs_of(item, TWO_SEEDS)} for address, item in items.items()}
     assert read["pretrain@dense-7"] == {"shards", "audit@dense"}
     assert read["evaluate@dense-7"] == {"pretrain@dense-7", "shards", "tokenizer", "inputs"}
-    assert {f"{stage}@{model}-{seed}" for stage in ("pretrain", "evaluate") for model in params.models for seed in (1, 7)} < read[
-        "compare"
-    ]
-    assert items["pretrain@dense-7"].settings(params)["config"].seed == 7
-    assert items["evaluate@dense-7"].settings(params) == items["evaluate@dense-1"].settings(params)
+    models = [f"{model}-{seed}" for model in TWO_SEEDS.models for seed in (1, 7)]
+    assert {f"{stage}@{model}" for stage in ("pretrain", "evaluate") for model in models} < read["compare"]
+    assert items["pretrain@dense-7"].settings(TWO_SEEDS)["config"].seed == 7
+    assert items["evaluate@dense-7"].settings(TWO_SEEDS) == items["evaluate@dense-1"].settings(TWO_SEEDS)
 
 
 def test_an_unknown_stage_names_the_known_ones():

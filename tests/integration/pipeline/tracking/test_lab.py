@@ -13,7 +13,7 @@ from stacklm.pipeline.project import Project
 from stacklm.pipeline.tracking import lab as tracking
 from stacklm.pipeline.tracking.store import connect
 from stacklm.pipeline.tracking.sync import sync_all
-from support.checkout import TINY_PARAMS
+from support.checkout import write_project
 from support.lab_records import FILE, course, recorded
 
 ONE = FILE.replace("[1, 2, 3, 4, 5, 6, 7, 8]", "[1, 2, 3]").replace("[101, 102]", "[101]").replace("sizes: [1, 2]", "rates: 3")
@@ -24,8 +24,7 @@ ONE = "\n".join(line for line in ONE.splitlines() if "equal:" not in line and "w
 @pytest.fixture
 def files(project: Project) -> Files:
     """An experiment of one size that has begun."""
-    write_text(project.params_file, TINY_PARAMS)
-    write_text(project.root / "experiments" / "one.yaml", ONE)
+    write_project(project.root, one=ONE)
     files = Files(project, "one")
     write_json(files.origin, {"data": files.present()["data"], "code": {"here": "c0de"}})
     return files
