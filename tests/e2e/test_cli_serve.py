@@ -56,13 +56,11 @@ def test_what_it_prints_works_and_a_signal_ends_it_in_the_middle_of_a_stream(fin
         server.kill()
 
 
-def test_what_cannot_be_is_one_clear_message(fresh: Checkout, finished: Checkout) -> None:
-    assert "no model 'dens'; there are stacked-1, dense-1" in finished.cli("serve", "--model", "dens", code=2)
-    assert "stacked-1 is not trained yet: `dvc repro pretrain@stacked-1`" in fresh.cli("serve", code=2)
+def test_a_port_that_is_taken_is_one_clear_message(finished: Checkout) -> None:
     with listen("127.0.0.1", 0) as listener:
         port = str(listener.getsockname()[1])
-        assert f"port {port}: Address already in use; choose another with --port" in finished.cli("serve", "--port", port, code=2)
-    assert "cannot listen at 192.0.2.1" in finished.cli("serve", "--host", "192.0.2.1", code=2)
+        said = f"cannot listen at 127.0.0.1, port {port}: Address already in use; choose another with --port"
+        assert said in finished.cli("serve", "--port", port, code=2)
 
 
 @pytest.mark.slow

@@ -5,20 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from stacklm.config.params import load, preview
 from stacklm.model.count import count
 from stacklm.plan.plan import memory_options, plan
-from stacklm.plan.text import describe, print_plan, size
+from stacklm.plan.text import describe, is_out_of_memory, print_plan, size, variants_table
 from stacklm.units import quantity
-from support.checkout import TINY_PARAMS
+from support.checkout import write_project
+from support.model_variants import CONTEXT, TINY, VARIANTS, VOCAB
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    path = tmp_path / "params.yaml"
-    path.write_text(TINY_PARAMS)
-    return path
+    return write_project(tmp_path).params_file
 
 
 def test_the_plan_counts_as_the_model_does_and_spells_out_the_budget(file):
@@ -27,20 +27,16 @@ def test_the_plan_counts_as_the_model_does_and_spells_out_the_budget(file):
     for model in params.models.values():
         counts = count(model.architecture, params.tokenizer.vocab_size, params.train.context_length)
         assert f"{counts.total:,}" in text
-    train = params.train
-    assert (
-        f"{train.max_steps:,} steps * {train.tokens_per_step:,} tokens = {train.max_steps * train.tokens_per_step:,} tokens" in text
-    )
+    steps, tokens = params.train.max_steps, params.train.tokens_per_step
+    assert f"{steps:,} steps * {tokens:,} tokens = {steps * tokens:,} tokens" in text
 
 
 def test_the_disk_holds_every_checkpoint_that_is_kept(file):
     params = preview(file, ["train.lr_schedule=wsd", "train.keep_every=4"])
     found = plan(params, ["dense"], None)
-    assert "the last 2, the best, the one being written, 5 milestones" in describe(
-        found
-    )  # of steps 0, 4, 8, 12, and the plateau's end
-    one = found.models["dense"].checkpoint
-    assert f"{quantity(9 * one, 'B')} of checkpoints" in describe(found)
+    text, one = describe(found), found.models["dense"].checkpoint
+    assert "the last 2, the best, the one being written, 5 milestones" in text  # of steps 0, 4, 8, 12, and the plateau's end
+    assert f"{quantity(9 * one, 'B')} of checkpoints" in text
     thrice = describe(plan(preview(file, ["train.keep_every=3", "seeds=[1,2,3]"]), ["dense"], None))
     assert f"{quantity(27 * one, 'B')} of checkpoints" in thrice and "of 3 seeds" in thrice
 
@@ -90,3 +86,30 @@ def test_options_in_use_are_not_offered_again(file):
 def test_a_budget_needs_a_unit(text):
     with pytest.raises(ValueError):
         size(text)
+
+
+def test_what_torch_says_when_memory_is_out_is_understood() -> None:
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(2**60)
+    assert is_out_of_memory(error.value)
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
+
+
+@pytest.mark.parametrize("axis", ["parameters", "flops"])
+def test_every_variant_and_every_trade_has_a_row(axis):
+    variants, grid = variants_table(TINY, VOCAB, CONTEXT, axis).split("\n\n")
+    rows = {line.split()[0]: line for line in variants.splitlines()[3:]}
+    assert list(rows) == list(VARIANTS)
+    for name, line in rows.items():
+        assert f" {count(VARIANTS[name], VOCAB, CONTEXT).total:,} " in line
+    assert "3 x 4" in rows["base"] and "4 x 4" in rows["extra-stack"]
+    title, _, _, *trades = grid.splitlines()
+    assert axis.replace("flops", "FLOPs") in title
+    assert [line.split()[2] for line in trades] == ["16", "8", "4", "2", "1"]
+    kept = {name: int(line.split()[-1].replace(",", "")) for name, line in rows.items()}
+    heads, layers, key_dim = 2, 4, 8
+    assert kept["factored"] == layers * heads * (3 * key_dim + 4 + 4 + 8)
+    assert kept["narrow-qk"] == kept["factored"] - layers * heads * 3 * (key_dim // 2)
+    assert kept["kv-sharing"] == 3 * heads * (key_dim + key_dim)
+    assert kept["extra-stack"] == kept["base"] + layers * heads * (key_dim + 4)
