@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -163,10 +164,28 @@ def publish_report(project: Project, *models: str, best: str | None = None) -> N
     """Leave what compare leaves of these models."""
     out = project.root / "out"
     write_text(out / "report" / "report.md", "# Comparison\n")
-    facts = {model: {"seeds": {"1": {"test": 1.0}, "2": {"test": 1.1}}} for model in models or ["stacked"]}
+    facts = {model: {"seeds": {"1": {"test": 1.0}, "2": {"test": 1.1}}} for model in models}
     comparison = {"finding": "A finding.", "best": best, "models": facts, "provenance": {"seeds": [1], "alpha": 0.025}}
     write_json(out / "comparison.json", comparison)
     write_json(out / "records" / "compare.json", {"inputs": {"out/models": sha256(out / "models")}})
+
+
+def make_project(root: Path, database: Path) -> Project:
+    """A project in which all is ready to pretrain, tracked in a copy of MLflow's empty database."""
+    project = Project(root, root / ".stacklm")
+    project.state.mkdir(parents=True)
+    shutil.copyfile(database, project.state / "mlflow.db")
+    prepare_data(project)
+    return project
+
+
+def publish(project: Project, *models: str, best: str | None = None) -> Project:
+    """The same after every stage has run."""
+    for model in models:
+        publish_model(project, model)
+        publish_evaluation(project, model)
+    publish_report(project, *models, best=best)
+    return project
 
 
 def client(project: Project):
@@ -182,6 +201,13 @@ def all_runs(project: Project) -> list:
     """All runs of the project's experiment, those of the pipeline included."""
     tracker, experiment = connect(project)
     return list(tracker.search_runs([experiment]))
+
+
+def logged_model(project: Project):
+    """The only model that is logged in the project's experiment."""
+    tracker, experiment = connect(project)
+    (model,) = tracker.search_logged_models([experiment])
+    return model
 
 
 def curve(project: Project, key: str) -> list[tuple[int, float]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import pytest
 
 from stacklm.pipeline.project import Project
 from stacklm.pipeline.tracking.store import connect
-from support.tracking_project import isolate, prepare_data, publish_evaluation, publish_model, publish_report
+from stacklm.pipeline.tracking.sync import sync_all
+from support.tracking_project import isolate, make_project, publish
 
 
 @pytest.fixture(scope="session")
@@ -27,17 +27,18 @@ def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def project(tmp_path: Path, mlflow_database: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A project in which all is ready to pretrain, tracked in a database of its own."""
     isolate(monkeypatch)
-    project = Project(tmp_path, tmp_path / ".stacklm")
-    project.state.mkdir()
-    shutil.copyfile(mlflow_database, project.state / "mlflow.db")
-    prepare_data(project)
-    return project
+    return make_project(tmp_path, mlflow_database)
 
 
 @pytest.fixture
 def published(project: Project) -> Project:
     """The same after every stage has run, for one model."""
-    publish_model(project, "stacked")
-    publish_evaluation(project, "stacked")
-    publish_report(project)
+    return publish(project, "stacked")
+
+
+@pytest.fixture(scope="session")
+def synced(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Project:
+    """One that is published and in MLflow, to be read and not changed: giving all of it to MLflow takes seconds."""
+    project = publish(make_project(tmp_path_factory.mktemp("synced"), mlflow_database), "stacked")
+    assert sync_all(project)
     return project

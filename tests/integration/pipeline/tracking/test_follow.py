@@ -10,17 +10,7 @@ import pytest
 from stacklm.pipeline.project import Project
 from stacklm.pipeline.tracking.sync import Follower, sync_all
 from support import ROOT, wait_for
-from support.tracking_project import (
-    curve,
-    metrics,
-    prepare_data,
-    pretraining,
-    publish_model,
-    record,
-    runs,
-    timing,
-    write_rows,
-)
+from support.tracking_project import curve, metrics, prepare_data, pretraining, publish_model, record, runs, timing, write_rows
 
 
 def train(work, steps: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -10,9 +9,9 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 
@@ -25,21 +24,18 @@ from stacklm.files import read_json, write_json
 from stacklm.model.store import StoreError, load_model
 from stacklm.pipeline.models import CHANGED, SAME, UNKNOWN, find, load, register
 from stacklm.pipeline.project import Project
+from stacklm.pipeline.tracking.run import Pretraining
 from stacklm.pipeline.tracking.store import tracking_uri
 from stacklm.pipeline.tracking.sync import sync_all
 from support.checkout import TINY_PARAMS
-from support.tracking_project import client, publish_evaluation, publish_model, publish_report, runs
+from support.tracking_project import client, publish, publish_evaluation, publish_model, publish_report, runs
 
 
 @pytest.fixture
 def trained(project: Project) -> Project:
     """Two models with their evaluations."""
     (project.root / "params.yaml").write_text(TINY_PARAMS)
-    for model in ("stacked", "dense"):
-        publish_model(project, model)
-        publish_evaluation(project, model)
-    publish_report(project, "stacked", "dense")
-    return project
+    return publish(project, "stacked", "dense")
 
 
 def test_a_name_gives_model_tokenizer_and_config_with_a_verdict_on_each_fingerprint(trained: Project):
@@ -98,8 +94,6 @@ def test_data_that_changed_or_is_not_there_is_told(trained: Project):
     manifest = trained.root / "out/shards/manifest.json"
     load("dense", trained)
     before = manifest.read_text()
-    from stacklm.pipeline.tracking.run import Pretraining
-
     for run in Pretraining.finished(trained):
         write_json(run.note("facts"), run.facts())  # as training notes them when it begins
     manifest.write_text(before + " ")
@@ -147,6 +141,32 @@ def test_what_a_comparison_registers_has_cards_too(trained: Project):
     assert {version.description.partition("\n")[0] for version in found} == {"# stacked-1", "# dense-1"}
 
 
+def test_the_alias_champion_follows_the_last_comparison_and_loads(project: Project, monkeypatch):
+    import mlflow
+
+    def registered() -> tuple[str | None, list[str]]:
+        """The champion's name, and those of all versions."""
+        tracker = client(project)
+        names = sorted(version.tags["model"] for version in tracker.search_model_versions("name = 'stacklm'"))
+        try:
+            return tracker.get_model_version_by_alias("stacklm", "champion").tags["model"], names
+        except mlflow.MlflowException:
+            return None, names
+
+    for model in ("stacked", "dense"):
+        publish_model(project, model)
+        publish_evaluation(project, model)
+    assert sync_all(project) and registered() == (None, [])  # nothing was compared yet
+    for best in ("dense", "stacked", None):
+        publish_report(project, "stacked", "dense", best=best)
+        assert sync_all(project) and registered() == (best, ["dense", "stacked"])
+        if best == "dense":
+            with monkeypatch.context() as patch:
+                patch.setenv("MLFLOW_TRACKING_URI", tracking_uri(project))
+                (text,) = mlflow.pyfunc.load_model("models:/stacklm@champion").predict(["def "], params={"tokens": 4})
+            assert isinstance(text, str)
+
+
 @pytest.mark.slow
 def test_mlflow_serves_a_registered_model_text_in_text_out(trained: Project, tmp_path: Path):
     address = register(trained, "stacked", "production")
@@ -165,16 +185,13 @@ def test_mlflow_serves_a_registered_model_text_in_text_out(trained: Project, tmp
     try:
         for _ in range(240):
             try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=1).read()
+                httpx.get(f"http://127.0.0.1:{port}/ping", timeout=1).raise_for_status()
                 break
-            except OSError:
+            except httpx.HTTPError:
                 assert server.poll() is None, (tmp_path / "log").read_text()
                 time.sleep(0.5)
         body = {"inputs": ["def ", "ü"], "params": {"max_new_tokens": 6, "temperature": 0.0}}
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        answer = json.load(urllib.request.urlopen(request, timeout=60))
+        answer = httpx.post(f"http://127.0.0.1:{port}/invocations", json=body, timeout=60).json()
     finally:
         os.killpg(server.pid, 15)
         server.wait()

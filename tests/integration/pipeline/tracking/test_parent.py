@@ -72,33 +72,33 @@ def begin(project, monkeypatch, model: str, identity: str, seed: int = 1, **tags
     return run
 
 
-def parents(project) -> dict[str, tuple[str, list[str]]]:
+def parents(project) -> list:
+    return [run for run in all_runs(project) if "stacklm.pipeline_run" in run.data.tags]
+
+
+def families(project) -> dict[str, tuple[str, list[str]]]:
     """Name of each parent: its status and its children's models."""
-    everything = all_runs(project)
-    children = {
-        r.info.run_id: [c for c in everything if c.data.tags.get("mlflow.parentRunId") == r.info.run_id] for r in everything
-    }
-    return {
-        run.info.run_name: (run.info.status, sorted(child.data.tags["model"] for child in children[run.info.run_id]))
-        for run in everything
-        if "stacklm.pipeline_run" in run.data.tags
-    }
+    found = {}
+    for parent in parents(project):
+        children = [run for run in runs(project) if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+        found[parent.info.run_name] = parent.info.status, sorted(child.data.tags["model"] for child in children)
+    return found
 
 
 def test_models_of_one_pipeline_run_are_children_of_one_parent_whose_status_follows_theirs(project, monkeypatch):
     stacked = Mirror(begin(project, monkeypatch, "stacked", "a"))
-    assert parents(project) == {"dvc repro · a": ("RUNNING", ["stacked"])}
+    assert families(project) == {"dvc repro · a": ("RUNNING", ["stacked"])}
     stacked.end("FINISHED")
-    assert parents(project) == {"dvc repro · a": ("FINISHED", ["stacked"])}
+    assert families(project) == {"dvc repro · a": ("FINISHED", ["stacked"])}
     dense = Mirror(begin(project, monkeypatch, "dense", "a"))
-    assert parents(project) == {"dvc repro · a": ("RUNNING", ["dense", "stacked"])}
+    assert families(project) == {"dvc repro · a": ("RUNNING", ["dense", "stacked"])}
     dense.end("KILLED")
-    assert parents(project) == {"dvc repro · a": ("KILLED", ["dense", "stacked"])}
+    assert families(project) == {"dvc repro · a": ("KILLED", ["dense", "stacked"])}
     again = Mirror(begin(project, monkeypatch, "dense", "b"))  # resumed by another run of the pipeline
     again.grow()
-    assert parents(project) == {"dvc repro · a": ("RUNNING", ["dense", "stacked"])}
+    assert families(project) == {"dvc repro · a": ("RUNNING", ["dense", "stacked"])}
     again.end("FINISHED")
-    (parent,) = (run for run in all_runs(project) if "stacklm.pipeline_run" in run.data.tags)
+    (parent,) = parents(project)
     assert parent.info.status == "FINISHED"
     assert parent.info.end_time == max(run.info.end_time for run in runs(project))
     assert parent.data.tags["mlflow.user"] == runs(project)[0].data.tags["mlflow.user"] == getpass.getuser()
@@ -117,7 +117,7 @@ def test_a_parent_shows_the_mean_over_the_seeds_of_a_model(project, monkeypatch)
         publish_model(project, "stacked", seed=seed)
         publish_evaluation(project, "stacked", loss, seed)
     assert sync_all(project)
-    (parent,) = (run for run in all_runs(project) if "stacklm.pipeline_run" in run.data.tags)
+    (parent,) = parents(project)
     scores = {run.data.tags["seed"]: run.data.metrics["bits_per_byte/test"] for run in runs(project)}
     assert sorted(scores) == ["1", "2"]
     assert parent.data.metrics == {"bits_per_byte_test/stacked": pytest.approx((scores["1"] + scores["2"]) / 2)}
@@ -129,7 +129,7 @@ def test_a_deleted_parent_and_results_from_elsewhere_are_no_obstacle(project, mo
     publish_model(project, "stacked")
     publish_evaluation(project, "stacked")
     assert sync_all(project)
-    (parent,) = (run for run in all_runs(project) if "stacklm.pipeline_run" in run.data.tags)
+    (parent,) = parents(project)
     assert {run.data.tags["model"]: run.data.tags.get("mlflow.parentRunId") for run in runs(project)} == {
         "dense": None,
         "stacked": parent.info.run_id,

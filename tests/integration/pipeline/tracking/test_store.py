@@ -16,7 +16,7 @@ import pytest
 from stacklm.pipeline.project import Project
 from stacklm.pipeline.tracking.store import connect, sqlite_file, tracking_uri
 from stacklm.pipeline.tracking.sync import pending, sync_all
-from support.tracking_project import client, prepare_data, publish_evaluation, publish_model, publish_report, runs
+from support.tracking_project import client, isolate, make_project, prepare_data, publish, publish_model, runs
 
 ODD = "50%41 a?b=1#c;ü'\"`|_%_"
 READ = """
@@ -32,11 +32,6 @@ print(json.dumps({"paths": paths, "report": report, "texts": texts}))
 """
 
 
-def publish(project: Project) -> Project:
-    publish_model(project, "stacked")
-    return project
-
-
 def read_elsewhere(project: Project, folder: Path, *load: str) -> dict:
     """What MLflow alone finds of the project's run in a process of its own, started in another folder."""
     environment = {**os.environ, "MLFLOW_TRACKING_URI": tracking_uri(project)}
@@ -50,23 +45,15 @@ def read_elsewhere(project: Project, folder: Path, *load: str) -> dict:
     ("before", "after", "load"),
     [
         pytest.param(ODD, "moved %", [], marks=pytest.mark.skipif(os.name == "nt", reason="no names on Windows")),
-        pytest.param(
-            "before", "after", ["models"], marks=pytest.mark.slow
-        ),  # MLflow itself loads no models from paths like the first
+        # MLflow itself loads no models from paths like the first
+        pytest.param("before", "after", ["models"], marks=pytest.mark.slow),
     ],
 )
-def test_a_project_keeps_everything_inside_and_may_move(tmp_path, mlflow_database, project, before, after, load):
-    # the fixture `project` isolates the environment; this one lies elsewhere
+def test_a_project_keeps_everything_inside_and_may_move(tmp_path, mlflow_database, monkeypatch, before, after, load):
+    isolate(monkeypatch)
     outer = tmp_path / "outer"
-    first, second = (Project(outer / name, outer / name / ".stacklm") for name in (before, after))
-    first.state.mkdir(parents=True)
-    shutil.copyfile(mlflow_database, first.state / "mlflow.db")
-    prepare_data(first)
-    for model in ("stacked", "dense"):
-        publish_model(first, model)
-        publish_evaluation(first, model)
-    publish_report(first, "stacked", "dense", best="stacked")
-    assert sync_all(first)
+    first, second = make_project(outer / before, mlflow_database), Project(outer / after, outer / after / ".stacklm")
+    assert sync_all(publish(first, "stacked", "dense", best="stacked"))
     found = read_elsewhere(first, tmp_path, *load)
     assert set(found["paths"]) == {"params.yaml", "tokenizer", "evaluation", "report", "model-card.md"}
     assert len(list(first.state.glob("mlartifacts/*/artifacts/report/report.md"))) == 2
@@ -109,7 +96,8 @@ def test_runs_of_an_earlier_version_stay_readable_and_a_moved_project_begins_a_n
 def test_an_installation_that_does_not_declare_the_plugin_is_told_what_to_do(project, monkeypatch, capsys):
     monkeypatch.setattr("stacklm.pipeline.tracking.store.entry_points", lambda **_: ())
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "new")
-    assert pending(publish(project)) and not sync_all(project)
+    publish_model(project, "stacked")
+    assert pending(project) and not sync_all(project)
     assert "run `pip install -e .` once more" in capsys.readouterr().err
 
 

@@ -18,6 +18,7 @@ from support.tracking_project import (
     VOCAB,
     client,
     curve,
+    logged_model,
     metrics,
     publish_evaluation,
     publish_model,
@@ -33,9 +34,8 @@ def rows(project: Project) -> dict[str, int]:
         return {table: db.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables}
 
 
-def test_a_published_run_appears_with_all_it_has(published):
-    assert sync_all(published)
-    (run,) = runs(published)
+def test_a_published_run_appears_with_all_it_has(synced):
+    (run,) = runs(synced)
     sizes = count(MODELS["stacked"].architecture, VOCAB, TRAIN.context_length)
     assert run.info.run_name.startswith("stacked-1 · ")
     assert run.info.status == "FINISHED"
@@ -48,16 +48,15 @@ def test_a_published_run_appears_with_all_it_has(published):
     assert run.data.metrics["model/parameters"] == sizes.total
     assert run.data.metrics["model/training_flops_per_token"] == sizes.training_flops_per_token
     assert run.data.metrics["loss/test"] == 1.5
-    assert run.data.tags["stacklm.fingerprint"] == record(published, "stacked")["fingerprint"]
+    assert run.data.tags["stacklm.fingerprint"] == record(synced, "stacked")["fingerprint"]
     assert run.data.tags["kind"] == "stacked" and run.data.tags["version.torch"] == "2.13.0"
     assert "bits per byte on the test set" in run.data.tags["mlflow.note.content"]
     assert "def f(): pass" in run.data.tags["mlflow.note.content"]
-    assert len(curve(published, "loss/train")) == 20
+    assert len(curve(synced, "loss/train")) == 20
 
 
-def test_each_split_is_an_input_with_its_use_and_its_scores(published):
-    sync_all(published)
-    (run,) = runs(published)
+def test_each_split_is_an_input_with_its_use_and_its_scores(synced):
+    (run,) = runs(synced)
     used = {tag.value: used.dataset for used in run.inputs.dataset_inputs for tag in used.tags}
     assert {context: data.name for context, data in used.items()} == {
         "training": "stdlib-train",
@@ -70,25 +69,22 @@ def test_each_split_is_an_input_with_its_use_and_its_scores(published):
         "test": 80,
     }
     assert len({data.digest for data in used.values()}) == 3
-    (model,) = client(published).search_logged_models([run.info.experiment_id])
-    of = {metric.key: (metric.dataset_name, metric.dataset_digest) for metric in model.metrics}
+    of = {metric.key: (metric.dataset_name, metric.dataset_digest) for metric in logged_model(synced).metrics}
     assert of["loss/test"] == ("stdlib-test", used["test"].digest)
     assert of["loss/valid_whole"] == ("stdlib-valid", used["validation"].digest)
 
 
-def test_artifacts_are_complete(published):
-    sync_all(published)
-    run, tracker = runs(published)[0].info.run_id, client(published)
+def test_artifacts_are_complete(synced):
+    run, tracker = runs(synced)[0].info.run_id, client(synced)
     assert {f.path for f in tracker.list_artifacts(run)} == {"params.yaml", "tokenizer", "evaluation", "report", "model-card.md"}
     assert {f.path for f in tracker.list_artifacts(run, "tokenizer")} == {"tokenizer/tokenizer.json", "tokenizer/token_bytes.json"}
     assert {f.path for f in tracker.list_artifacts(run, "report")} == {"report/report.md"}
-    assert (published.state / "mlartifacts" / run).is_dir()
+    assert (synced.state / "mlartifacts" / run).is_dir()
 
 
-def test_the_time_axis_is_training_time(published):
-    sync_all(published)
-    (run,) = runs(published)
-    history = client(published).get_metric_history(run.info.run_id, "loss/valid")
+def test_the_time_axis_is_training_time(synced):
+    (run,) = runs(synced)
+    history = client(synced).get_metric_history(run.info.run_id, "loss/valid")
     assert [metric.timestamp - run.info.start_time for metric in history] == [0, 2500, 5000, 7500, 10_000]
 
 
@@ -110,7 +106,7 @@ def test_pending_sees_each_change_and_needs_no_mlflow(published):
     assert [run.item.run for run in pending(published)] == ["stacked-1"]
     code = (
         "import sys; from pathlib import Path; from stacklm.pipeline.project import Project; "
-        "from stacklm.pipeline.tracking.sync import pending; from stacklm.pipeline.tracking.sync import Follower; "
+        "from stacklm.pipeline.tracking.sync import Follower, pending; "
         f"assert len(pending(Project(Path({str(published.root)!r}), Path({str(published.state)!r})))) == 1; "
         "assert not {'mlflow', 'torch'} & set(sys.modules), 'heavy'"
     )
@@ -182,8 +178,8 @@ def test_an_experiment_in_the_trash_is_named(published, capsys):
     assert "is in MLflow's trash" in capsys.readouterr().err
 
 
-def test_the_experiment_explains_itself_and_has_a_saved_view(published):
-    tracker, experiment = connect(published)
+def test_the_experiment_explains_itself_and_has_a_saved_view(synced):
+    tracker, experiment = connect(synced)
     tags = tracker.get_experiment(experiment).tags
     assert "Which model is better?" in tags["mlflow.note.content"]
     assert json.loads(tags["mlflow.sharedViewState.comparison"])["name"] == "Comparison"
@@ -206,7 +202,7 @@ def test_the_model_has_a_signature_and_a_large_one_is_linked(published, monkeypa
         monkeypatch.setattr(weights, "LARGEST_COPY", 10)
     sync_all(published)
     (run,) = runs(published)
-    (model,) = client(published).search_logged_models([run.info.experiment_id])
+    model = logged_model(published)
     assert model.source_run_id == run.info.run_id and model.status == "READY" and model.name == "stacked"
     assert {metric.key for metric in model.metrics} >= {"bits_per_byte/test", "loss/test"}
     files = {f.path for f in client(published).list_logged_model_artifacts(model.model_id)}

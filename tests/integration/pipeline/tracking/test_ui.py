@@ -7,13 +7,11 @@ import urllib.request
 import psutil
 import pytest
 
-from stacklm.pipeline.tracking.sync import sync_all
 from stacklm.pipeline.tracking.ui import HOST, ui
 from support.tracking_project import runs
 
 
-def test_the_pages_answer_on_loopback_and_leave_no_process(published, tmp_path_factory):
-    assert sync_all(published)
+def test_the_pages_answer_on_loopback_and_leave_no_process(synced, tmp_path_factory):
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port = probe.getsockname()[1]
@@ -22,7 +20,7 @@ def test_the_pages_answer_on_loopback_and_leave_no_process(published, tmp_path_f
         "from stacklm.pipeline.tracking.ui import ui; ui(Project(Path(sys.argv[1]), Path(sys.argv[2])), int(sys.argv[3]), "
         "say=lambda line: print(line, flush=True))"
     )
-    words = [sys.executable, "-c", code, str(published.root), str(published.state), str(port)]
+    words = [sys.executable, "-c", code, str(synced.root), str(synced.state), str(port)]
     pages = subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path_factory.mktemp("elsewhere")
     )
@@ -33,7 +31,7 @@ def test_the_pages_answer_on_loopback_and_leave_no_process(published, tmp_path_f
         front, app = (urllib.request.urlopen(f"http://{HOST}:{port}/{query}", timeout=60).read() for query in ("", "?front"))
         assert f"location.replace('/?front' + (location.hash || '#{printed.partition('#')[2]}'))".encode() in front
         assert b"MLflow" in app
-        (run,) = runs(published)
+        (run,) = runs(synced)
         listed = f"http://{HOST}:{port}/ajax-api/2.0/mlflow/artifacts/list?run_id={run.info.run_id}&path=report"
         assert b"report/report.md" in urllib.request.urlopen(listed, timeout=60).read()
         assert psutil.Process(pages.pid).children() == []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import re
-import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,30 +23,20 @@ from stacklm.pipeline.tracking.store import tracking_uri
 from stacklm.pipeline.tracking.sync import sync_all
 from stacklm.pipeline.tracking.weights import REQUIREMENTS
 from support import ROOT
-from support.tracking_project import VOCAB, client, isolate, prepare_data, publish_evaluation, publish_model, runs
+from support.tracking_project import VOCAB, logged_model
 
 GREEDY = {"temperature": 0.0, "max_new_tokens": 12}
 
 
 @pytest.fixture(scope="module")
-def logged(tmp_path_factory, mlflow_database):
+def logged(synced):
     """A project with a logged model, and the model as MLflow loads it."""
     import mlflow
 
-    root = tmp_path_factory.mktemp("logged")
-    project = Project(root, root / ".stacklm")
-    project.state.mkdir()
+    model = logged_model(synced)
     with pytest.MonkeyPatch.context() as patch:
-        isolate(patch)
-        shutil.copyfile(mlflow_database, project.state / "mlflow.db")
-        prepare_data(project)
-        publish_model(project, "stacked")
-        publish_evaluation(project, "stacked")
-        assert sync_all(project)
-        (run,) = runs(project)
-        (model,) = client(project).search_logged_models([run.info.experiment_id])
-        patch.setenv("MLFLOW_TRACKING_URI", tracking_uri(project))
-        yield project, model, mlflow.pyfunc.load_model(f"models:/{model.model_id}")
+        patch.setenv("MLFLOW_TRACKING_URI", tracking_uri(synced))
+        yield synced, model, mlflow.pyfunc.load_model(f"models:/{model.model_id}")
 
 
 def expected(project: Project, prompt: str, **settings) -> str:
@@ -120,14 +109,14 @@ def test_nothing_in_it_can_be_executed(logged):
     assert flavor["loader_module"] == "stacklm.pipeline.tracking.weights" and not flavor.get("code")
 
 
-def test_a_model_without_its_tokenizer_is_replaced_once_it_is_back_with_its_scores(logged):
-    project, model, _ = logged
-    tokenizer = project.root / "out/tokenizer/token_bytes.json"
+def test_a_model_without_its_tokenizer_is_replaced_once_it_is_back_with_its_scores(published):
+    assert sync_all(published)
+    model, tokenizer = logged_model(published), published.root / "out/tokenizer/token_bytes.json"
     whole, before = tokenizer.read_text(), sha256(tokenizer)
     tokenizer.write_text("[]")
-    assert sync_all(project)
+    assert sync_all(published)
     tokenizer.write_text(whole)
-    assert sha256(tokenizer) == before and sync_all(project)
-    (again,) = client(project).search_logged_models([model.experiment_id])
+    assert sha256(tokenizer) == before and sync_all(published)
+    again = logged_model(published)
     assert again.model_id != model.model_id and again.status == "READY"
     assert {metric.key for metric in again.metrics} == {metric.key for metric in model.metrics}
