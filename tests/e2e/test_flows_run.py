@@ -6,13 +6,13 @@ import os
 import re
 import signal
 import sqlite3
-import sys
+from pathlib import Path
 
 import psutil
 import pytest
 
-from support import ROOT, wait_for
-from support.flows_project import EVERYTHING, ask, flow, flow_runs, make_project, ran, start_flow, task_states
+from support import ROOT, edit, wait_for
+from support.flows_project import EVERYTHING, ask, flow, flow_runs, make_project, ran, start_hanging_flow, task_states
 
 
 @pytest.fixture(scope="module")
@@ -47,32 +47,36 @@ def test_everything_runs_once_in_order_and_is_cached_in_the_next_process(made, p
     assert artifacts["report"]["data"] == "# Report\n\nThe end.\n"
 
 
-def test_a_damaged_output_is_never_served_from_the_cache(made, prefect_server):
-    deleted, changed = (made.root / "out" / name / "report.md" for name in ("tokenizer", "shards"))
-    whole, before = deleted.read_bytes(), ran(made)
-    deleted.unlink()
+@pytest.fixture(scope="module")
+def failed(made, prefect_server, tmp_path_factory):
+    """A copy, after a flow that found two outputs damaged and in which a training failed. Its output is in log.txt."""
+    project = made.copy(tmp_path_factory.mktemp("flows") / "failed")
+    damaged, changed = (project.root / "out" / name / "report.md" for name in ("tokenizer", "shards"))
+    damaged.unlink()
     changed.unlink()  # it may be a link to DVC's own copy
     changed.write_bytes(b"changed")
-    flow(made, prefect_server)
-    assert deleted.read_bytes() == changed.read_bytes() == whole
-    assert ran(made) == before  # DVC kept copies
-    states = task_states(prefect_server, flow_runs(made, prefect_server)[-1])
+    edit(project.root / "dvc.yaml", "work.py pretrain", "work.py  pretrain")  # so that both run again
+    (project.root / "fail").write_text("pretrain@stacked-1")
+    (project.root / "log.txt").write_text(flow(project, prefect_server, code=1))
+    return project
+
+
+def test_a_damaged_output_is_never_served_from_the_cache(failed, made, prefect_server):
+    for name in ("tokenizer", "shards"):
+        path = Path("out", name, "report.md")
+        assert (failed.root / path).read_bytes() == (made.root / path).read_bytes()
+    assert ran(failed) == [*ran(made), "pretrain@dense-1"]  # DVC kept copies of what was damaged
+    states = task_states(prefect_server, flow_runs(failed, prefect_server)[-1])
     assert [states[name] for name in EVERYTHING[1:5]] == ["Cached", "Completed", "Completed", "Cached"]
 
 
-def test_a_failure_stops_only_what_needs_it_and_is_told_in_the_words_of_the_stage(made, prefect_server, tmp_path):
-    project = made.copy(tmp_path / "project")
-    definition = (project.root / "dvc.yaml").read_text()
-    (project.root / "dvc.yaml").write_text(definition.replace("work.py pretrain", "work.py  pretrain"))  # so that both run again
-    (project.root / "fail").write_text("pretrain@stacked-1")
-    with pytest.raises(AssertionError) as error:
-        flow(project, prefect_server)
-    printed = str(error.value)
+def test_a_failure_stops_only_what_needs_it_and_is_told_in_the_words_of_the_stage(failed, prefect_server):
+    printed = (failed.root / "log.txt").read_text()
     assert "pretrain@stacked-1 found a loss that is not finite" in printed
     assert "stacklm: pretrain@stacked-1: " in printed
     assert "compare             not run: pretrain@stacked-1 failed" in printed
     assert "Traceback" not in printed
-    run = flow_runs(project, prefect_server)[-1]
+    run = flow_runs(failed, prefect_server)[-1]
     states = task_states(prefect_server, run)
     assert run["state_name"] == "Failed"
     assert [states[address] for address in EVERYTHING[6:]] == ["Failed", "Completed", "NotReady", "Cached", "NotReady"]
@@ -120,12 +124,8 @@ def test_a_worker_runs_what_prefect_yaml_deploys(prefect_server, prefect_home, t
 
 def test_settings_that_change_while_a_flow_runs_are_refused(prefect_server, tmp_path):
     """DVC reads them again for every stage; undone, the same command goes on."""
-    project = make_project(tmp_path / "project")
-    (project.root / "hang").touch()
-    running = start_flow(project, prefect_server, "tokenizer")
-    wait_for((project.root / "began-inputs").exists)
-    text = project.project.params_file.read_text()
-    project.project.params_file.write_text(text.replace("steps: 12", "steps: 13"))
+    project, running = start_hanging_flow(tmp_path / "project", "tokenizer", PREFECT_API_URL=prefect_server.url)
+    edit(project.root / "params.yaml", "steps: 12", "steps: 13")
     (project.root / "hang").unlink()
     assert running.wait(timeout=120) == 1
     assert "the settings changed while this run used them (train.max_steps: 12 -> 13)" in (project.root / "log.txt").read_text()
@@ -134,7 +134,7 @@ def test_settings_that_change_while_a_flow_runs_are_refused(prefect_server, tmp_
 
 
 def test_a_server_of_the_user_that_does_not_answer_is_named(made):
-    printed = made.stacklm("run-flow", "tokenizer", PREFECT_API_URL="http://127.0.0.1:9/api", code=None)
+    printed = made.stacklm("run-flow", "tokenizer", PREFECT_API_URL="http://127.0.0.1:9/api", code=1)
     assert "stacklm: Failed to reach API at http://127.0.0.1:9/api" in printed
     assert "Traceback" not in printed
 
@@ -150,10 +150,7 @@ def test_without_a_server_of_the_user_the_history_is_kept_in_the_project(made):
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="there is no kill -9 on Windows")
 def test_the_run_of_a_killed_flow_is_marked_as_crashed_by_the_next(prefect_server, tmp_path):
-    project = make_project(tmp_path / "project")
-    (project.root / "hang").touch()
-    killed = start_flow(project, prefect_server)
-    wait_for((project.root / "began-inputs").exists)
+    project, killed = start_hanging_flow(tmp_path / "project", PREFECT_API_URL=prefect_server.url)
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     assert flow_runs(project, prefect_server)[-1]["state_name"] == "Running"
@@ -168,10 +165,7 @@ def test_the_run_of_a_killed_flow_is_marked_as_crashed_by_the_next(prefect_serve
 @pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])
 def test_ctrl_c_ends_the_flow_and_its_children(shell, prefect_server, tmp_path):
     """Whether the shell that DVC starts for a stage stays between the two (dash) or becomes the stage (bash)."""
-    project = make_project(tmp_path / "project")
-    (project.root / "hang").touch()
-    running = start_flow(project, prefect_server, SHELL=shell)
-    wait_for((project.root / "began-inputs").exists)
+    project, running = start_hanging_flow(tmp_path / "project", PREFECT_API_URL=prefect_server.url, SHELL=shell)
     os.kill(running.pid, signal.SIGINT)
     assert running.wait(timeout=120) == 130
     assert "interrupted" in (project.root / "log.txt").read_text()
@@ -184,11 +178,8 @@ def test_ctrl_c_ends_the_flow_and_its_children(shell, prefect_server, tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="sends a POSIX signal")
 def test_a_flow_in_the_background_is_not_for_ctrl_c(prefect_server, tmp_path):
     """As a shell starts it there: with SIGINT ignored. SIGTERM ends it as it ends any flow."""
-    project = make_project(tmp_path / "project")
-    (project.root / "hang").touch()
     ignoring = ["sh", "-c", 'trap "" INT; exec "$@"', "sh"]
-    running = project.start(*ignoring, sys.executable, "-m", "stacklm", "run-flow", "pretrain", PREFECT_API_URL=prefect_server.url)
-    wait_for((project.root / "began-inputs").exists)
+    project, running = start_hanging_flow(tmp_path / "project", launcher=ignoring, PREFECT_API_URL=prefect_server.url)
     os.kill(running.pid, signal.SIGINT)
     os.kill(running.pid, signal.SIGTERM)
     assert running.wait(timeout=120) == -signal.SIGTERM
@@ -199,10 +190,7 @@ def test_a_flow_in_the_background_is_not_for_ctrl_c(prefect_server, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="there is no kill -9 on Windows")
 def test_the_death_of_the_server_ends_the_flow_with_one_line_and_leaves_nobody(tmp_path):
-    project = make_project(tmp_path / "project")
-    (project.root / "hang").touch()
-    running = project.start(sys.executable, "-m", "stacklm", "run-flow", "pretrain", PREFECT_PROFILES_PATH=os.devnull)
-    wait_for((project.root / "began-inputs").exists, seconds=300)
+    project, running = start_hanging_flow(tmp_path / "project", PREFECT_PROFILES_PATH=os.devnull)
     children = psutil.Process(running.pid).children(recursive=True)
     (server,) = (child for child in children if any(word.endswith("server.py") for word in child.cmdline()))
     server.kill()

@@ -9,29 +9,19 @@ import shutil
 import signal
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import psutil
 import pytest
 
+from flows.server import Server
 from stacklm.code import digest
 from stacklm.config.schema import ParamsError, plain
 from stacklm.pipeline.lab import Files
 from stacklm.pipeline.trials import run_apart
-from support import wait_for
+from support import edit, wait_for
 from support.checkout import Checkout
+from support.lab_records import SWIGLU, TWO_HUNDRED
 
-EXPERIMENT = """\
-question: Does SwiGLU help?
-refuted_by: the interval lies above the margin
-budget: parameters
-margin: 0.005
-baseline: {architecture: {kind: dense, d_model: 16, n_heads: 2, n_layers: 1, d_ff: 32}, optimizer: {peak_lr: 3.2e-2}}
-candidates:
-  swiglu: {change: {architecture.ffn: swiglu}}
-seeds: {tune: [101], judge: [1, 2, 3]}
-rates: 3
-"""
 FAKE = """
 import math, os, random, shutil, sys
 from pathlib import Path
@@ -71,8 +61,7 @@ for i in range(3):
 
 @pytest.fixture
 def project(checkout: Checkout) -> Checkout:
-    (checkout.root / "experiments").mkdir(exist_ok=True)
-    (checkout.root / "experiments" / "one.yaml").write_text(EXPERIMENT)
+    (checkout.root / "experiments" / "one.yaml").write_text(SWIGLU)
     return checkout
 
 
@@ -107,8 +96,7 @@ def test_the_course_of_an_experiment_with_made_up_scores(project):
 @pytest.mark.slow
 def test_two_hundred_trials_that_are_killed_in_between(project):
     """And one of them twice at most: what was under way when the flow was killed is all that is lost."""
-    many = EXPERIMENT.replace("[101]", str([*range(101, 111)])).replace("[1, 2, 3]", str([*range(1, 11)]))
-    (project.root / "experiments" / "one.yaml").write_text(f"{many}sizes: [1, 2]\n")
+    (project.root / "experiments" / "one.yaml").write_text(TWO_HUNDRED)
     run = FAKE + 'sys.exit(run("lab", experiment="one"))'
     (project.root / "killed").touch()
     project.run(sys.executable, "-c", run, code=None)
@@ -152,8 +140,7 @@ def test_an_experiment_keeps_the_settings_that_it_began_with(project):
 
 
 def test_speeds_are_measured_once_so_that_trials_stay_the_same(project):
-    file = project.root / "experiments" / "one.yaml"
-    file.write_text(EXPERIMENT.replace("budget: parameters", "budget: seconds"))
+    edit(project.root / "experiments" / "one.yaml", "budget: parameters", "budget: seconds")
     first = Files(project.project, "one").begin()
     steps = {arm.key: arm.train.max_steps for arm in first.arms}
     assert len({*steps}) == 2 and steps["baseline 1"] == first.settings.max_steps
@@ -205,21 +192,31 @@ def test_an_experiment_goes_on_with_other_code_that_gives_the_same_weights(proje
 def test_an_experiment_that_cannot_run_is_refused_before_a_server_starts(project):
     assert "no experiment 'two' (experiments/two.yaml)" in project.cli("run-flow", "lab", "two", code=2)
     file = project.root / "experiments" / "one.yaml"
-    file.write_text(EXPERIMENT.replace("judge: [1, 2, 3]", "judge: [1]"))
+    file.write_text(SWIGLU.replace("judge: [1, 2, 3]", "judge: [1]"))
     assert "at least 3 are needed" in project.cli("run-flow", "lab", "one", code=2)
-    file.write_text(EXPERIMENT.replace("d_ff: 32}", "d_ff: 32, d_f: 1}"))
+    file.write_text(SWIGLU.replace("d_ff: 32}", "d_ff: 32, d_f: 1}"))
     assert "did you mean `d_ff`" in project.cli("lab", "plan", "one", code=2)
     assert "only the flow lab has one" in project.cli("run-flow", "pretrain", "one", code=2)
     assert "only the flow lab has one" in project.cli("run-flow", "pretrain", "--dask", "local", code=2)
 
 
+def weights(project: Checkout) -> dict[str, str]:
+    """The hash of what each trial has trained."""
+    return {identity: record["weights"] for identity, record in records(project).items()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(finished: Checkout, prefect_server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The weights of the experiment where nothing happens to it."""
+    whole = finished.copy(tmp_path_factory.mktemp("lab") / "whole")
+    (whole.root / "experiments" / "one.yaml").write_text(SWIGLU)
+    assert "verdict" in whole.stacklm("run-flow", "lab", "one", PREFECT_API_URL=prefect_server.url)
+    return weights(whole)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="there is no kill -9 on Windows")
-def test_a_real_experiment_that_is_killed_ends_in_the_same_records(project, tmp_path):
-    whole = project.copy(tmp_path / "whole")
-    whole.extra["PREFECT_API_URL"] = project.extra["PREFECT_API_URL"]
-    assert "verdict" in whole.stacklm("run-flow", "lab", "one")
-
+def test_a_real_experiment_that_is_killed_ends_in_the_same_records(project, undisturbed):
     running = project.start(sys.executable, "-m", "stacklm", "run-flow", "lab", "one")
     wait_for(lambda: len(records(project)) >= 2, seconds=300)
     children = psutil.Process(running.pid).children(recursive=True)
@@ -228,10 +225,8 @@ def test_a_real_experiment_that_is_killed_ends_in_the_same_records(project, tmp_
     _, alive = psutil.wait_procs(children, timeout=60)
     assert not alive
     project.stacklm("run-flow", "lab", "one")
-    weights = {identity: record["weights"] for identity, record in records(project).items()}
-    assert weights == {identity: record["weights"] for identity, record in records(whole).items()}
-    log = Path(project.root, "log.txt").read_text()
-    assert "Traceback" not in log
+    assert weights(project) == undisturbed
+    assert "Traceback" not in (project.root / "log.txt").read_text()
 
 
 @pytest.mark.slow
@@ -240,7 +235,8 @@ def test_an_experiment_is_a_stage_of_dvc_that_repeats_nothing(project):
     stages.write_text(re.sub(r"experiment: \[.*\]", "experiment: [one]", stages.read_text()))
     assert "lab" not in project.repro()  # the main job runs no experiment
     assert "Running stage 'experiments/dvc.yaml:lab@one'" in project.repro("experiments/dvc.yaml:lab@one")
-    before = {path.name: path.read_bytes() for path in (project.root / "experiments" / "one" / "records").iterdir()}
+    folder = project.root / "experiments" / "one" / "records"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert len(before) >= 12 and "verdict" in project.cli("lab", "show", "one")
     assert "didn't change, skipping" in project.repro("experiments/dvc.yaml:lab@one").rpartition("lab@one")[2]
 
@@ -248,20 +244,15 @@ def test_an_experiment_is_a_stage_of_dvc_that_repeats_nothing(project):
     shutil.rmtree(project.root / ".stacklm" / "lab")
     (project.root / "experiments" / "dvc.lock").unlink()
     assert "bits per byte, " not in project.repro("experiments/dvc.yaml:lab@one")
-    assert {path.name: path.read_bytes() for path in (project.root / "experiments" / "one" / "records").iterdir()} == before
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
-    (project.root / "params.yaml").write_text(
-        (project.root / "params.yaml").read_text().replace("max_bytes: 400", "max_bytes: 200")
-    )
+    edit(project.root / "params.yaml", "max_bytes: 400", "max_bytes: 200")
     assert "its tokens changed" in project.repro("experiments/dvc.yaml:lab@one", code=None)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["local", "address"])
-def test_trials_on_two_workers_of_dask_end_in_the_same_records(project, tmp_path, scheduler):
-    whole = project.copy(tmp_path / "whole")
-    whole.extra["PREFECT_API_URL"] = project.extra["PREFECT_API_URL"]
-    whole.stacklm("run-flow", "lab", "one")
+def test_trials_on_two_workers_of_dask_end_in_the_same_records(project, undisturbed, scheduler):
     processes = []
     if scheduler == "address":
         processes = [project.start("dask", "scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", "scheduler.json")]
@@ -276,5 +267,4 @@ def test_trials_on_two_workers_of_dask_end_in_the_same_records(project, tmp_path
             process.terminate()
             process.wait()
     assert "3 seeds" in printed
-    weights = {identity: record["weights"] for identity, record in records(project).items()}
-    assert weights == {identity: record["weights"] for identity, record in records(whole).items()}
+    assert weights(project) == undisturbed

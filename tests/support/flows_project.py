@@ -7,9 +7,11 @@ import platform
 import shutil
 import subprocess
 import sys
-import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 from flows.server import Server
 from stacklm.pipeline.stages import STAGES, Instance, Stage
@@ -17,16 +19,8 @@ from support import ROOT, wait_for
 from support.checkout import TINY_PARAMS, Checkout
 
 EVERYTHING = [
-    *("inputs", "download", "tokenizer", "shards"),
-    *(
-        "audit@stacked",
-        "audit@dense",
-        "pretrain@stacked-1",
-        "pretrain@dense-1",
-        "evaluate@stacked-1",
-        "evaluate@dense-1",
-        "compare",
-    ),
+    *("inputs", "download", "tokenizer", "shards", "audit@stacked", "audit@dense"),
+    *("pretrain@stacked-1", "pretrain@dense-1", "evaluate@stacked-1", "evaluate@dense-1", "compare"),
 ]
 
 WORK = '''\
@@ -100,8 +94,15 @@ def flow(project: Checkout, server: Server, name: str = "pretrain", **keywords) 
     return project.stacklm("run-flow", name, PREFECT_API_URL=server.url, **keywords)
 
 
-def start_flow(project: Checkout, server: Server, name: str = "pretrain", **environment: str) -> subprocess.Popen:
-    return project.start(sys.executable, "-m", "stacklm", "run-flow", name, PREFECT_API_URL=server.url, **environment)
+def start_hanging_flow(
+    root: Path, name: str = "pretrain", *, launcher: Sequence[str] = (), **environment: str
+) -> tuple[Checkout, subprocess.Popen]:
+    """A new project, and a flow that stays in its first stage until the file `hang` is gone."""
+    project = make_project(root)
+    (root / "hang").touch()
+    running = project.start(*launcher, sys.executable, "-m", "stacklm", "run-flow", name, **environment)
+    wait_for((root / "began-inputs").exists, seconds=300)
+    return project, running
 
 
 def ran(project: Checkout) -> list[str]:
@@ -111,9 +112,7 @@ def ran(project: Checkout) -> list[str]:
 
 def ask(server: Server, path: str, **query: Any) -> Any:
     """A question to the server's REST API."""
-    request = urllib.request.Request(f"{server.url}/{path}", json.dumps(query).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request) as answer:
-        return json.load(answer)
+    return httpx.post(f"{server.url}/{path}", json=query, timeout=60).raise_for_status().json()
 
 
 def flow_runs(project: Checkout, server: Server) -> list[dict]:
