@@ -129,19 +129,14 @@ def test_the_tokenizer_has_the_same_ids_behind_an_end_token_and_loses_nothing(ro
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_changes_nothing(root: Path, name: str, side: str):
     model, words = load(root / "hf" / name).eval(), tokenizer_of(root / "hf" / name)
-    batch = words(["def ", "import os\n"], padding=True, padding_side=side, return_tensors="pt")
+    texts, settings = ["def ", "import os\n"], {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
+    batch = words(texts, padding=True, padding_side=side, return_tensors="pt")
     logits_BTV = model(**batch).logits
     for row, mask_T, ids_T in zip(logits_BTV, batch["attention_mask"].bool(), batch["input_ids"], strict=True):
         torch.testing.assert_close(row[mask_T], model(ids_T[mask_T][None]).logits[0], rtol=0, atol=1e-5)
     if side == "left":
-        both = model.generate(**batch, max_new_tokens=8, do_sample=False, eos_token_id=None)[:, -8:]
-        alone = [
-            model.generate(words(text, return_tensors="pt")["input_ids"], max_new_tokens=8, do_sample=False, eos_token_id=None)[
-                0, -8:
-            ]
-            for text in ("def ", "import os\n")
-        ]
-        assert torch.equal(both, torch.stack(alone))
+        alone = [model.generate(words(text, return_tensors="pt")["input_ids"], **settings)[0, -8:] for text in texts]
+        assert torch.equal(model.generate(**batch, **settings)[:, -8:], torch.stack(alone))
 
 
 def test_what_would_be_ignored_is_refused(root: Path):

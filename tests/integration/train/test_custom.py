@@ -25,8 +25,6 @@ from support.custom_models import FOLDER, MODELS, every_model, written
 from support.prose import blocks
 from support.train_files import OPTIMIZER, TRAIN, VOCAB, Lab
 
-STEP = "stacklm.train.trainer:train_step"
-
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
@@ -37,7 +35,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 def test_a_killed_training_resumes_to_the_bit_and_the_model_is_judged_and_writes(lab: Lab, name: str) -> None:
     model = Model(MODELS[name], OPTIMIZER)
     assert lab.run(name, model) == 0
-    assert lab.run(f"killed-{name}", model, die=(signal.SIGKILL, STEP, 13)) == -signal.SIGKILL
+    assert lab.run(f"killed-{name}", model, die=(signal.SIGKILL, "stacklm.train.trainer:train_step", 13)) == -signal.SIGKILL
     assert lab.run(f"killed-{name}", model) == 0
     assert "resuming after step 10 of 24" in lab.log(f"killed-{name}")
     assert lab.result(f"killed-{name}") == lab.result(name)

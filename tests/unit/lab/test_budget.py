@@ -38,15 +38,11 @@ def test_the_shape_comes_as_near_to_the_budget_as_any(model, axis):
     assert off == mismatch(cost(found, TRAIN, VOCAB), target)
     d_ff = d_ff_of(found.architecture)
     for other in (d_ff - 1, d_ff + 1):
-        changed = with_first(found, other)
+        changed = replace(found, architecture=with_d_ff(found.architecture, other))
         assert abs(mismatch(cost(changed, TRAIN, VOCAB), target)[axis]) >= abs(off[axis])
     if isinstance(found.architecture, Stacked):
         first, second = (stack.d_ff for stack in found.architecture.stacks)
         assert second == pytest.approx(2 * first, abs=1)
-
-
-def with_first(model: Model, d_ff: int) -> Model:
-    return replace(model, architecture=with_d_ff(model.architecture, d_ff))
 
 
 def test_equal_tokens_leave_shapes_alone():
@@ -58,9 +54,8 @@ def test_equal_tokens_leave_shapes_alone():
 
 def test_a_budget_that_no_d_ff_meets_is_refused_with_the_numbers():
     wide = Model(Dense(d_model=256, n_heads=2, n_layers=5, d_ff=8))
-    with pytest.raises(
-        ParamsError, match=r"wide cannot meet the budget: the nearest is [\d,]+ parameters at d_ff 1, \+\d+\.\d% of the"
-    ):
+    why = r"wide cannot meet the budget: the nearest is [\d,]+ parameters at d_ff 1, \+\d+\.\d% of the"
+    with pytest.raises(ParamsError, match=why):
         fitted("wide", wide, TRAIN, VOCAB, cost(DENSE, TRAIN, VOCAB), "parameters")
 
 

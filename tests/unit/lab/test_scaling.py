@@ -48,14 +48,10 @@ def test_intervals_cover_the_truth_and_pairing_narrows_the_gain(trials):
 SHAPES = [(1, 1), (1, 4), (2, 1), (2, 4), (3, 1), (3, 2), (5, 1)]
 
 
-def _depth_law(serial: float, parallel: float) -> np.ndarray:
-    S, N = np.array(SHAPES, float).T
-    return 1.8 + serial / S + parallel / (S * N)
-
-
 @pytest.mark.parametrize(("serial", "parallel"), [(0.2, 0.05), (0.0, 0.1), (0.3, 0.0)])
 def test_what_depth_and_parallel_layers_do_is_found_with_intervals_that_hold_it(serial, parallel):
-    losses = _depth_law(serial, parallel)
+    S, N = np.array(SHAPES, float).T
+    losses = 1.8 + serial / S + parallel / (S * N)
     exact = fit_depth(SHAPES, np.stack([losses] * 3, axis=1))
     assert [one.value for one in (exact.floor, exact.serial, exact.parallel)] == pytest.approx([1.8, serial, parallel], abs=1e-10)
     assert exact.residual < 1e-10 and exact.at(2, 4) == pytest.approx(losses[3])

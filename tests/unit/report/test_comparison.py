@@ -7,15 +7,7 @@ import pytest
 
 from stacklm.lab.statistics import verdicts
 from stacklm.model.count import count
-from stacklm.report.comparison import (
-    MARGIN,
-    MOST_NUMBERS,
-    build_comparison,
-    caveats,
-    curve,
-    headline,
-    unmatched,
-)
+from stacklm.report.comparison import MARGIN, MOST_NUMBERS, build_comparison, caveats, curve, headline, unmatched
 from support.report_files import MANIFEST, MODELS, TRAIN, Folders
 
 
