@@ -22,7 +22,9 @@ from stacklm.pipeline.project import Project
 from support import ROOT
 
 GIT_USER = {f"GIT_{who}_{what}": "t@example.com" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-COPIED = {"stacklm", "flows", "experiments", ".dvc", ".dvcignore", ".gitignore", "dvc.yaml"}
+COPIED = {"stacklm", "flows", ".dvc", ".dvcignore", ".gitignore", "dvc.yaml"}
+EXPERIMENTS = {f"experiments/{name}.yaml" for name in ("dvc", "default", "learning-rate", "short-convolution")}
+"""Those that the README names."""
 
 TINY_PARAMS = """\
 data:
@@ -188,13 +190,13 @@ def write_project(root: Path, params: str = TINY_PARAMS, **experiments: str) -> 
 
 
 def make_checkout(root: Path) -> Checkout:
-    """A checkout of the working tree, without the records of experiments, which are most of its files."""
+    """A checkout of the working tree, with few experiments and no records: to plan all of them takes half a minute."""
     files = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.splitlines()
     for file in files:
-        folder, *names = Path(file).parts
-        if folder in COPIED and (ROOT / file).is_file() and not (folder == "experiments" and len(names) > 1):
+        wanted = file in EXPERIMENTS if file.startswith("experiments/") else file.split("/")[0] in COPIED
+        if wanted and (ROOT / file).is_file():
             (root / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / file, root / file)
     (root / "params.yaml").write_text(TINY_PARAMS)
