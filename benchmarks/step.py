@@ -248,7 +248,7 @@ class Worker:
 
     def __init__(self, kind: type, *arguments: object) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["reference", "torch._dynamo"])  # what takes long to import
+        context.set_forkserver_preload(["support.reference", "torch._dynamo"])  # what takes long to import
         self.pool = ProcessPoolExecutor(1, context, initializer=_make, initargs=(kind, *arguments))
 
     def ask(self, method: str) -> object:
