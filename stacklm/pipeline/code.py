@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from stacklm.config.model import own_code
 from stacklm.config.params import Params
 from stacklm.config.schema import ParamsError
-from stacklm.files import read_json, write_text
+from stacklm.files import write_text
 from stacklm.pipeline.project import Project
 from stacklm.pipeline.stages import CODE, STAGES, Instance, Stage, model_code_file
 
@@ -59,11 +59,6 @@ def code_of_models(project: Project, params: Params, names: Iterable[str]) -> di
 def code_text(units: Mapping[str, str]) -> str:
     """What a file about code holds."""
     return json.dumps(units, indent=0) + "\n"
-
-
-def code_written(project: Project, item: Instance) -> dict[str, str]:
-    """What the files about the stage's code hold."""
-    return joined({name: read_json(project.root / name) for name in item.code_files})
 
 
 def joined(files: Mapping[str, Mapping[str, str]]) -> dict[str, str]:

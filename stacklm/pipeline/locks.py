@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,8 @@ def hold_project(project: Project, who: str, wait: bool, say: Callable[[str], No
     for the rest of the `dvc repro` whose stages come and go; otherwise it raises `Busy` with the holder's name at once.
     """
     folder = project.root / STATE
-    folder.mkdir(parents=True, exist_ok=True)
     lock, holder = FileLock(folder / "project.lock"), folder / HOLDER
-    if os.environ.get(FLOW_PID) == str(_pid_in(holder)):
+    if os.environ.get(FLOW_PID) == str(_entry(holder).get("pid")):
         yield
         return
     me = entry_point() or psutil.Process()
@@ -43,12 +42,13 @@ def hold_project(project: Project, who: str, wait: bool, say: Callable[[str], No
     while True:
         try:
             lock.acquire(timeout=0)
-            other = _other(holder, me)
-            if other is None:
+            entry = _entry(holder)
+            if not _another_repro(entry, me):
                 break
             lock.release()
         except Timeout:
-            other = _describe(holder)
+            entry = _entry(holder)
+        other = f"{entry['who']} (process {entry['pid']})" if entry else "another process"
         if not wait:
             raise Busy(f"{other} works on this project; wait for it to end, or stop it, then try again")
         if not said:
@@ -56,7 +56,7 @@ def hold_project(project: Project, who: str, wait: bool, say: Callable[[str], No
             said = True
         time.sleep(0.5)
     try:
-        if not _is(me, holder):  # else this is a later stage of the same `dvc repro`
+        if not _is(me, entry):  # else this is a later stage of the same `dvc repro`
             write_json(holder, {"who": who, "pid": me.pid, "started": me.create_time(), "settings": _settings(project)})
         yield
     finally:
@@ -86,49 +86,23 @@ def _settings(project: Project) -> dict[str, Any]:
     return {**flatten(plain(load(project.params_file))), "dvc.yaml": sha256(project.root / "dvc.yaml")[:16]}
 
 
-@contextlib.contextmanager
-def hold(path: Path, wait: bool = True) -> Iterator[None]:
-    """Hold one named thing, such as the work folder of one stage, waiting for whoever has it, or else raising `Busy`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
+def _entry(holder: Path) -> dict[str, Any]:
+    """What the holder has written about itself; empty where there is none, or its file cannot be read."""
     try:
-        lock.acquire(timeout=-1 if wait else 0)
-    except Timeout:
-        raise Busy(f"{path} is held by another process") from None
-    try:
-        yield
-    finally:
-        lock.release()
+        return read_json(holder)
+    except (FileNotFoundError, ValueError):
+        return {}
 
 
-def _other(holder: Path, me: psutil.Process) -> str | None:
-    """The `dvc repro` between two of its stages, if there is one that is not ours."""
-    try:
-        process = psutil.Process(read_json(holder)["pid"])
-    except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
-        return None
-    return _describe(holder) if process.pid != me.pid and _is(process, holder) and alive(process) else None
-
-
-def _is(process: psutil.Process, holder: Path) -> bool:
+def _is(process: psutil.Process, entry: Mapping[str, Any]) -> bool:
     """Whether the holder is this very process, and not an earlier one with its id."""
+    return entry.get("pid") == process.pid and abs(process.create_time() - entry["started"]) <= 1
+
+
+def _another_repro(entry: Mapping[str, Any], me: psutil.Process) -> bool:
+    """Whether the holder is a `dvc repro` between two of its stages, and not ours."""
     try:
-        entry = read_json(holder)
-    except (FileNotFoundError, ValueError):
+        process = psutil.Process(entry["pid"])
+    except (KeyError, psutil.NoSuchProcess):
         return False
-    return entry["pid"] == process.pid and abs(process.create_time() - entry["started"]) <= 1
-
-
-def _describe(holder: Path) -> str:
-    try:
-        entry = read_json(holder)
-        return f"{entry['who']} (process {entry['pid']})"
-    except (FileNotFoundError, ValueError):
-        return "another process"
-
-
-def _pid_in(holder: Path) -> int | None:
-    try:
-        return read_json(holder)["pid"]
-    except (FileNotFoundError, ValueError):
-        return None
+    return process.pid != me.pid and _is(process, entry) and alive(process)

@@ -19,17 +19,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import BaseFileLock, FileLock, Timeout
+
 from stacklm.code import digest
 from stacklm.config.params import Params, load
 from stacklm.config.schema import ParamsError, listed, nearest, plain
 from stacklm.files import json_line, publish, read_json, read_jsonl, remove, sha256, write_json
-from stacklm.pipeline.code import changed_units, code_files, code_written, joined, shortened, write_code
+from stacklm.pipeline.code import changed_units, code_files, joined, shortened, write_code
 from stacklm.pipeline.dvc import restore
 from stacklm.pipeline.freshness import lock_entries
-from stacklm.pipeline.locks import Busy, check_settings, hold, hold_project
+from stacklm.pipeline.locks import Busy, check_settings, hold_project
 from stacklm.pipeline.project import Project
 from stacklm.pipeline.stages import STAGES, Instance, instances
-from stacklm.pipeline.tracking.sync import sync_all
+from stacklm.pipeline.tracking.sync import Follower, sync_all
 from stacklm.pipeline.watchdog import entry_point, exit_with_entry_point
 from stacklm.report.tables import where
 
@@ -74,23 +76,27 @@ def _run(project: Project, item: Instance, params: Params) -> None:
     record = make_record(project, item, params)
     work = project.state / "work" / f"{item.address}-{record['fingerprint'][:16]}"
     sweep(project)
-    with hold(_lock_of(project, work)):
+    with _lock_of(project, work):
         outputs = item.made(work / "out")
         if _finished(work, outputs):
             print(f"{item.address}: nothing that it uses has changed since an earlier run, whose result is published again")
         else:
             remove(work / "out")
-            _prepare(outputs)
+            for path in outputs.values():
+                path.parent.mkdir(parents=True, exist_ok=True)
             inputs = item.paths({**stage.reads, **stage.untracked_reads}, project.root)
             origin = {name: record[name] for name in ("code", "versions")}
             write_json(work / ORIGIN, origin)
             alike = [other for other in _earlier(work) if (other / ORIGIN).exists() and read_json(other / ORIGIN) == origin]
             state = {"work": work, "earlier": alike} if stage.resumable else {}
             started = time.time()
-            with _followed(project, item, record, work), _advised(project, item):
+            shown = Follower(project, item, record, work) if stage.resumable else contextlib.nullcontext()
+            with shown, _advised(project, item):
                 stage.load()(**item.settings(params), **inputs, **outputs, **state)
             _check_code(project, item, params, code)
-            _remember(project, record, started)
+            times = {"started": round(started, 3), "seconds": round(time.time() - started, 3)}
+            with (project.state / HISTORY).open("a", encoding="utf-8") as file:
+                file.write(json_line({"stage": record["stage"], "fingerprint": record["fingerprint"], **times}))
             write_json(work / RECORD, record)
             write_json(work / DONE, {argument: sha256(path) for argument, path in outputs.items()})
         for argument, path in item.made(project.root).items():
@@ -143,8 +149,8 @@ def make_record(project: Project, item: Instance, params: Params) -> dict[str, A
 def _check_code(project: Project, item: Instance, params: Params, before: dict[str, str]) -> None:
     """Raise `RuntimeError` if the code changed while the stage ran: DVC would record the new code for it."""
     now = joined(code_files(project, item, params))
-    changed = changed_units(before, now) or changed_units(before, code_written(project, item))
-    if changed:
+    written = joined({name: read_json(project.root / name) for name in item.code_files})
+    if changed := changed_units(before, now) or changed_units(before, written):
         raise RuntimeError(
             f"{shortened(changed)} changed while {item.address} ran, so its outputs cannot be recorded for either "
             "version: start again (checkpoints of the code as it was are kept for that code)"
@@ -156,20 +162,9 @@ def history(project: Project) -> list[dict]:
     return read_jsonl(project.state / HISTORY)
 
 
-def _remember(project: Project, record: dict, started: float) -> None:
-    row = {
-        "stage": record["stage"],
-        "fingerprint": record["fingerprint"],
-        "started": round(started, 3),
-        "seconds": round(time.time() - started, 3),
-    }
-    with (project.state / HISTORY).open("a", encoding="utf-8") as file:
-        file.write(json_line(row))
-
-
-def _lock_of(project: Project, work: Path) -> Path:
+def _lock_of(project: Project, work: Path, timeout: float = -1) -> BaseFileLock:
     """The lock of a work folder: a file that stays, since removing one that somebody waits for would let in two."""
-    return project.state / "locks" / f"{work.name}.lock"
+    return FileLock(project.state / "locks" / f"{work.name}.lock", timeout)
 
 
 def sweep(project: Project) -> None:
@@ -180,7 +175,7 @@ def sweep(project: Project) -> None:
     """
     recorded = {out["path"]: out.get("md5") for entry in lock_entries(project).values() for out in entry.get("outs", [])}
     for work in (project.state / "work").glob("*/"):
-        with contextlib.suppress(Busy), hold(_lock_of(project, work), wait=False):
+        with contextlib.suppress(Timeout), _lock_of(project, work, timeout=0):
             if not (work / DONE).exists() or not (work / RECORD).exists():
                 continue
             note = work / RECORD
@@ -199,7 +194,7 @@ def _retire(project: Project, work: Path) -> None:
         return
     for older in _earlier(work):
         if (older / RECORD).exists() and not (older / DONE).exists():
-            with contextlib.suppress(Busy), hold(_lock_of(project, older), wait=False):
+            with contextlib.suppress(Timeout), _lock_of(project, older, timeout=0):
                 remove(older)
     remove(work / "out")
     remove(work / DONE)
@@ -219,11 +214,6 @@ def _finished(work: Path, outputs: dict[str, Path]) -> bool:
     return all(path.exists() and sha256(path) == done.get(argument) for argument, path in outputs.items())
 
 
-def _prepare(outputs: dict[str, Path]) -> None:
-    for path in outputs.values():
-        path.parent.mkdir(parents=True, exist_ok=True)
-
-
 def _check(item: Instance, params: Params) -> None:
     """Raise `ParamsError` unless the stage runs for that model and seed in these settings."""
     known = [other for other in instances(params) if other.stage == item.stage] or [Instance(item.stage)]
@@ -235,10 +225,3 @@ def _check(item: Instance, params: Params) -> None:
 def _words(item: Instance) -> str:
     """As on the command line: `pretrain dense 1`."""
     return " ".join(str(part) for part in (item.stage.name, item.model, item.seed) if part is not None)
-
-
-def _followed(project: Project, item: Instance, record: dict, work: Path) -> contextlib.AbstractContextManager:
-    """A stage that takes long is shown in MLflow while it runs."""
-    from stacklm.pipeline.tracking.sync import Follower
-
-    return Follower(project, item, record, work) if item.stage.resumable else contextlib.nullcontext()

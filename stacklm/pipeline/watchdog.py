@@ -46,7 +46,12 @@ def exit_with_entry_point(interval: float = 0.3) -> None:
 
     `interval` is in seconds. What a stage has written is safe at any moment, so the end is immediate.
     """
-    watched = [process for process in (entry_point(), _flow()) if process is not None]
+    watched = [found] if (found := entry_point()) else []
+    if FLOW_PID in os.environ:
+        try:
+            watched.append(psutil.Process(int(os.environ[FLOW_PID])))
+        except psutil.NoSuchProcess:
+            raise SystemExit("stacklm: the flow that started this stage is gone") from None
     if "DVC_STAGE" in os.environ and not watched:
         raise SystemExit("stacklm: the dvc process that started this stage is gone")
     if watched:
@@ -55,22 +60,12 @@ def exit_with_entry_point(interval: float = 0.3) -> None:
 
 def exit_with(watched: list[psutil.Process], interval: float = 0.3) -> None:
     """Start a thread that ends this process as soon as one of those is gone."""
-    threading.Thread(target=_watch, args=(watched, interval), daemon=True, name="watchdog").start()
 
+    def watch() -> None:
+        while all(alive(process) for process in watched):
+            time.sleep(interval)
+        with contextlib.suppress(OSError, ValueError):  # who read it may be gone as well
+            print("stacklm: the process that started this one is gone; stopping", file=sys.stderr, flush=True)
+        os._exit(143)
 
-def _flow() -> psutil.Process | None:
-    pid = os.environ.get(FLOW_PID)
-    if pid is None:
-        return None
-    try:
-        return psutil.Process(int(pid))
-    except psutil.NoSuchProcess:
-        raise SystemExit("stacklm: the flow that started this stage is gone") from None
-
-
-def _watch(watched: list[psutil.Process], interval: float) -> None:
-    while all(alive(process) for process in watched):
-        time.sleep(interval)
-    with contextlib.suppress(OSError, ValueError):  # who read it may be gone as well
-        print("stacklm: the process that started this one is gone; stopping", file=sys.stderr, flush=True)
-    os._exit(143)
+    threading.Thread(target=watch, daemon=True, name="watchdog").start()

@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from stacklm.config.schema import ParamsError
 from stacklm.config.train import Train, passes
 from stacklm.files import read_json, sha256, write_json, write_text
-from stacklm.pipeline.locks import hold
 from stacklm.pipeline.project import Project
 from stacklm.pipeline.runner import DONE, RECORD, run_stage, sweep
 from stacklm.pipeline.stages import Instance, Stage
@@ -206,7 +206,7 @@ def test_work_of_a_stage_that_uses_a_part_of_a_section_stays_while_dvc_lock_hold
 def test_work_that_somebody_holds_stays(project):
     work = finished_work(project, "shards-1")
     put_in_dvc_lock(project, work)
-    with hold(project.state / "locks" / "shards-1.lock"):
+    with FileLock(project.state / "locks" / "shards-1.lock"):
         sweep(project)
         assert work.exists()
     sweep(project)
