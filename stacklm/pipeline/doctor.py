@@ -5,6 +5,7 @@ Every check is a function of the project, or of None outside of one, that return
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -18,8 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import psutil
+from packaging.requirements import Requirement
 
 from stacklm.config.data import HuggingFaceSource
 from stacklm.config.params import load
@@ -35,6 +38,7 @@ PATIENCE = 3
 """Seconds to wait for an answer from elsewhere."""
 HUB = "https://huggingface.co"
 UI_PORT = 5000
+PIP = f"{sys.executable} -m pip install"
 SIGN = {"ok": "ok", "note": "note", "missing": "MISSING"}
 
 
@@ -53,7 +57,7 @@ def examine(project: Project | None, prefect_api: str | None) -> list[Finding]:
     """All findings, in the order in which they matter; `prefect_api` is the server that the user has chosen, if any."""
     hub = Answer(HUB)  # asked while torch is imported
     return [
-        python(),
+        Finding("Python", "ok", f"{platform.python_version()}, {sys.executable}"),
         packages(),
         torch(),
         memory(),
@@ -81,24 +85,18 @@ def text(findings: list[Finding]) -> str:
     return "\n".join([*lines, "", verdict])
 
 
-def python() -> Finding:
-    return Finding("Python", "ok", f"{platform.python_version()}, {sys.executable}")
-
-
 def packages() -> Finding:
     """Whether every package that stacklm requires is installed in a version that it accepts."""
-    from packaging.requirements import Requirement
-
     try:
         required = [Requirement(line) for line in importlib.metadata.requires("stacklm") or []]
     except importlib.metadata.PackageNotFoundError:
-        return Finding("packages", "missing", "stacklm runs from its source and is not installed", f"{_pip()} -e . in the checkout")
+        return Finding("packages", "missing", "stacklm runs from its source and is not installed", f"{PIP} -e . in the checkout")
     wanted = [one for one in required if one.marker is None or one.marker.evaluate({"extra": ""})]
     wrong = [one for one in wanted if not one.specifier.contains(_version(one.name) or "0", prereleases=True)]
     if not wrong:
         return Finding("packages", "ok", f"all {len(wanted)} that stacklm requires")
     found = ", ".join(f"{one.name} {_version(one.name) or 'is not installed'}" for one in wrong)
-    return Finding("packages", "missing", found, " ".join([_pip(), *(f"'{one}'" for one in wrong)]))
+    return Finding("packages", "missing", found, " ".join([PIP, *(f"'{one}'" for one in wrong)]))
 
 
 def torch() -> Finding:
@@ -108,7 +106,7 @@ def torch() -> Finding:
 
         torch.ones(2, 2).matmul(torch.ones(2, 2))
     except Exception as error:  # a broken installation raises anything
-        return Finding("torch", "missing", f"cannot be used: {error}", f"{_pip()} --force-reinstall 'torch>=2.11'")
+        return Finding("torch", "missing", f"cannot be used: {error}", f"{PIP} --force-reinstall 'torch>=2.11'")
     version = f"{torch.__version__}"
     if torch.cuda.is_available():
         room = quantity(torch.cuda.get_device_properties(0).total_memory, "B")
@@ -146,7 +144,8 @@ def disk(project: Project | None) -> Finding:
 def git() -> Finding:
     if shutil.which("git") is None:
         return Finding("git", "missing", "no `git` on the PATH", "install git, which DVC works with: git-scm.com")
-    version, name, mail = (_git(*words) for words in (["--version"], ["config", "user.name"], ["config", "user.email"]))
+    questions = ["git", "--version"], ["git", "config", "user.name"], ["git", "config", "user.email"]
+    version, name, mail = (subprocess.run(words, capture_output=True, text=True).stdout.strip() for words in questions)
     if not (name and mail):
         advice = 'git config --global user.name "Your Name"; git config --global user.email you@example.com'
         return Finding("git", "note", f"{version}; it does not know who you are, so it cannot commit", advice)
@@ -156,7 +155,7 @@ def git() -> Finding:
 def dvc(project: Project | None) -> Finding:
     """Whether it is there, works in the project, and knows the stages of this version."""
     if not (version := _version("dvc")):
-        return Finding("DVC", "missing", "not installed", f"{_pip()} 'dvc>=3.60'")
+        return Finding("DVC", "missing", "not installed", f"{PIP} 'dvc>=3.60'")
     if project and shutil.which("git"):
         try:
             check_tools(project)
@@ -172,7 +171,7 @@ def dvc(project: Project | None) -> Finding:
 def mlflow(project: Project | None) -> Finding:
     """Whether it is there and can keep runs; training does not depend on it."""
     if not (version := _version("mlflow")):
-        return Finding("MLflow", "missing", "not installed", f"{_pip()} 'mlflow>=3.10,<4'")
+        return Finding("MLflow", "missing", "not installed", f"{PIP} 'mlflow>=3.10,<4'")
     if project is None:
         return Finding("MLflow", "ok", version)
     try:
@@ -188,7 +187,7 @@ def mlflow(project: Project | None) -> Finding:
 def prefect(api: str | None) -> Finding:
     """Whether it is there, and the user's server answers, if they have chosen one."""
     if not (version := _version("prefect")):
-        return Finding("Prefect", "missing", "not installed", f"{_pip()} 'prefect>=3.8,<3.9'")
+        return Finding("Prefect", "missing", "not installed", f"{PIP} 'prefect>=3.8,<3.9'")
     if not api:
         return Finding("Prefect", "ok", f"{version}, with a server for as long as a flow")
     if Answer(api).came:
@@ -240,7 +239,7 @@ class Answer:
 
     def __init__(self, url: str) -> None:
         self._came = False
-        self._thread = threading.Thread(target=self._try, args=(_reached_by(url),), daemon=True)  # names may take long to look up
+        self._thread = threading.Thread(target=self._try, args=(url,), daemon=True)  # names may take long to look up
         self._thread.start()
 
     @property
@@ -251,21 +250,13 @@ class Answer:
 
     def _try(self, url: str) -> None:
         parts = urlsplit(url)
+        proxy = getproxies().get(parts.scheme)
+        if proxy and not proxy_bypass(parts.netloc):
+            parts = urlsplit(proxy)
         port = parts.port or (443 if parts.scheme == "https" else 80)
-        try:
+        with contextlib.suppress(OSError):
             socket.create_connection((parts.hostname or "", port), timeout=PATIENCE).close()
             self._came = True
-        except OSError:
-            pass
-
-
-def _reached_by(url: str) -> str:
-    """The address itself, or that of the proxy in between."""
-    from urllib.request import getproxies, proxy_bypass
-
-    parts = urlsplit(url)
-    proxy = getproxies().get(parts.scheme)
-    return proxy if proxy and not proxy_bypass(parts.netloc) else url
 
 
 def _version(package: str) -> str | None:
@@ -273,11 +264,3 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _git(*words: str) -> str:
-    return subprocess.run(["git", *words], capture_output=True, text=True).stdout.strip()
-
-
-def _pip() -> str:
-    return f"{sys.executable} -m pip install"

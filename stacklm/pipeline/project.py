@@ -39,7 +39,9 @@ class Project:
         if root is None:
             here = (start or Path.cwd()).resolve()
             raise ParamsError(f"{here}: not inside a stacklm project (no dvc.yaml here or above); change to one")
-        return cls(root, _main_checkout(root) / STATE)
+        # DVC keeps a temporary experiment below .dvc/tmp/exps of the checkout that it was started from.
+        main = next((folder.parents[2] for folder in root.parents if folder.match(".dvc/tmp/exps")), root)
+        return cls(root, main / STATE)
 
     @property
     def params_file(self) -> Path:
@@ -63,14 +65,6 @@ def check_tools(project: Project | None) -> None:
         raise ParamsError(f"{project.root}: not a DVC repository (no .dvc): run `dvc init` there")
     if not any((folder / ".git").exists() for folder in (project.root, *project.root.parents)):
         raise ParamsError(f"{project.root}: not a git repository: run `git init` there")
-
-
-def _main_checkout(root: Path) -> Path:
-    """The checkout a temporary experiment was started from: DVC keeps those below its .dvc/tmp/exps."""
-    for parent in root.parents:
-        if parent.name == "exps" and parent.parent.name == "tmp" and parent.parent.parent.name == ".dvc":
-            return parent.parent.parent.parent
-    return root
 
 
 def environment() -> dict[str, str]:
