@@ -20,6 +20,9 @@ from stacklm.pipeline.code import code_files, joined
 from stacklm.pipeline.project import Project
 from stacklm.pipeline.stages import Instance, instances, stage
 from stacklm.pipeline.tracking.run import Pretraining, as_params
+from stacklm.pipeline.tracking.store import connect, prepare, tracking_uri
+from stacklm.pipeline.tracking.sync import sync
+from stacklm.pipeline.tracking.weights import CHAMPION, DIGEST, MODEL_ID, TOKENIZER, TRAINED, WEIGHTS, WEIGHTS_DIGEST, register_as
 from stacklm.units import count
 
 if TYPE_CHECKING:
@@ -74,9 +77,6 @@ def register(project: Project, name: str, alias: str, licence: str | None = None
 
     Raises `ParamsError` for the alias that follows the comparison, and whatever MLflow raises.
     """
-    from stacklm.pipeline.tracking.sync import sync
-    from stacklm.pipeline.tracking.weights import CHAMPION, register_as
-
     if alias == CHAMPION:
         raise ParamsError(f"--alias {CHAMPION}: it follows the comparison; choose another, such as production")
     run = find(project, name)
@@ -125,9 +125,6 @@ def load(target: str, project: Project | None = None) -> Loaded:
 
 def _of_mlflow(project: Project, target: str) -> Loaded:
     from mlflow.artifacts import download_artifacts
-
-    from stacklm.pipeline.tracking.store import connect, tracking_uri
-    from stacklm.pipeline.tracking.weights import DIGEST, MODEL_ID, TOKENIZER, TRAINED, WEIGHTS, WEIGHTS_DIGEST
 
     client, experiment = connect(project)
     if alias := re.fullmatch(r"models:/([^@/]+)@(.+)", target):
@@ -202,8 +199,6 @@ def _now(project: Project, item: Instance) -> dict[str, str | None]:
 @contextlib.contextmanager
 def _plainly(what: str) -> Iterator[None]:
     """MLflow's own errors become a `RuntimeError` with their message."""
-    from stacklm.pipeline.tracking.store import prepare
-
     prepare()
     from mlflow.exceptions import MlflowException
 

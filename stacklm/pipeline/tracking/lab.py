@@ -12,14 +12,15 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from stacklm.files import read_json, sha256, write_json
-from stacklm.pipeline.project import Project
+from stacklm.pipeline.project import EXPERIMENTS, Project
 from stacklm.pipeline.stages import Instance, stage
-from stacklm.pipeline.tracking.store import connect, store_identity
+from stacklm.pipeline.tracking.mirror import CONTEXTS, DIGITS, PARENT, attach, datasets, log_data
+from stacklm.pipeline.tracking.run import data_facts
+from stacklm.pipeline.tracking.store import connect, matches, store_identity
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from stacklm.lab.findings import Findings
     from stacklm.lab.schedule import Planned
 
-EXPERIMENTS = "experiments"
 KEY = "stacklm.lab"
 NOTE = """\
 **{question}**
@@ -56,19 +56,15 @@ class Wanted:
 
 def sync_labs(project: Project) -> None:
     """Bring MLflow up to date with every experiment whose files have changed since. Raises whatever MLflow raises."""
-    for name, wanted in _stamps(project):
-        receipt = project.state / "tracking" / f"lab-{name}.receipt"
-        if not receipt.exists() or read_json(receipt) != wanted:
-            sync_lab(project, name)
-            write_json(receipt, wanted)
-
-
-def _stamps(project: Project) -> Iterable[tuple[str, list[Any]]]:
-    """Of every experiment with records: the place in MLflow, and hashes of what is shown there."""
     for records in sorted((project.root / EXPERIMENTS).glob("*/records")):
         file = records.parent.with_suffix(".yaml")
-        if file.is_file():
-            yield file.stem, [*store_identity(project), sha256(file), sha256(records)]
+        if not file.is_file():
+            continue
+        receipt = project.state / "tracking" / f"lab-{file.stem}.receipt"
+        shown = [*store_identity(project), sha256(file), sha256(records)]
+        if not matches(receipt, shown):
+            sync_lab(project, file.stem)
+            write_json(receipt, shown)
 
 
 def sync_lab(project: Project, name: str) -> None:
@@ -79,15 +75,16 @@ def sync_lab(project: Project, name: str) -> None:
     findings, page = files.findings(), files.write_report()
     client, experiment = connect(project, f"lab/{name}", NOTE.format(question=findings.lab.experiment.question, name=name))
     known = {run.data.tags[KEY]: run for run in _all_runs(client, experiment) if KEY in run.data.tags}
+    data = _data(project, findings.lab.data)
     done = [one for one in findings.lab.trials(findings.records) if one.trial.identity in findings.records]
     for arm in ["baseline", *findings.candidates]:
         own = [_trial(one, findings.records[one.trial.identity]) for one in done if one.arm.name == arm]
         if own:
             run = _bring(client, experiment, known, _summary(findings, arm, own), None)
-            _log_data(client, project, run, findings.lab.data)
-            for path, folder in ((page.parent / "intervals.svg", ""), (page, "report")):
+            log_data(client, run, data)
+            for path, folder in ((page.parent / "intervals.svg", None), (page, "report")):
                 if path.exists():
-                    _attach(client, run, path, folder)
+                    attach(client, run, path.name, path, folder)
             for trial in own:
                 _bring(client, experiment, known, trial, run.info.run_id)
 
@@ -151,24 +148,19 @@ def _bring(client: MlflowClient, experiment: str, known: Mapping[str, Run], want
     """Make the run, or give it what it lacks."""
     from mlflow.entities import Metric, Param, RunTag
 
-    from stacklm.pipeline.tracking.mirror import PARENT
-
     run, now = known.get(wanted.key), round(1000 * time.time())
     if run is None:
         tags = {KEY: wanted.key, **({PARENT: parent} if parent else {})}
         run = client.create_run(experiment, round(1000 * wanted.began) or now, tags, wanted.name)
-        logged = {}
-    else:
-        keys = {key for key, _ in wanted.metrics}.intersection(run.data.metrics)
-        history = (metric for key in sorted(keys) for metric in client.get_metric_history(run.info.run_id, key))
-        logged = {(metric.key, metric.step): metric.value for metric in sorted(history, key=lambda metric: metric.timestamp)}
+    keys = {key for key, _ in wanted.metrics}.intersection(run.data.metrics)
+    history = (metric for key in sorted(keys) for metric in client.get_metric_history(run.info.run_id, key))
+    logged = {(metric.key, metric.step): metric.value for metric in sorted(history, key=lambda metric: metric.timestamp)}
     identity, ended = run.info.run_id, round(1000 * wanted.ended) or run.info.end_time or now
     # Of two values at one step MLflow shows the later.
     metrics = [Metric(key, value, now, step) for (key, step), value in wanted.metrics.items() if logged.get((key, step)) != value]
     params = [Param(key, value) for key, value in wanted.params.items() if key not in run.data.params]
     tags = [RunTag(key, value) for key, value in wanted.tags.items() if run.data.tags.get(key) != value]
-    if metrics or params or tags:
-        client.log_batch(identity, metrics, params, tags)
+    client.log_batch(identity, metrics, params, tags)
     if run.info.run_name != wanted.name:
         client.update_run(identity, name=wanted.name)
     if wanted.status == "RUNNING" != run.info.status:
@@ -178,33 +170,16 @@ def _bring(client: MlflowClient, experiment: str, known: Mapping[str, Run], want
     return run
 
 
-def _log_data(client: MlflowClient, project: Project, run: Run, data: str) -> None:
-    """The tokens as inputs, as of the pipeline's own runs; by their hash alone where other tokens are there now, or none."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag
+def _data(project: Project, data: str) -> dict[str, Any]:
+    """The tokens as of the pipeline's own runs; by their hash alone where other tokens are there now, or none."""
+    from mlflow.entities import Dataset
 
-    from stacklm.pipeline.tracking.mirror import CONTEXTS, dataset
-    from stacklm.pipeline.tracking.run import data_facts
-
-    if run.inputs and run.inputs.dataset_inputs:
-        return
     manifest = project.root / stage("shards").writes["shards"] / "manifest.json"
     record = project.root / Instance(stage("download")).record
     if record.exists() and manifest.exists() and sha256(manifest) == data:
-        facts = data_facts(project.root, read_json(record)["params"].get("data", {}))
-        used = {context: dataset(facts, split) for split, context in CONTEXTS.items()}
-    else:
-        digest = hashlib.sha256(data.encode()).hexdigest()[:12]
-        used = dict.fromkeys(CONTEXTS.values(), Dataset("tokens", digest, "unknown", data))
-    client.log_inputs(
-        run.info.run_id, [DatasetInput(one, [InputTag("mlflow.data.context", context)]) for context, one in used.items()]
-    )
-
-
-def _attach(client: MlflowClient, run: Run, path: Path, folder: str) -> None:
-    digest, tag = sha256(path)[:12], f"sha256.{path.name}"
-    if run.data.tags.get(tag) != digest:
-        client.log_artifact(run.info.run_id, str(path), folder or None)
-        client.set_tag(run.info.run_id, tag, digest)
+        return datasets(data_facts(project.root, read_json(record)["params"].get("data", {})))
+    digest = hashlib.sha256(data.encode()).hexdigest()[:DIGITS]
+    return dict.fromkeys(CONTEXTS.values(), Dataset("tokens", digest, "unknown", data))
 
 
 def _all_runs(client: MlflowClient, experiment: str) -> Iterable[Run]:

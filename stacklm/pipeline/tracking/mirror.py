@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from stacklm.files import read_jsonl, sha256, write_json
-from stacklm.pipeline.project import Project
 from stacklm.pipeline.stages import stage
 from stacklm.pipeline.tracking import pages
 from stacklm.pipeline.tracking.run import FINGERPRINT, Point, Pretraining, points, user
@@ -23,7 +22,7 @@ from stacklm.pipeline.tracking.weights import log_weights
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import LoggedModel
+    from mlflow.entities import LoggedModel, Run
 
 DIGITS = 12
 """Hexadecimal digits shown of a hash."""
@@ -47,17 +46,16 @@ class Mirror:
     def __init__(self, run: Pretraining) -> None:
         self._run, self._facts = run, run.facts()
         self._client, self._experiment = connect(run.project)
-        found = self._client.search_runs([self._experiment], f"tags.`{FINGERPRINT}` = '{run.fingerprint}'", max_results=1)
-        there = found[0] if found else self._create()
-        self._id, self._status, self._metrics = there.info.run_id, there.info.status, there.data.metrics
-        self._tags = dict(there.data.tags)
+        found = self._search(f"tags.`{FINGERPRINT}` = '{run.fingerprint}'")
+        self._there: Run = found[0] if found else self._create()
+        self._id, self._status, self._tags = self._there.info.run_id, self._there.info.status, self._there.data.tags
         write_json(run.note("ids"), {"experiment": self._experiment, "run": self._id})
         self._steps: dict[str, set[int]] = defaultdict(set)
-        for key in there.data.metrics:
+        for key in self._there.data.metrics:
             self._steps[key] = {metric.step for metric in self._client.get_metric_history(self._id, key)}
         if not found:
             self._set_status(self._status)
-        self._describe(there)
+        self._describe()
 
     def grow(self) -> None:
         """Draw what the curves lack so far; the run is running."""
@@ -83,20 +81,19 @@ class Mirror:
         evaluation = run.evaluation()
         if evaluation is not None:
             self._score(evaluation, model)
-            if PARENT in self._tags:
-                score_parent(self._client, self._experiment, self._tags[PARENT], facts["model"])
+            self._score_parent()
             if self._attach("evaluation", run.evaluation_file) or self._tags.get(NOTE) == pages.run_note(facts, None):
                 self._client.set_tag(self._id, NOTE, pages.run_note(facts, evaluation))
         for name, folder in run.reports().items():
             self._attach(name, folder)
 
-    def _create(self) -> Any:
-        name, pipeline, parent = pages.run_name(self._facts), self._facts.get("pipeline"), {}
-        if pipeline:
-            parent[PARENT] = find_or_create_parent(self._client, self._experiment, self._run.project, pipeline)
-        same = self._client.search_runs(
-            [self._experiment], f"tags.model = '{self._facts['model']}' and tags.seed = '{self._facts['seed']}'"
-        )
+    def _search(self, condition: str) -> Sequence[Run]:
+        return self._client.search_runs([self._experiment], condition)
+
+    def _create(self) -> Run:
+        name, pipeline = pages.run_name(self._facts), self._facts.get("pipeline")
+        parent = {PARENT: self._find_or_create_parent(pipeline)} if pipeline else {}
+        same = self._search(f"tags.model = '{self._facts['model']}' and tags.seed = '{self._facts['seed']}'")
         return self._client.create_run(
             self._experiment,
             start_time=self._time(0),
@@ -105,29 +102,29 @@ class Mirror:
         )
 
     def _set_status(self, status: str) -> None:
+        """Note it, and give the parent the worst status of its children and, once none is running, the end of the last one."""
         self._status = status
-        if PARENT in self._tags:
-            settle_parent(self._client, self._experiment, self._tags[PARENT])
+        if (parent := self._parent()) is None:
+            return
+        identity = parent.info.run_id
+        children = [child.info for child in self._search(f"tags.`{PARENT}` = '{identity}'")]
+        worst = min((child.status for child in children), key=WORST_FIRST.index)
+        if worst == "RUNNING":
+            self._client.update_run(identity, status=worst)
+        else:
+            self._client.set_terminated(identity, worst, max(child.end_time or 0 for child in children))
 
-    def _describe(self, there: Any) -> None:
+    def _describe(self) -> None:
         """What holds from the first step on: settings, size, data, tokenizer."""
-        from mlflow.entities import DatasetInput, InputTag, Param
+        from mlflow.entities import Param
 
         facts = self._facts
-        params = [Param(key, str(value)) for key, value in facts["params"].items() if key not in there.data.params]
+        params = [Param(key, str(value)) for key, value in facts["params"].items() if key not in self._there.data.params]
         if params:
             self._client.log_dict(self._id, facts["params"], "params.yaml")
-        for batch in _batches(params, 100):
-            self._client.log_batch(self._id, params=batch)
+            self._client.log_batch(self._id, params=params)
         self._draw([Point(key, 0, value, 0) for key, value in facts["size"].items()])
-        used = {tag.value for used in (there.inputs.dataset_inputs if there.inputs else []) for tag in used.tags}
-        contexts = {split: context for split, context in CONTEXTS.items() if context not in used}
-        inputs = [
-            DatasetInput(dataset(facts["data"], split), [InputTag("mlflow.data.context", context)])
-            for split, context in contexts.items()
-        ]
-        if inputs:
-            self._client.log_inputs(self._id, inputs)
+        log_data(self._client, self._there, datasets(facts["data"]))
         tokenizer = self._tokenizer()
         if tokenizer:
             self._attach("tokenizer", tokenizer)
@@ -141,10 +138,9 @@ class Mirror:
         from mlflow.entities import Metric
 
         missing = [point for point in wanted if point.step not in self._steps[point.key]]
-        for batch in _batches(missing, 1000):
-            self._client.log_batch(self._id, [Metric(p.key, p.value, self._time(p.seconds), p.step) for p in batch])
-            for point in batch:
-                self._steps[point.key].add(point.step)
+        self._client.log_batch(self._id, [Metric(p.key, p.value, self._time(p.seconds), p.step) for p in missing])
+        for point in missing:
+            self._steps[point.key].add(point.step)
 
     def _score(self, evaluation: Mapping[str, Any], model: LoggedModel) -> None:
         """Scores belong to the run, the model and the data; a later evaluation of the same weights replaces them.
@@ -153,33 +149,51 @@ class Mirror:
         """
         from mlflow.entities import Metric
 
-        now, logged = round(time.time() * 1000), {metric.key: metric.value for metric in model.metrics or []}
+        now, known, new = round(time.time() * 1000), self._there.data.metrics, []
+        logged = {metric.key: metric.value for metric in (model.metrics or []) if known.get(metric.key) == metric.value}
         for split, name in SCORES.items():
             data = dataset(self._facts["data"], split)
             of = {"model_id": model.model_id, "dataset_name": data.name, "dataset_digest": data.digest}
             scores = {f"{key}/{name}": evaluation[split][key] for key in ("bits_per_byte", "loss", "word_perplexity")}
-            known = {key: value for key, value in logged.items() if self._metrics.get(key) == value}
-            new = [Metric(key, value, now, 0, **of) for key, value in scores.items() if known.get(key) != value]
-            if new:
-                self._client.log_batch(self._id, new)
-        scores = {
-            f"benchmarks/{title}/{name}": score["value"]
-            for title, figures in evaluation.get("benchmarks", {}).items()
-            for name, score in figures["scores"].items()
-        }
-        new = [Metric(key, value, now, 0) for key, value in scores.items() if self._metrics.get(key) != value]
-        if new:
-            self._client.log_batch(self._id, new)
+            new += [Metric(key, value, now, 0, **of) for key, value in scores.items() if logged.get(key) != value]
+        for title, figures in evaluation.get("benchmarks", {}).items():
+            scores = {f"benchmarks/{title}/{name}": score["value"] for name, score in figures["scores"].items()}
+            new += [Metric(key, value, now, 0) for key, value in scores.items() if known.get(key) != value]
+        self._client.log_batch(self._id, new)
 
     def _attach(self, name: str, path: Path) -> bool:
-        """Upload a folder as artifact `name`, or a file into it, unless that very content is there; tell whether it was new."""
-        digest, tag = sha256(path)[:DIGITS], f"sha256.{name}"
-        if self._tags.get(tag) == digest:
-            return False
-        upload = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
-        upload(self._id, str(path), name)
-        self._client.set_tag(self._id, tag, digest)
-        return True
+        return attach(self._client, self._there, name, path, name)
+
+    def _find_or_create_parent(self, pipeline: Mapping[str, Any]) -> str:
+        """The id of the parent run of a run of the pipeline, as told by `pipeline_run`; models that train at once share it."""
+        with FileLock(self._run.project.state / "tracking" / f"{pipeline['identity'][:16]}.lock", timeout=WAIT):
+            if found := self._search(f"tags.`{IDENTITY}` = '{pipeline['identity']}'"):
+                return found[0].info.run_id
+            tags = {
+                IDENTITY: pipeline["identity"],
+                "mlflow.user": user(),
+                "mlflow.source.name": pipeline["command"],
+                "mlflow.source.type": "LOCAL",
+                **pipeline["tags"],
+            }
+            started = round(pipeline["started"] * 1000)
+            return self._client.create_run(self._experiment, started, tags, pipeline["name"]).info.run_id
+
+    def _parent(self) -> Run | None:
+        """The run of the pipeline, or None without one, and where the user has deleted it."""
+        found = self._search(f"attributes.run_id = '{self._tags[PARENT]}'") if PARENT in self._tags else []
+        return found[0] if found else None
+
+    def _score_parent(self) -> None:
+        """Show on the parent too how good a model is, as the mean over its seeds so far: MLflow's own pages begin with parents."""
+        if (parent := self._parent()) is None:
+            return
+        model, identity = self._facts["model"], parent.info.run_id
+        children = self._search(f"tags.`{PARENT}` = '{identity}' and tags.model = '{model}'")
+        scores = [child.data.metrics[TEST] for child in children if TEST in child.data.metrics]
+        key = f"bits_per_byte_test/{model}"
+        if scores and parent.data.metrics.get(key) != fmean(scores):
+            self._client.log_metric(identity, key, fmean(scores))
 
     def _time(self, seconds: float) -> int:
         """MLflow's milliseconds: the start of the run and the training time since, so that pauses do not show."""
@@ -187,13 +201,13 @@ class Mirror:
 
 
 def _tags(facts: Mapping[str, Any]) -> dict[str, str]:
-    digests = {"code": facts["code"], "data": facts["data"]["sha256"]}
     git = {name: str(value).lower() if isinstance(value, bool) else value for name, value in facts.get("git", {}).items()}
     return {
         "model": facts["model"],
         "seed": str(facts["seed"]),
         "kind": facts["params"]["architecture.kind"],
-        **{f"sha256.{name}": digest[:DIGITS] for name, digest in digests.items()},
+        "sha256.code": facts["code"][:DIGITS],
+        "sha256.data": facts["data"]["sha256"][:DIGITS],
         **{f"version.{name}": version for name, version in facts["versions"].items()},
         **({"git.dirty": git["dirty"]} if git else {}),
         **{f"mlflow.source.git.{name}": value for name, value in git.items()},
@@ -218,50 +232,31 @@ def dataset(data: Mapping[str, Any], split: str) -> Any:
     )
 
 
-def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    return (items[i : i + size] for i in range(0, len(items), size))
+def datasets(data: Mapping[str, Any]) -> dict[str, Any]:
+    """All splits of the tokens, by what they are used for."""
+    return {context: dataset(data, split) for split, context in CONTEXTS.items()}
 
 
-def find_or_create_parent(client: MlflowClient, experiment: str, project: Project, run: Mapping[str, Any]) -> str:
-    """The id of the parent run of `run`, as told by `pipeline_run`; models that train at once share it."""
-    with FileLock(project.state / "tracking" / f"{run['identity'][:16]}.lock", timeout=WAIT):
-        found = client.search_runs([experiment], f"tags.`{IDENTITY}` = '{run['identity']}'", max_results=1)
-        if found:
-            return found[0].info.run_id
-        tags = {
-            IDENTITY: run["identity"],
-            "mlflow.user": user(),
-            "mlflow.source.name": run["command"],
-            "mlflow.source.type": "LOCAL",
-        }
-        created = client.create_run(experiment, round(run["started"] * 1000), {**tags, **run["tags"]}, run["name"])
-        return created.info.run_id
+def log_data(client: MlflowClient, run: Run, used: Mapping[str, Any]) -> None:
+    """Give a run those of the data sets that it uses, by what for, that it lacks."""
+    from mlflow.entities import DatasetInput, InputTag
+
+    there = {tag.value for one in (run.inputs.dataset_inputs if run.inputs else []) for tag in one.tags}
+    missing = {context: data for context, data in used.items() if context not in there}
+    if missing:
+        inputs = [DatasetInput(data, [InputTag("mlflow.data.context", context)]) for context, data in missing.items()]
+        client.log_inputs(run.info.run_id, inputs)
 
 
-def settle_parent(client: MlflowClient, experiment: str, parent: str) -> None:
-    """Give the parent the worst status of its children and, once none is running, the end of the last one.
+def attach(client: MlflowClient, run: Run, name: str, path: Path, folder: str | None) -> bool:
+    """Upload a file or folder into a folder of a run's artifacts unless that very content is there; tell whether it was new.
 
-    A parent that the user has deleted is left alone.
+    The hash of what is there is in a tag with that name.
     """
-    if _find(client, experiment, parent) is None:
-        return
-    children = [child.info for child in client.search_runs([experiment], f"tags.`{PARENT}` = '{parent}'")]
-    status = min((child.status for child in children), key=WORST_FIRST.index)
-    if status == "RUNNING":
-        client.update_run(parent, status=status)
-    else:
-        client.set_terminated(parent, status, max(child.end_time or 0 for child in children))
-
-
-def score_parent(client: MlflowClient, experiment: str, parent: str, model: str) -> None:
-    """Show on the parent too how good a model is, as the mean over its seeds so far: MLflow's own pages begin with parents."""
-    children = client.search_runs([experiment], f"tags.`{PARENT}` = '{parent}' and tags.model = '{model}'")
-    scores = [child.data.metrics[TEST] for child in children if TEST in child.data.metrics]
-    found, key = _find(client, experiment, parent), f"bits_per_byte_test/{model}"
-    if found is not None and scores and found.data.metrics.get(key) != fmean(scores):
-        client.log_metric(parent, key, fmean(scores))
-
-
-def _find(client: MlflowClient, experiment: str, run: str) -> Any:
-    """The run, or None where the user has deleted it."""
-    return next(iter(client.search_runs([experiment], f"attributes.run_id = '{run}'")), None)
+    digest, tag = sha256(path)[:DIGITS], f"sha256.{name}"
+    if run.data.tags.get(tag) == digest:
+        return False
+    upload = client.log_artifacts if path.is_dir() else client.log_artifact
+    upload(run.info.run_id, str(path), folder)
+    client.set_tag(run.info.run_id, tag, digest)
+    return True

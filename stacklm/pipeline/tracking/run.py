@@ -22,6 +22,7 @@ import numpy as np
 
 from stacklm.config.model import Model
 from stacklm.config.schema import flatten, read
+from stacklm.export.card import model_card
 from stacklm.files import read_json, read_jsonl, sha256, write_json
 from stacklm.pipeline.project import Project
 from stacklm.pipeline.stages import Instance, stage
@@ -100,7 +101,7 @@ class Pretraining:
 
     @property
     def trained(self) -> Path:
-        return self.item.paths(PRETRAIN.writes, self.project.root)["trained"]
+        return self.item.made(self.project.root)["trained"]
 
     def times(self) -> list[dict[str, Any]]:
         """The rows of times and memory so far; none where a published model was restored and its times were not."""
@@ -131,8 +132,7 @@ class Pretraining:
 
     @property
     def evaluation_file(self) -> Path:
-        evaluate = replace(self.item, stage=stage("evaluate"))
-        return evaluate.paths(evaluate.stage.writes, self.project.root)["evaluation"]
+        return replace(self.item, stage=stage("evaluate")).made(self.project.root)["evaluation"]
 
     def evaluation(self) -> dict[str, Any] | None:
         """The published evaluation, if it is of exactly these weights."""
@@ -152,8 +152,6 @@ class Pretraining:
 
     def card(self, licence: str | None = None) -> str:
         """The model card of a published run; `licence` is its owner's, as an identifier of SPDX."""
-        from stacklm.export.card import model_card
-
         compared = self.project.root / stage("compare").writes["comparison"]
         comparison = read_json(compared) if compared.exists() and self.reports() else None
         weights = read_json(self.trained / CONFIG)["sha256"]

@@ -13,11 +13,12 @@ import re
 import sqlite3
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
 from filelock import FileLock
 
+from stacklm.files import read_json
 from stacklm.pipeline.project import STATE, Project
 from stacklm.pipeline.tracking import pages
 
@@ -109,6 +110,11 @@ def store_identity(project: Project) -> list:
     return [tracking_uri(project), experiment_name(), file.stat().st_ino if file and file.exists() else None]
 
 
+def matches(receipt: Path, stamp: Any) -> bool:
+    """Whether the receipt is there and for just this."""
+    return receipt.exists() and read_json(receipt) == stamp
+
+
 def prepare() -> None:
     """Set what MLflow reads from the environment, before it is imported: no telemetry, short waits, no chatter."""
     for name, value in {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", **LIMITS}.items():
@@ -132,9 +138,7 @@ def connect(project: Project, name: str | None = None, note: str = pages.EXPERIM
 
     uri, viewed, file = tracking_uri(project), name is None, sqlite_file(project)
     name = name or experiment_name()
-    folder = project.state / "tracking"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "setup.lock", timeout=WAIT):
+    with FileLock(project.state / "tracking" / "setup.lock", timeout=WAIT):
         if file:
             file.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.closing(sqlite3.connect(file)) as db:  # fails at once where MLflow would try for minutes
@@ -145,17 +149,17 @@ def connect(project: Project, name: str | None = None, note: str = pages.EXPERIM
             client.rename_experiment(experiment.experiment_id, f"{name} (files in {experiment.artifact_location})")
             experiment = None
         if experiment is None:
-            identity = client.create_experiment(name, artifact_location=None if is_server(uri) else artifact_root(project))
-        elif experiment.lifecycle_stage == "deleted":
+            location = None if is_server(uri) else artifact_root(project)
+            experiment = client.get_experiment(client.create_experiment(name, artifact_location=location))
+        if experiment.lifecycle_stage == "deleted":
             raise RuntimeError(
                 f"the experiment {name!r} is in MLflow's trash: restore it there, or choose another by MLFLOW_EXPERIMENT_NAME"
             )
-        else:
-            identity = experiment.experiment_id
-        if experiment is None or "mlflow.note.content" not in experiment.tags:
+        identity = experiment.experiment_id
+        if "mlflow.note.content" not in experiment.tags:
             client.set_experiment_tag(identity, "mlflow.note.content", note)
             client.set_experiment_tag(identity, "mlflow.experimentKind", "custom_model_development")
-        if viewed and (experiment is None or not pages.is_current(experiment.tags.get(pages.TAG))):
+        if viewed and not pages.is_current(experiment.tags.get(pages.TAG)):
             client.set_experiment_tag(identity, pages.TAG, pages.tag_value())
     return client, identity
 

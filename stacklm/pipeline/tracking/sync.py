@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock
 
@@ -29,11 +29,10 @@ from stacklm.files import read_json, sha256, write_json
 from stacklm.pipeline.project import Project
 from stacklm.pipeline.stages import STAGES, Instance, stage
 from stacklm.pipeline.tracking.lab import sync_labs
+from stacklm.pipeline.tracking.mirror import Mirror
 from stacklm.pipeline.tracking.run import Pretraining
-from stacklm.pipeline.tracking.store import WAIT, shown_uri, store_identity
-
-if TYPE_CHECKING:
-    from stacklm.pipeline.tracking.mirror import Mirror
+from stacklm.pipeline.tracking.store import WAIT, matches, shown_uri, store_identity
+from stacklm.pipeline.tracking.weights import register
 
 SHOWN = ("tokenizer", "pretrain", "evaluate", "compare")
 """The stages whose outputs a run shows."""
@@ -47,7 +46,7 @@ FINISHED = "FINISHED"
 
 def pending(project: Project) -> list[Pretraining]:
     """The published runs that MLflow has not been given in their present state. Looks at names, sizes and times only."""
-    return [run for run in Pretraining.finished(project) if _receipt(run) != _stamp(run)]
+    return [run for run in Pretraining.finished(project) if not matches(run.note("receipt"), _stamp(run))]
 
 
 def sync_all(project: Project, experiments: bool = True) -> bool:
@@ -66,8 +65,6 @@ def sync_all(project: Project, experiments: bool = True) -> bool:
 
 def sync(run: Pretraining) -> None:
     """Bring one published run up to date in MLflow. Raises whatever MLflow raises."""
-    from stacklm.pipeline.tracking.mirror import Mirror
-
     with FileLock(run.note("lock"), timeout=WAIT):
         before = _stamp(run)["files"]
         Mirror(run).finish()
@@ -80,9 +77,7 @@ def _register(project: Project) -> None:
     if not comparison.exists():
         return
     wanted = [*store_identity(project)[:2], sha256(comparison)]
-    if not receipt.exists() or read_json(receipt) != wanted:
-        from stacklm.pipeline.tracking.weights import register
-
+    if not matches(receipt, wanted):
         register(project, read_json(comparison))
         write_json(receipt, wanted)
 
@@ -96,17 +91,12 @@ def warn(project: Project, error: Exception) -> None:
     )
 
 
-def _receipt(run: Pretraining) -> dict | None:
-    path = run.note("receipt")
-    return read_json(path) if path.exists() else None
-
-
 def _stamp(run: Pretraining) -> dict:
     """The place in MLflow, and size and time of each file that the run shows there."""
     root = run.project.root
     shown = [replace(run.item, stage=stage) if stage.per else Instance(stage) for stage in STAGES if stage.name in SHOWN]
     paths = [path for item in shown for path in (root / item.record, *item.made(root).values())]
-    files = sorted(file for path in paths for file in ([path, *path.rglob("*")] if path.is_dir() else [path]) if file.is_file())
+    files = sorted(file for path in paths for file in (path, *path.rglob("*")) if file.is_file())
     return {
         "store": store_identity(run.project),
         "files": {file.relative_to(root).as_posix(): [stat.st_size, stat.st_mtime_ns] for file in files for stat in [file.stat()]},
@@ -121,7 +111,7 @@ class Follower:
     """
 
     def __init__(self, project: Project, item: Instance, record: Mapping[str, Any], work: Path) -> None:
-        self._project, self._record = project, record
+        self._record = record
         self._run = Pretraining.growing(project, item, record["fingerprint"], work)
         self._process: subprocess.Popen | None = None
 
@@ -130,7 +120,7 @@ class Follower:
             self._run.begin(self._record)
             self._process = _start(self._run)
         except Exception as error:
-            warn(self._project, error)
+            warn(self._run.project, error)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -189,8 +179,6 @@ class _Shadow:
             self._try(lambda mirror: mirror.end(self._word))
 
     def _try(self, step: Callable[[Mirror], None]) -> None:
-        from stacklm.pipeline.tracking.mirror import Mirror
-
         try:
             self._mirror = self._mirror or Mirror(self._run)
             step(self._mirror)

@@ -8,15 +8,13 @@ import os
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stacklm.pipeline.project import Project
 from stacklm.pipeline.tracking.pages import address
 from stacklm.pipeline.tracking.store import artifact_root, connect, is_server, tracking_uri
-
-if TYPE_CHECKING:
-    import uvicorn
 
 HOST = "127.0.0.1"
 
@@ -24,6 +22,7 @@ HOST = "127.0.0.1"
 def ui(project: Project, port: int = 5000, say: Callable[[str], None] = print) -> None:
     """Serve MLflow's pages until Ctrl-C. A tracking server has pages of its own: then only their address is said.
 
+    It is what `mlflow ui --workers 1` starts as a child, in this process: no child is left when it is killed.
     Raises `RuntimeError` where the port is taken or reserved.
     """
     uri = tracking_uri(project)
@@ -40,27 +39,26 @@ def ui(project: Project, port: int = 5000, say: Callable[[str], None] = print) -
     say("starting MLflow's pages ...")
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     _, experiment = connect(project)
-    page = address(f"http://{HOST}:{port}", experiment)
-    server = _server(uri, artifact_root(project), port, page)
-    threading.Thread(target=_announce, args=(server, page, say), daemon=True).start()
-    with contextlib.suppress(KeyboardInterrupt):  # raised again by uvicorn after it has shut down
-        server.run()
-
-
-def _server(uri: str, artifacts: str, port: int, page: str) -> uvicorn.Server:
-    """What `mlflow ui --workers 1` starts as a child, in this process: no child is left when it is killed."""
-    import warnings
-
     warnings.filterwarnings("ignore", module="mlflow")
     import uvicorn
     from mlflow.server import constants
 
     os.environ[constants.BACKEND_STORE_URI_ENV_VAR] = os.environ[constants.REGISTRY_STORE_URI_ENV_VAR] = uri
-    os.environ[constants.ARTIFACT_ROOT_ENV_VAR] = artifacts
+    os.environ[constants.ARTIFACT_ROOT_ENV_VAR] = artifact_root(project)
     os.environ[constants.SERVE_ARTIFACTS_ENV_VAR] = "true"
     from mlflow.server.fastapi_app import app
 
-    return uvicorn.Server(uvicorn.Config(_with_front_page(app, page), host=HOST, port=port, log_level="warning"))
+    page = address(f"http://{HOST}:{port}", experiment)
+    server = uvicorn.Server(uvicorn.Config(_with_front_page(app, page), host=HOST, port=port, log_level="warning"))
+
+    def announce() -> None:
+        while not server.started:
+            time.sleep(0.05)
+        say(f"{page}\n(stop with Ctrl-C)")
+
+    threading.Thread(target=announce, daemon=True).start()
+    with contextlib.suppress(KeyboardInterrupt):  # raised again by uvicorn after it has shut down
+        server.run()
 
 
 def _with_front_page(app: Any, page: str) -> Any:
@@ -77,9 +75,3 @@ def _with_front_page(app: Any, page: str) -> Any:
         await (front if plain else app)(scope, receive, send)
 
     return application
-
-
-def _announce(server: uvicorn.Server, page: str, say: Callable[[str], None]) -> None:
-    while not server.started:
-        time.sleep(0.05)
-    say(f"{page}\n(stop with Ctrl-C)")

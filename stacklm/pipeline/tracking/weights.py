@@ -26,8 +26,6 @@ from stacklm.pipeline.tracking.store import connect, experiment_name
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
-    from mlflow.entities.model_registry import ModelVersion
-    from mlflow.models import ModelSignature
     from torch import nn
 
 WEIGHTS = "model.safetensors"
@@ -114,11 +112,19 @@ def registered_name() -> str:
 
 def _version(client: MlflowClient, experiment: str, run: Pretraining, licence: str | None = None) -> str:
     """The version of a model, which is registered unless it is; its description is the model card as of now."""
-    name, logged = registered_name(), _logged(client, experiment, run)
+    name = registered_name()
+    (found,) = client.search_runs([experiment], f"tags.`{FINGERPRINT}` = '{run.fingerprint}'", max_results=1)
+    logged = client.search_logged_models([experiment], filter_string=f"source_run_id = '{found.info.run_id}'")[0]
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name, description="The language models of each comparison.")
     known = {one.tags.get(MODEL_ID): one for one in client.search_model_versions(f"name = '{name}'")}
-    version = known.get(logged.model_id) or _create_version(client, name, logged)
+    version = known.get(logged.model_id) or client.create_model_version(
+        name,
+        logged.artifact_location,
+        run_id=logged.source_run_id,
+        tags={"model": logged.name, MODEL_ID: logged.model_id},
+        model_id=logged.model_id,
+    )
     if licence:
         client.set_model_version_tag(name, version.version, LICENCE, licence)
     card = run.card(licence or version.tags.get(LICENCE))  # the next comparison keeps what was said once
@@ -129,57 +135,35 @@ def _version(client: MlflowClient, experiment: str, run: Pretraining, licence: s
     return version.version
 
 
-def _logged(client: MlflowClient, experiment: str, run: Pretraining) -> LoggedModel:
-    (found,) = client.search_runs([experiment], f"tags.`{FINGERPRINT}` = '{run.fingerprint}'", max_results=1)
-    return client.search_logged_models([experiment], filter_string=f"source_run_id = '{found.info.run_id}'")[0]
-
-
-def _create_version(client: MlflowClient, name: str, logged: LoggedModel) -> ModelVersion:
-    return client.create_model_version(
-        name,
-        logged.artifact_location,
-        run_id=logged.source_run_id,
-        tags={"model": logged.name, MODEL_ID: logged.model_id},
-        model_id=logged.model_id,
-    )
-
-
 def _save(folder: Path, data: Path, logged: LoggedModel, run: str) -> None:
-    """Write the model in MLflow's own format."""
+    """Write the model in MLflow's own format: text to text, with the settings of sampling as parameters."""
     import mlflow
-    from mlflow.models import Model
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
+    text, kinds = Schema([ColSpec(DataType.string)]), {int: DataType.long, float: DataType.double}
+    settings = {name: value for name, value in plain(Sample()).items() if name != "prompt"}
+    params = ParamSchema([ParamSpec(name, kinds[type(value)], value) for name, value in settings.items()])
     mlflow.pyfunc.save_model(
         folder,
         loader_module=__name__,
         data_path=data,
         mlflow_model=Model(logged.artifact_location, run, model_uuid=logged.model_id, model_id=logged.model_id),
-        signature=_signature(),
+        signature=ModelSignature(text, text, params),
         input_example=[Sample().prompt],
         pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in REQUIREMENTS],
     )
 
 
-def _signature() -> ModelSignature:
-    """Text to text; the settings of sampling are parameters."""
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-
-    kinds = {int: DataType.long, float: DataType.double}
-    settings = {name: value for name, value in plain(Sample()).items() if name != "prompt"}
-    params = ParamSchema([ParamSpec(name, kinds[type(value)], value) for name, value in settings.items()])
-    return ModelSignature(Schema([ColSpec(DataType.string)]), Schema([ColSpec(DataType.string)]), params)
-
-
 class _Writer:
     """The model behind MLflow's `predict`, on the CPU."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, path: str) -> None:
         from stacklm.data.tokenizer import Tokenizer
         from stacklm.model.store import load_model
 
-        self._words = Tokenizer.load(folder / TOKENIZER)
-        model, config = load_model(folder / TRAINED, self._words.digest)
+        self._words = Tokenizer.load(Path(path, TOKENIZER))
+        model, config = load_model(Path(path, TRAINED), self._words.digest)
         self._model, self._context = model.eval(), config.context_length
 
     def predict(self, prompts: Any, params: dict[str, Any] | None = None) -> list[str]:
@@ -196,6 +180,5 @@ class _Writer:
         return self._model
 
 
-def _load_pyfunc(path: str) -> _Writer:
-    """What MLflow calls with the folder of a model's data."""
-    return _Writer(Path(path))
+_load_pyfunc = _Writer
+"""What MLflow calls with the folder of a model's data."""
