@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
-import threading
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
+
+from ruamel.yaml import YAML, YAMLError
 
 from stacklm.pipeline.project import Project, environment
 from stacklm.pipeline.stages import CODE, STAGES, Instance, Stage
@@ -50,7 +53,7 @@ def reproduce(project: Project, address: str, show: Callable[[str], None] = prin
     """
     waited = False
     while True:
-        code, messages, printed = _dvc(project, ["--wait-for-lock", "repro", "--single-item", address], show)
+        code, messages, printed = _dvc(project, ["repro", "--single-item", address], show)
         if not code:
             return next((outcome for words, outcome in OUTCOMES.items() if words in messages), "up to date")
         if BUSY not in messages:
@@ -63,44 +66,42 @@ def reproduce(project: Project, address: str, show: Callable[[str], None] = prin
 
 def restore(project: Project, address: str) -> None:
     """Bring back the outputs of one stage that DVC has deleted, as dvc.lock and the cache have them."""
-    _dvc(project, ["--wait-for-lock", "checkout", "--quiet", address], show=print)
+    _dvc(project, ["checkout", "--quiet", address], show=print)
 
 
 def commit(project: Project, address: str) -> None:
     """Let dvc.lock hold the outputs of one stage as made from its inputs as they are now, without running it."""
-    code, messages, printed = _dvc(project, ["--wait-for-lock", "commit", "--force", address], show=print)
+    code, messages, printed = _dvc(project, ["commit", "--force", address], show=print)
     if code:
         raise StageFailed(f"{address}: {_reason(messages, printed)}")
 
 
 def _dvc(project: Project, arguments: list[str], show: Callable[[str], None]) -> tuple[int, str, list[str]]:
     """Run DVC in a child process: its exit code, its own messages, and the lines that the stage printed."""
-    child = subprocess.Popen(
-        [sys.executable, "-m", REPRO, *arguments],
-        cwd=project.root,
-        env={**environment(), FLOW_PID: str(os.getpid())},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-    )
-    assert child.stdout and child.stderr
-    messages: list[str] = []
-    reader = threading.Thread(target=lambda stream: messages.append(stream.read()), args=(child.stdout,), daemon=True)
-    reader.start()
     printed: deque[str] = deque(maxlen=100)
-    try:
-        for line in child.stderr:
-            printed.append(line.rstrip())
-            show(line.rstrip())
-        code = child.wait()
-    except BaseException:  # Ctrl-C reached the child as well, which ends by itself after the stage's last checkpoint
-        child.wait()
-        raise
-    reader.join()
-    return code, "".join(messages), list(printed)
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as messages:
+        child = subprocess.Popen(
+            [sys.executable, "-m", REPRO, "--wait-for-lock", *arguments],
+            cwd=project.root,
+            env={**environment(), FLOW_PID: str(os.getpid())},
+            stdin=subprocess.DEVNULL,
+            stdout=messages,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        )
+        assert child.stderr
+        try:
+            for line in child.stderr:
+                printed.append(line.rstrip())
+                show(line.rstrip())
+            code = child.wait()
+        except BaseException:  # Ctrl-C reached the child as well, which ends by itself after the stage's last checkpoint
+            child.wait()
+            raise
+        messages.seek(0)
+        return code, messages.read(), list(printed)
 
 
 def _reason(messages: str, printed: list[str]) -> str:
@@ -114,24 +115,17 @@ def _reason(messages: str, printed: list[str]) -> str:
 
 def dvc_yaml() -> str:
     """The text of dvc.yaml that the table of stages stands for."""
-    import io
-
-    from ruamel.yaml import YAML
-
     yaml = YAML()
     yaml.width = 120
     yaml.indent(mapping=2, sequence=4, offset=2)
-    buffer = io.StringIO(HEADER)
-    buffer.seek(0, io.SEEK_END)
+    buffer = io.StringIO()
     stages = {stage.name: _definition(stage) for stage in STAGES}
     yaml.dump({"stages": stages, "artifacts": ARTIFACTS, "plots": PLOTS}, buffer)
-    return buffer.getvalue()
+    return HEADER + buffer.getvalue()
 
 
 def differing_stages(project: Project) -> list[str]:
     """The stages that a project's dvc.yaml lacks or has otherwise than the table; further stages are the user's own."""
-    from ruamel.yaml import YAML, YAMLError
-
     try:
         there = YAML(typ="safe").load(project.root / "dvc.yaml")["stages"]
     except (YAMLError, KeyError, TypeError):
@@ -148,7 +142,7 @@ def _definition(stage: Stage) -> dict:
         definition["params"] = [item.fill(key) for key in stage.params.values()]
     if stage.always:
         definition["always_changed"] = True
-    if not stage.always:
+    else:
         definition["deps"] = [*map(item.fill, stage.reads.values()), *item.code_files]
     outs = {argument: item.fill(path) for argument, path in stage.writes.items()}
     files = [*(path for argument, path in outs.items() if argument not in stage.metrics), item.record]

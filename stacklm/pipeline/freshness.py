@@ -14,12 +14,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml import YAML, YAMLError
+
 from stacklm.code import digest
 from stacklm.config.params import Params, load
 from stacklm.files import read_json
 from stacklm.pipeline.code import changed_units, code_files, code_text, shortened
 from stacklm.pipeline.project import Project
-from stacklm.pipeline.runcache import Unknown, restorable
 from stacklm.pipeline.stages import Instance, inputs_of, instances, stage
 
 LOCK_FILE = "dvc.lock"
@@ -97,6 +98,8 @@ class Pipeline:
 
     def _outlook(self, item: Instance, params: Params, upstream: Mapping[str, Outlook], restored: dict[str, Any]) -> Outlook:
         """Of one instance behind the stale instances `upstream`; adds to the outputs that will be `restored`."""
+        from dvc.exceptions import DvcException
+
         code = code_files(self._project, item, params)
         with self._open(item.address) as opened:
             changes, changed_code = self._changes(opened, item, code)
@@ -106,8 +109,8 @@ class Pipeline:
             verdict = max(before, key=list(Verdict).index, default=Verdict.SAME)  # what an always-run stage makes is known
             if verdict in (Verdict.SAME, Verdict.RESTORE):
                 try:
-                    outputs, same = restorable(opened, {**restored, **{name: _hash_of(units) for name, units in code.items()}})
-                except Unknown:
+                    outputs, same = _restorable(opened, {**restored, **{name: _hash_of(units) for name, units in code.items()}})
+                except (DvcException, OSError):
                     verdict = Verdict.EITHER
                 else:
                     if same and not any("changed outs" in change for change in changes):
@@ -118,7 +121,8 @@ class Pipeline:
         entry = lock_entries(self._project).get(item.address)
         if entry is None:
             return Outlook(verdict, ["dvc.lock has no run of it", *reasons])
-        reasons = [*(text for c in changes for text in _in_words(c, entry, self._current_params())), *reasons]
+        current = YAML(typ="safe", pure=True).load(self._project.params_file.read_text(encoding="utf-8"))
+        reasons = [*(text for change in changes for text in _in_words(change, entry, current)), *reasons]
         return Outlook(verdict, reasons, changed_code)
 
     def _changes(self, opened: Any, item: Instance, code: Mapping[str, Mapping[str, str]]) -> tuple[list[Any], list[str]]:
@@ -170,11 +174,6 @@ class Pipeline:
             with self._repo.lock:
                 yield self._repo.stage.load_one(name=address)
 
-    def _current_params(self) -> dict[str, Any]:
-        from ruamel.yaml import YAML
-
-        return YAML(typ="safe", pure=True).load(self._project.params_file.read_text(encoding="utf-8"))
-
 
 def _hash_of(units: Mapping[str, str]) -> Any:
     """DVC's hash of a file about that code."""
@@ -188,11 +187,58 @@ def _md5(data: bytes) -> Any:
     return HashInfo("md5", hashlib.md5(data, usedforsecurity=False).hexdigest())
 
 
+def _restorable(stage: Any, restored: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, bool]:
+    """The outputs that DVC would restore for its object `stage`, or None if it would run it; and whether its inputs are the
+    recorded ones.
+
+    `restored` are DVC's hashes, by path, of outputs of stages before it that will have been restored by then. Changes `stage`.
+    Raises `DvcException` and `OSError` where it cannot be foretold: an input is not there.
+
+    DVC answers this for one stage whose inputs are on the disk (`dvc repro --dry`). For the stages behind it the hashes of
+    their inputs are known too, from the cache. There is no public API for that: `StageCache._load` and `_create_stage` are
+    used, and a test runs what this foretells.
+    """
+    recorded = [dep.hash_info for dep in stage.deps]
+    for dep in stage.deps:
+        _foretell(dep, restored)
+    if [dep.hash_info for dep in stage.deps] == recorded and not stage.changed_stage() and all(o.hash_info for o in stage.outs):
+        return _outputs(stage), True
+    entry = stage.repo.stage_cache._load(stage)
+    return _outputs(stage.repo.stage_cache._create_stage(entry, wdir=stage.wdir)) if entry else None, False
+
+
+def _outputs(stage: Any) -> Mapping[str, Any] | None:
+    return {out.def_path: out.hash_info for out in stage.outs} if stage.outs_cached() else None
+
+
+def _foretell(dep: Any, restored: Mapping[str, Any]) -> None:
+    """Give an input the hash that it will have: as it is on the disk, but for the outputs in it that will be restored."""
+    from dvc_data.hashfile import load
+    from dvc_data.hashfile.tree import Tree
+
+    if dep.def_path in restored:
+        dep.hash_info, dep.meta = restored[dep.def_path], type(dep.meta)()  # the meta from dvc.lock holds a hash too
+        dep.get_hash = lambda: dep.hash_info  # DVC asks for it once more, and there may be no such file yet
+        return
+    dep.save()
+    folder = f"{dep.def_path}/"
+    inside = {tuple(path.removeprefix(folder).split("/")): known for path, known in restored.items() if path.startswith(folder)}
+    if not inside:
+        return
+    tree = Tree()
+    for key, meta, known in dep.get_obj():
+        if not any(key[: len(place)] == place for place in inside):
+            tree.add(key, meta, known)
+    for place, known in inside.items():
+        files: Any = load(dep.repo.cache.local, known) if known.isdir else [((), None, known)]
+        for key, meta, file in files:
+            tree.add((*place, *key), meta, file)
+    tree.digest()
+    dep.hash_info = tree.hash_info
+
+
 def lock_entries(project: Project) -> dict[str, dict]:
     """The stages of dvc.lock as plain mappings; empty before the first run. Raises `RuntimeError` for a damaged file."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
     path = project.root / LOCK_FILE
     if not path.exists():
         return {}
