@@ -1,58 +1,46 @@
-"""When Prefect may call a task cached: a stage just after DVC has verified it, a trial whose record lies on the disk now."""
+"""When Prefect may call a task cached: a stage just after DVC has verified it, a trial whose record lies on the disk now.
+
+Prefect's own policies would go on serving a result whose files have been deleted or changed since. A key also holds the place
+of the files and Prefect's version, since a record made elsewhere cannot be read here.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import prefect
-from prefect.cache_policies import CachePolicy
 from prefect.context import TaskRunContext
 
 from stacklm.pipeline.freshness import Pipeline
 from stacklm.pipeline.project import Project
 
 
-@dataclass(kw_only=True)
-class VerifiedByDVC(CachePolicy):
-    """A key made of DVC's receipt for the stage, or none, so that the task's body runs.
+def verified_by_dvc(project: Project, pipeline: Pipeline) -> Callable[[TaskRunContext, dict[str, Any]], str | None]:
+    """What makes a key of DVC's receipt for the stage, or none, so that the task's body runs."""
 
-    Prefect's own policies would go on serving a result whose files have been deleted or changed since. The key
-    also holds the project's location and Prefect's version, since a record made elsewhere cannot be read here.
-    """
-
-    project: Project
-    pipeline: Pipeline
-
-    def compute_key(self, task_ctx: TaskRunContext, inputs: dict[str, Any], *_: Any, **__: Any) -> str | None:
-        receipt = self.pipeline.receipt(inputs["address"])
-        if receipt is None:
-            return None
+    def key(context: TaskRunContext, inputs: dict[str, Any]) -> str | None:
+        receipt = pipeline.receipt(inputs["address"])
         # The stage may have been made by `dvc repro`, or in this flow's body when no key was known yet. DVC's word
         # is what counts, so Prefect's record follows it.
-        return _cached(task_ctx, f"{receipt} {self.project.root}", None)
+        return _cached(context, f"{receipt} {project.root}", None) if receipt else None
+
+    return key
 
 
-@dataclass(kw_only=True)
-class VerifiedByRecord(CachePolicy):
+def verified_by_record(context: TaskRunContext, inputs: dict[str, Any]) -> str | None:
     """A key made of the record in a trial's work folder, or none, so that the task's body runs."""
+    from stacklm.pipeline.trials import finished  # with torch, which the stages do not need
 
-    def compute_key(self, task_ctx: TaskRunContext, inputs: dict[str, Any], *_: Any, **__: Any) -> str | None:
-        from stacklm.pipeline.trials import finished  # with torch, which the stages do not need
-
-        work: Path = inputs["work"]
-        record = finished(inputs["trial"], work)
-        if record is None:
-            return None
-        return _cached(task_ctx, f"{json.dumps(record)} {work}", record)
+    record = finished(inputs["trial"], inputs["work"])
+    return _cached(context, f"{json.dumps(record)} {inputs['work']}", record) if record else None
 
 
-def _cached(task_ctx: TaskRunContext, identity: str, result: Any) -> str:
+def _cached(context: TaskRunContext, identity: str, result: Any) -> str:
     """The key of what is on the disk, under which Prefect has the result from now on."""
     key = hashlib.sha256(f"{identity} {prefect.__version__}".encode()).hexdigest()
-    if not task_ctx.result_store.exists(key):
-        task_ctx.result_store.write(obj=result, key=key)
+    if not context.result_store.exists(key):
+        context.result_store.write(obj=result, key=key)
     return key

@@ -12,7 +12,7 @@ from prefect.futures import PrefectFuture
 from prefect.states import Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.cache import VerifiedByRecord
+from flows.cache import verified_by_record
 from flows.pretrain import run_stages, with_upstream
 from flows.watch import claim_run, stoppable
 from stacklm.config.schema import ParamsError
@@ -83,7 +83,7 @@ def task_runner(workers: int | None, here: int, dask: str | None) -> tuple[TaskR
 
 def tasks(files: Files, runner: TaskRunner) -> Callable[[Planned, Callable[[Outcome], None]], None]:
     """What begins a trial as a task of the runner."""
-    cached = run_trial.with_options(cache_policy=VerifiedByRecord(), result_storage=files.project.state / "prefect" / "results")
+    cached = run_trial.with_options(cache_key_fn=verified_by_record, result_storage=files.project.state / "prefect" / "results")
 
     def start(planned: Planned, ended: Callable[[Outcome], None]) -> None:
         arguments = {"name": planned.name, "trial": planned.trial, "shards": files.shards, "work": files.work}

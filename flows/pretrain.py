@@ -19,9 +19,8 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.cache import VerifiedByDVC
-from flows.output import forward, training_shown
-from flows.views import Progress, link_trainings, name_run, show_comparison
+from flows.cache import verified_by_dvc
+from flows.views import Progress, forward, link_trainings, name_run, show_comparison, training_shown
 from flows.watch import claim_run, stoppable
 from stacklm.config.params import Params, load
 from stacklm.config.schema import ParamsError, listed, nearest
@@ -63,7 +62,7 @@ def run_stages(name: str, wanted: list[Stage], models: Sequence[str] | None = No
             return Failed(message=str(error))
         name_run(name, chosen)
         cached = bring_up_to_date.with_options(
-            cache_policy=VerifiedByDVC(project=project, pipeline=Pipeline(project)),
+            cache_key_fn=verified_by_dvc(project, Pipeline(project)),
             result_storage=project.state / "prefect" / "results",
         )
         futures: dict[str, PrefectFuture] = {}

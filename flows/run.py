@@ -50,7 +50,9 @@ def run(name: str, models: list[str] | None = None, experiment: str | None = Non
             raise
         return _fail(f"{error} (the server that you named by PREFECT_API_URL or your Prefect profile)")
     except Exception as error:
-        if server or not isinstance(error, _connection_errors()):
+        import httpx  # here, since it is slow to import
+
+        if server or not isinstance(error, httpx.TransportError):
             raise
         return _fail(f"the Prefect server at {os.environ.get('PREFECT_API_URL', 'your profile')} no longer answers ({error})")
     return 0 if state.is_completed() else _fail(str(state.message))
@@ -61,12 +63,6 @@ def _server_died() -> None:
     _fail("Prefect's server died; the same command resumes from the last checkpoint")
     sys.stdout.flush()
     os._exit(1)
-
-
-def _connection_errors() -> type[Exception]:
-    import httpx
-
-    return httpx.TransportError
 
 
 def _fail(message: str, code: int = 1) -> int:

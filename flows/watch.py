@@ -11,16 +11,7 @@ from types import FrameType
 
 import psutil
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterId,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-    TaskRunFilter,
-    TaskRunFilterState,
-    TaskRunFilterStateType,
-)
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
 from prefect.runtime import flow_run
 from prefect.states import Crashed
 from prefect.task_runners import TaskRunner
@@ -38,34 +29,37 @@ def claim_run(project: Project) -> None:
     """
     place = f"{platform.node()}:{project.root}"
     client = get_client(sync_client=True)
-    running = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING])))
+    running = FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING"]}}})
     stale = [run.id for run in client.read_flow_runs(flow_run_filter=running) if run.labels.get(PLACE) == place]
     crashed = Crashed(message="The process of this run was killed.")
     if stale:
-        tasks = client.read_task_runs(
-            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=stale)),
-            task_run_filter=TaskRunFilter(
-                state=TaskRunFilterState(type=TaskRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING]))
-            ),
-        )
-        for run in tasks:
+        theirs = FlowRunFilter.model_validate({"id": {"any_": stale}})
+        unfinished = TaskRunFilter.model_validate({"state": {"type": {"any_": ["PENDING", "RUNNING"]}}})
+        for run in client.read_task_runs(flow_run_filter=theirs, task_run_filter=unfinished):
             client.set_task_run_state(run.id, crashed, force=True)
         for flow_run_id in stale:
             client.set_flow_run_state(flow_run_id, crashed, force=True)
     client.update_flow_run_labels(flow_run.id, {PLACE: place})
 
 
-@contextlib.contextmanager
-def stoppable(runner: TaskRunner, children: Callable[[], list[psutil.Process]] | None = None, grace: float = 5) -> Iterator[None]:
-    """Run tasks in the body; an error or Ctrl-C ends their `children`, since the threads that wait for them cannot be ended.
+def dvc_children() -> list[psutil.Process]:
+    """The `dvc repro` children of this process."""
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):  # it may just have ended
+            if child.is_running() and REPRO in child.cmdline():
+                found.append(child)
+    return found
 
-    By default those are the `dvc repro` children of this process.
+
+@contextlib.contextmanager
+def stoppable(runner: TaskRunner, children: Callable[[], list[psutil.Process]] = dvc_children, grace: float = 5) -> Iterator[None]:
+    """Run tasks in the body; an error or Ctrl-C ends their `children`, since the threads that wait for them cannot be ended.
 
     In a terminal, Ctrl-C has reached the children as well: they have `grace` seconds to end by themselves. Should some
     code swallow the `KeyboardInterrupt` (Python only prints one that is raised in a destructor), it is raised again at
     the end of the body.
     """
-    children = children or dvc_children
     stopping, ended = threading.Event(), threading.Event()
 
     def stop() -> None:
@@ -106,11 +100,3 @@ def stoppable(runner: TaskRunner, children: Callable[[], list[psutil.Process]] |
             signal.signal(signal.SIGINT, signal.default_int_handler)
     if interrupted:
         raise KeyboardInterrupt
-
-
-def dvc_children() -> list[psutil.Process]:
-    found = []
-    for child in psutil.Process().children():
-        with contextlib.suppress(psutil.Error):  # it may just have ended
-            found += [child] if child.is_running() and REPRO in child.cmdline() else []
-    return found
