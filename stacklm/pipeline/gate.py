@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import sys
 import threading
 import time
@@ -81,7 +82,7 @@ def open_gate(project: Project, name: str, made: Experiment, again: bool) -> tup
 def _changed(files: Files, before: Experiment, now: Experiment) -> str:
     """What has changed since the gate began, in short; empty where nothing has."""
     keys = [key for key in differing_fields(plain(before), plain(now)) if not key.endswith("architecture.path")]
-    began = (files.began() or {}).get("models", {})
+    began = files.began().get("models", {})
     for name, one in now.candidates.items():
         keys += changed_units(began[name], own_code(one.model.architecture)) if one.model and name in began else []
     return shortened(keys) or files.changed(files.present())
@@ -105,10 +106,7 @@ def with_source(project: Project, model: Model | None) -> Model | None:
 
 def attempt(files: Files) -> int:
     """How often a gate of this name has begun, this time included."""
-    number = 1
-    while _kept(files, number).file.exists():
-        number += 1
-    return number
+    return next(number for number in itertools.count(1) if not _kept(files, number).file.exists())
 
 
 def _kept(files: Files, number: int) -> Files:

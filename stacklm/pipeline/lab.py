@@ -88,7 +88,7 @@ class Files:
     @cached_property
     def params(self) -> Params:
         """The project's settings; where the experiment has begun, with the training settings and vocabulary of its trials."""
-        params, origin = load(self.project.params_file), self.began() or {}
+        params, origin = load(self.project.params_file), self.began()
         if "train" not in origin:
             return params
         vocabulary = replace(params.tokenizer, vocab_size=origin["vocab_size"])
@@ -106,7 +106,7 @@ class Files:
 
     def lab(self) -> Lab:
         """The experiment with the tokens and the code that its trials began with; of one that has not begun both are empty."""
-        origin = self.began() or {"data": "", "code": {}}
+        origin = {"data": "", "code": {}} | self.began()
         found = arms(self.experiment, self.params, origin.get("speeds"))
         own = {name: digest(code) for name, code in origin.get("models", {}).items()}
         return Lab(self.experiment, found, settings(self.experiment, self.params), origin["data"], digest(origin["code"]), own=own)
@@ -122,7 +122,7 @@ class Files:
                 f"{self.name}: {self.recorded} trials were made before {why} changed, and trials of both must not be compared: "
                 f"undo the change, or remove {EXPERIMENTS}/{self.name}/ to begin again"
             )
-        before = self.began() or {}
+        before = self.began()
         if self.experiment.budget == "seconds":
             now["speeds"] = before.get("speeds") or seconds_per_step(arms(self.experiment, self.params), self.vocab_size)
         if ACCEPTED in before:
@@ -132,7 +132,7 @@ class Files:
 
     def changed(self, now: Mapping[str, Any]) -> str:
         """What of `present` is not as it was when the experiment began; empty where nothing is, or where it has not begun."""
-        before = {key: value for key, value in (self.began() or {}).items() if key not in ("speeds", ACCEPTED)}
+        before = {key: value for key, value in self.began().items() if key not in ("speeds", ACCEPTED)}
         if not before or before == now:
             return ""
         models = (joined(one.get("models", {})) for one in (before, now))
@@ -223,9 +223,9 @@ class Files:
         """The file of one trial's record."""
         return self.origin.parent / "records" / f"{identity}.json"
 
-    def began(self) -> dict[str, Any] | None:
-        """The tokens, the code and the settings of its trials; None before the first."""
-        return read_json(self.origin) if self.origin.exists() else None
+    def began(self) -> dict[str, Any]:
+        """The tokens, the code and the settings of its trials; empty before the first."""
+        return read_json(self.origin) if self.origin.exists() else {}
 
     def present(self) -> dict[str, Any]:
         """The tokens, the code and the settings that there are now. Raises `ParamsError` where there are no tokens.
@@ -241,7 +241,7 @@ class Files:
         models = {"baseline": experiment.baseline} | {name: one.model for name, one in experiment.candidates.items()}
         codes = {name: own_code((model or experiment.baseline).architecture, self.project.root) for name, model in models.items()}
         models = {"models": found} if (found := {name: code for name, code in codes.items() if code}) else {}
-        origin, code = self.began() or {}, LAB.code(self.project.root)
+        origin, code = self.began(), LAB.code(self.project.root)
         if digest(code) in [note["code"] for note in origin.get(ACCEPTED, [])]:
             code = origin["code"]
         return {

@@ -9,7 +9,6 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -30,14 +29,14 @@ DIVERGED = 3
 TRIES = 2
 """How often a trial is begun whose process ends without a result, such as one that was killed."""
 LAST_LINES = 5
+NAME = "trial "
+"""What the names of child processes begin with."""
 
 Outcome = Callable[[], dict[str, Any] | BaseException]
 """Asked once a trial has ended: its record, or why it has none."""
 
 Say = Callable[[Planned, Records, int], None]
 """Called after each trial with all records so far, and how many trials are known to come, those under way included."""
-
-_running: set[BaseProcess] = set()
 
 
 def say_shown(planned: Planned, records: Records, left: int) -> None:
@@ -124,13 +123,9 @@ def run_apart(trial: Trial, shards: Path, work: Path) -> dict[str, Any]:
     folder = work / "trials" / trial.identity
     folder.mkdir(parents=True, exist_ok=True)
     context: Any = multiprocessing.get_context(start_method("stacklm.lab.trial"))
-    child = context.Process(target=_child, args=(trial, shards, work, os.getpid()), name=f"trial {trial.identity}")
+    child = context.Process(target=_child, args=(trial, shards, work, os.getpid()), name=f"{NAME}{trial.identity}")
     child.start()
-    _running.add(child)
-    try:
-        child.join()
-    finally:
-        _running.discard(child)
+    child.join()
     if child.exitcode in (0, DIVERGED):
         return read_json(folder / RECORD)
     lines = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
@@ -139,8 +134,8 @@ def run_apart(trial: Trial, shards: Path, work: Path) -> dict[str, Any]:
 
 def running() -> list[psutil.Process]:
     """The child processes of trials in this process."""
-    pids = [child.pid for child in list(_running) if child.is_alive() and child.pid]
-    return [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+    pids = [child.pid for child in multiprocessing.active_children() if child.name.startswith(NAME)]
+    return [psutil.Process(pid) for pid in pids if pid and psutil.pid_exists(pid)]
 
 
 def finished(trial: Trial, work: Path) -> dict[str, Any] | None:

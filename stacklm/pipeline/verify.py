@@ -105,7 +105,7 @@ def accept(files: Files, reason: str) -> Iterator[str]:
     weights differ.
     """
     lab, records, before, now = files.lab(), files.records(), files.began(), files.present()
-    if before is None or not files.changed(now):
+    if not files.changed(now):
         raise ParamsError(f"{files.name}: its code has not changed; there is nothing to accept")
     if others := files.changed({**now, "code": before["code"]}):
         raise ParamsError(f"{files.name}: {others} changed, and not its code alone; trials of both must not be compared")
