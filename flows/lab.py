@@ -50,11 +50,12 @@ def lab(experiment: str, workers: int | None = None, dask: str | None = None) ->
         runner, at_once = task_runner(workers, files.at_once(found), dask)
         with stoppable(runner, children=running):
             broken = run_trials(found, files, tasks(files, runner), at_once)
-        result = result_text(files.findings())
+        findings = files.findings()
+        result = result_text(findings)
         print(f"\n{result}")
-        if (page := files.write_report()).exists():
+        if (page := files.write_report(findings)).exists():
             print(f"\nread the report: {page}")
-        sync_all(project)
+        sync_all(project, experiments=[experiment])
         create_markdown_artifact(f"```\n{result}\n```", key=f"lab-{experiment}".lower().replace("_", "-"), description=experiment)
         if broken:
             return Failed(message=failures(broken))

@@ -115,8 +115,9 @@ def verify(
 def _show(files: Files) -> None:
     from stacklm.lab.text import result_text
 
-    print(result_text(files.findings()))
-    if (page := files.write_report()).exists():
+    findings = files.findings()
+    print(result_text(findings))
+    if (page := files.write_report(findings)).exists():
         print(f"\nread the report: {page}")
 
 

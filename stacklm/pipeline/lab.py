@@ -11,6 +11,7 @@ Work in progress and weights are in `.stacklm/lab`, where equal trials of all ex
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -190,12 +191,13 @@ class Files:
         except ParamsError as error:
             return str(error)
 
-    def write_report(self) -> Path:
-        """Write the report of what was found so far, but none of a synthetic task; its page. Equal records give an equal report."""
+    def write_report(self, findings: Findings | None = None) -> Path:
+        """Write the report of the findings, by default the present ones, but none of a synthetic task; its page. Equal records give
+        an equal report."""
         from stacklm.report.lab.page import write
 
         if self.experiment.probe is None:
-            write(self.findings(), self.report)
+            write(findings or self.findings(), self.report)
         return self.report / "index.html"
 
     def write_correlation(self, task: Files) -> tuple[str, Path]:
@@ -263,11 +265,18 @@ def _read_record(path: Path, changed: int, inode: int) -> tuple[str, dict[str, A
     return trial.identity if trial else path.stem, record
 
 
+@cache
+def _settings(kind: Any, text: str) -> Any:
+    return read(kind, json.loads(text))
+
+
 def trial_of(record: Mapping[str, Any]) -> Trial | None:
     """The trial of a record; one that was made before a setting existed had its default. None where settings are not on record,
     as of one that diverged, or cannot be read any more."""
     try:
-        model, train = read(Model, record["model"]), read(Train, record["train"])
+        model = _settings(Model, json.dumps(record["model"]))
+        train = _settings(Train, json.dumps({**record["train"], "seed": 0}))
+        train = replace(train, seed=record["train"]["seed"])  # one object for all seeds: to check settings takes milliseconds
     except (KeyError, ParamsError):
         return None
     return Trial(model, train, record["data"], record["code"], record.get("own", ""))

@@ -62,7 +62,7 @@ def run_stage(project: Project, item: Instance) -> None:
             check_settings(project)
             _run(project, item, load(project.params_file))
             if item.stage.name in TRACKED:
-                sync_all(project, experiments=False)
+                sync_all(project, experiments=())
             check_settings(project)  # last, since DVC records the settings as they are when this process has ended
     except Busy:
         if entry_point():

@@ -232,7 +232,7 @@ def test_a_real_experiment_that_is_killed_ends_in_the_same_records(project, undi
 @pytest.mark.slow
 def test_an_experiment_is_a_stage_of_dvc_that_repeats_nothing(project):
     stages = project.root / "experiments" / "dvc.yaml"
-    stages.write_text(re.sub(r"experiment: \[.*\]", "experiment: [one]", stages.read_text()))
+    stages.write_text(re.sub(r"(?s)experiment:\s+\[.*?\]", "experiment: [one]", stages.read_text()))
     assert "lab" not in project.repro()  # the main job runs no experiment
     assert "Running stage 'experiments/dvc.yaml:lab@one'" in project.repro("experiments/dvc.yaml:lab@one")
     folder = project.root / "experiments" / "one" / "records"

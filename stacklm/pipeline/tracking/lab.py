@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from stacklm.pipeline.stages import Instance, stage
 from stacklm.pipeline.tracking.mirror import CONTEXTS, DIGITS, PARENT, attach, datasets, log_data
 from stacklm.pipeline.tracking.run import data_facts
 from stacklm.pipeline.tracking.store import connect, matches, store_identity
+from stacklm.progress import progress
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -54,17 +56,24 @@ class Wanted:
     tags: dict[str, str] = field(default_factory=dict)
 
 
-def sync_labs(project: Project) -> None:
-    """Bring MLflow up to date with every experiment whose files have changed since. Raises whatever MLflow raises."""
+def sync_labs(project: Project, names: Collection[str] | None = None) -> None:
+    """Bring MLflow up to date with those of these experiments, by default all, whose files have changed since.
+
+    Raises whatever MLflow raises.
+    """
+    stale = {}
     for records in sorted((project.root / EXPERIMENTS).glob("*/records")):
         file = records.parent.with_suffix(".yaml")
-        if not file.is_file():
-            continue
-        receipt = project.state / "tracking" / f"lab-{file.stem}.receipt"
-        shown = [*store_identity(project), sha256(file), sha256(records)]
-        if not matches(receipt, shown):
-            sync_lab(project, file.stem)
-            write_json(receipt, shown)
+        shown = [*store_identity(project), sha256(file), sha256(records)] if file.is_file() else None
+        if shown and (names is None or file.stem in names) and not matches(_receipt(project, file.stem), shown):
+            stale[file.stem] = shown
+    for name, shown in progress(stale.items(), desc="experiments to MLflow", leave=False, disable=len(stale) < 2):
+        sync_lab(project, name)
+        write_json(_receipt(project, name), shown)
+
+
+def _receipt(project: Project, name: str) -> Path:
+    return project.state / "tracking" / f"lab-{name}.receipt"
 
 
 def sync_lab(project: Project, name: str) -> None:
@@ -72,7 +81,8 @@ def sync_lab(project: Project, name: str) -> None:
     from stacklm.pipeline.lab import Files
 
     files = Files(project, name)
-    findings, page = files.findings(), files.write_report()
+    findings = files.findings()
+    page = files.write_report(findings)
     client, experiment = connect(project, f"lab/{name}", NOTE.format(question=findings.lab.experiment.question, name=name))
     known = {run.data.tags[KEY]: run for run in _all_runs(client, experiment) if KEY in run.data.tags}
     data = _data(project, findings.lab.data)

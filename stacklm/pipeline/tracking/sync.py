@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -49,14 +49,16 @@ def pending(project: Project) -> list[Pretraining]:
     return [run for run in Pretraining.finished(project) if not matches(run.note("receipt"), _stamp(run))]
 
 
-def sync_all(project: Project, experiments: bool = True) -> bool:
-    """Bring MLflow up to date with what is published; tell whether it is. A failure is one warning, never an error."""
+def sync_all(project: Project, experiments: Collection[str] | None = None) -> bool:
+    """Bring MLflow up to date with what is published and with these experiments, by default all; tell whether it is.
+
+    A failure is one warning, never an error.
+    """
     try:
         for run in pending(project):
             sync(run)
         _register(project)
-        if experiments:
-            sync_labs(project)
+        sync_labs(project, experiments)
     except Exception as error:
         warn(project, error)
         return False

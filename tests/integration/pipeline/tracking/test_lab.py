@@ -50,6 +50,7 @@ def runs(project: Project, name: str = "lab/one") -> tuple[dict, dict]:
 def test_a_summary_of_each_arm_has_the_interval_and_the_verdict_with_its_trials_below(project, files):
     records = whole(files.lab())
     save(files, records)
+    assert sync_all(project, experiments=["another"]) and runs(project) == ({}, {})
     assert sync_all(project)
     summaries, trials = runs(project)
     assert {*summaries} == {"baseline", "better"} and trials.keys() == records.keys()
