@@ -48,7 +48,7 @@ def page(name: str, printed: Mapping[str, str], before: str) -> str:
     day, machine = datetime.now(UTC).date(), f"{os.cpu_count()} CPUs, {platform.system()} {platform.machine()}"
     parts = [heading[0] if heading else f"# {name.capitalize()}"]
     for command, text in printed.items():
-        shown = "\n".join(line.rstrip() for line in text.strip().splitlines())
+        shown = "\n".join(line.rstrip() for line in text.strip("\n").splitlines())
         parts += [f"Written by `{command}` on {day}: {machine}, torch {torch.__version__}.", f"```text\n{shown}\n```"]
     return "\n\n".join([*parts, *([f"{NOTES}\n\n{notes.strip()}"] if notes else [])]) + "\n"
 

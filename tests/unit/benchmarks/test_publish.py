@@ -17,9 +17,9 @@ def publish(monkeypatch: pytest.MonkeyPatch, folder, *words: str) -> str:
 
 def test_a_page_holds_the_command_and_its_output_and_keeps_heading_and_notes(monkeypatch, tmp_path):
     (tmp_path / "loss.md").write_text("# The loss\n\nold text\n\n## Notes\n\nMeasured on a busy machine.\n")
-    text = publish(monkeypatch, tmp_path, "--", sys.executable, "-c", "print('a  1.5 s   ')")
+    text = publish(monkeypatch, tmp_path, "--", sys.executable, "-c", "print('    time\\na  1.5 s   ')")
     assert text.startswith("# The loss\n\nWritten by `")
-    assert "```text\na  1.5 s\n```\n\n## Notes\n\nMeasured on a busy machine.\n" in text
+    assert "```text\n    time\na  1.5 s\n```\n\n## Notes\n\nMeasured on a busy machine.\n" in text
     assert "old text" not in text
 
 
