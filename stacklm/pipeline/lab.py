@@ -274,9 +274,7 @@ def trial_of(record: Mapping[str, Any]) -> Trial | None:
     """The trial of a record; one that was made before a setting existed had its default. None where settings are not on record,
     as of one that diverged, or cannot be read any more."""
     try:
-        model = _settings(Model, json.dumps(record["model"]))
-        train = _settings(Train, json.dumps({**record["train"], "seed": 0}))
-        train = replace(train, seed=record["train"]["seed"])  # one object for all seeds: to check settings takes milliseconds
+        model, train = (_settings(kind, json.dumps(record[key])) for kind, key in ((Model, "model"), (Train, "train")))
     except (KeyError, ParamsError):
         return None
     return Trial(model, train, record["data"], record["code"], record.get("own", ""))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,8 +44,8 @@ def timing_of(trained: Path, timing: Path) -> list[dict[str, Any]]:
 
 
 def by_model(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """The results of each model, one per seed; those of a model come one after the other."""
-    return {name: list(runs) for name, runs in groupby(results, key=lambda result: result.name)}
+    """The results of each model, one per seed."""
+    return {name: [one for one in results if one.name == name] for name in dict.fromkeys(result.name for result in results)}
 
 
 def load_results(

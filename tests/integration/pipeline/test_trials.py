@@ -113,12 +113,10 @@ def test_a_record_made_before_a_setting_existed_is_of_a_trial_with_its_default(f
     before, other = trial.facts, trial.facts
     del before["model"]["architecture"]["conv_size"], before["train"]["precision"]
     other["model"]["architecture"]["gone"] = 1
-    for name, facts in (("before", before), ("other", other)):
+    for name, facts in {"before": before, "other": other, "damaged": trial.facts | {"train": None}}.items():
         files.save({"identity": name, **facts})
-    assert {identity: record["identity"] for identity, record in files.records().items()} == {
-        trial.identity: "before",
-        "other": "other",
-    }
+    found = {identity: record["identity"] for identity, record in files.records().items()}
+    assert found == {trial.identity: "before", "other": "other", "damaged": "damaged"}
 
 
 def test_a_record_is_read_once_and_again_when_its_file_changes(files, monkeypatch):

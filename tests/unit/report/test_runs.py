@@ -7,12 +7,19 @@ import pytest
 
 from stacklm.config.model import Dense
 from stacklm.files import read_json, write_json
+from stacklm.report.runs import by_model
 from support.report_files import MODELS, TRAIN
 
 
 def test_runs_come_in_the_order_of_the_settings(folders):
     assert [result.name for result in folders.results()] == ["stacked", "dense"]
     assert [result.name for result in folders.results(dict(reversed(MODELS.items())))] == ["dense", "stacked"]
+
+
+def test_runs_of_a_model_are_found_in_any_order(results):
+    stacked, dense = results
+    again = dataclasses.replace(stacked, seed=2)
+    assert by_model([stacked, dense, again]) == {"stacked": [stacked, again], "dense": [dense]}
 
 
 def test_leftovers_of_models_no_longer_named_are_ignored(folders):
