@@ -164,7 +164,7 @@ def _train(files: Files, lab: Lab, found: Pace, title: str) -> Pace:
     began, trained = time.monotonic(), []
     with progress(desc=title, bar_format=BAR, delay=1) as bar, _course(lab, files, bar) as move:
 
-        def say(planned: Planned, records: Records, left: int) -> None:
+        def say(planned: Planned, records: Records, done: int, left: int) -> None:
             trained.append(planned.arm)
             move(records)
             bar.write(Gate(lab, records, found).line(planned, left), file=sys.stdout)

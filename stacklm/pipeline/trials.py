@@ -35,13 +35,14 @@ NAME = "trial "
 Outcome = Callable[[], dict[str, Any] | BaseException]
 """Asked once a trial has ended: its record, or why it has none."""
 
-Say = Callable[[Planned, Records, int], None]
-"""Called after each trial with all records so far, and how many trials are known to come, those under way included."""
+Say = Callable[[Planned, Records, int, int], None]
+"""Called after each trial with all records so far, and how many trials of the experiment are done and how many are known to
+come, those under way included."""
 
 
-def say_shown(planned: Planned, records: Records, left: int) -> None:
-    """Print a line about a trial that has ended; `left` are known to come."""
-    print(shown(planned, records[planned.trial.identity], len(records), left), flush=True)
+def say_shown(planned: Planned, records: Records, done: int, left: int) -> None:
+    """Print a line about a trial that has ended."""
+    print(shown(planned, records[planned.trial.identity], done, left), flush=True)
 
 
 def run_trials(
@@ -71,7 +72,7 @@ def run_trials(
         if isinstance(found, dict):
             records[identity] = found
             files.save(found)
-            say(planned, records, len(lab.pending(records)))
+            say(planned, records, len(lab.done(records)), len(lab.pending(records)))
         else:
             broken[identity] = f"{planned.name}: {found}"
             print(broken[identity], flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
 import threading
 import time
@@ -129,7 +130,8 @@ def test_a_record_is_read_once_and_again_when_its_file_changes(files, monkeypatc
     assert files.records()["one"]["seconds"] == 2
 
 
-def test_trials_run_without_prefect_and_one_that_fails_is_tried_twice(files, monkeypatch):
+def test_trials_run_without_prefect_and_one_that_fails_is_tried_twice(files, monkeypatch, capsys):
+    replace(files, name="other").save({"identity": "other"})
     lab = files.begin()
     unlucky = lab.pending({})[1].trial
     tries = []
@@ -147,7 +149,8 @@ def test_trials_run_without_prefect_and_one_that_fails_is_tried_twice(files, mon
     before = files.records()
     monkeypatch.undo()
     assert run_here(lab, files, at_once=2) == {}
-    assert len(files.records()) == 3 and before.items() <= files.records().items()
+    assert len(files.records()) == 4 and before.items() <= files.records().items()
+    assert re.findall(r"\((.*) done, (.*) known to come\)", capsys.readouterr().out) == [("1", "2"), ("2", "1"), ("3", "0")]
 
 
 def test_an_interruption_ends_the_trials_under_way_and_tries_none_again(files, monkeypatch):
