@@ -1,1 +1,1 @@
-"""The Prefect flows, the outermost ring: order, concurrency, and what Prefect shows. DVC decides what must run."""
+"""Prefect flows, the outermost layer: order, concurrency and what Prefect shows. DVC decides what must run."""

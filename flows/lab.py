@@ -1,4 +1,4 @@
-"""The flow of an experiment: one task per trial, as many at once as there are processors for, until its verdict."""
+"""The flow of an experiment: one task per trial, as many in parallel as the processors allow, until its verdict."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from stacklm.pipeline.trials import TRIES, Outcome, failures, run_apart, run_tri
 
 @task(task_run_name="{name}", retries=TRIES - 1)
 def run_trial(name: str, trial: Trial, shards: Path, work: Path) -> dict[str, Any]:
-    """One training with its scores; it is cached where its record is on the disk already."""
+    """Run one trial, training and scoring; cached if its record is already on disk."""
     return run_apart(trial, shards, work)
 
 
-@flow(name="lab", description="Runs the trials of an experiment and says what they found.", validate_parameters=False)
+@flow(name="lab", description="Runs the trials of an experiment and reports its verdicts.", validate_parameters=False)
 def lab(experiment: str, workers: int | None = None, dask: str | None = None) -> State:
-    """The trials of `experiments/EXPERIMENT.yaml`, `workers` at once, by default as `task_runner` has it."""
+    """Run the trials of `experiments/EXPERIMENT.yaml`, `workers` in parallel; the default is that of `task_runner`."""
     project = Project.find()
     files = Files(project, experiment)
     if files.experiment.probe is None:
@@ -63,9 +63,9 @@ def lab(experiment: str, workers: int | None = None, dask: str | None = None) ->
 
 
 def task_runner(workers: int | None, here: int, dask: str | None) -> tuple[TaskRunner, int]:
-    """What runs trials, and how many at once: threads of this process, by default as many as may run `here`; or Dask.
+    """Return the task runner for trials and the number of parallel trials: by default `here` threads of this process, or Dask.
 
-    `dask` is the address of a scheduler, of whose workers each thread takes one trial, or `local` for worker processes here.
+    `dask` is the address of a scheduler, each of whose workers' threads runs one trial, or `local` for local worker processes.
     """
     at_once = workers or here
     if dask is None:
@@ -78,12 +78,12 @@ def task_runner(workers: int | None, here: int, dask: str | None) -> tuple[TaskR
         with Client(dask) as client:
             threads: Any = client.nthreads()
             return DaskTaskRunner(address=dask), workers or sum(threads.values())
-    config.set({"distributed.worker.daemon": False})  # a daemon may have no children, and each trial is one
+    config.set({"distributed.worker.daemon": False})  # a daemon may not start child processes, and each trial is one
     return DaskTaskRunner(cluster_kwargs={"n_workers": at_once, "threads_per_worker": 1, "dashboard_address": None}), at_once
 
 
 def tasks(files: Files, runner: TaskRunner) -> Callable[[Planned, Callable[[Outcome], None]], None]:
-    """What begins a trial as a task of the runner."""
+    """Return a function that starts a trial as a task of the runner."""
     cached = run_trial.with_options(cache_key_fn=verified_by_record, result_storage=files.project.state / "prefect" / "results")
 
     def start(planned: Planned, ended: Callable[[Outcome], None]) -> None:
@@ -97,5 +97,5 @@ def tasks(files: Files, runner: TaskRunner) -> Callable[[Planned, Callable[[Outc
 def _outcome(future: PrefectFuture) -> Any:
     try:
         return future.result(raise_on_failure=False)
-    except Exception as error:  # of Dask: a worker that ended, or lacks what it needs
+    except Exception as error:  # from Dask: a worker that ended, or lacks a package or file
         return error

@@ -1,8 +1,8 @@
-"""The pipeline as Prefect flows: `pretrain` brings everything up to date, the others one stage and what it needs.
+"""The pipeline as Prefect flows: `pretrain` brings everything up to date, each other flow one stage and its upstream stages.
 
-A flow has one task per stage and model, ordered by the table of stages. A task asks DVC to bring its stage up to
-date, and is cached where DVC finds that it is. Everything a run needs (the lock, the waiting, the settings) is
-taken care of here, so that a Prefect worker may run these flows as well as the command line:
+A flow has one task per stage and model, in the order of the stage definitions. A task asks DVC to bring its stage up to
+date, and is cached if it already is. Flows take the project's lock and check the settings themselves, so that a Prefect
+worker can run them as well as the command line:
 
     prefect work-pool create local --type process
     prefect deploy --all
@@ -36,7 +36,7 @@ NAMES = tuple(item.name for item in STAGES)
 
 @task(task_run_name="{address}")
 def bring_up_to_date(address: str) -> State:
-    """Let DVC skip, restore or run one stage. What it makes lies on the disk; nothing is handed on in memory."""
+    """Let DVC skip, restore or run one stage. Its outputs are files; nothing is passed on in memory."""
     begin = time.monotonic()
     project = Project.find()
     check_settings(project)
@@ -47,10 +47,10 @@ def bring_up_to_date(address: str) -> State:
 
 
 def run_stages(name: str, wanted: list[Stage], models: Sequence[str] | None = None) -> State:
-    """Bring the wanted stages up to date, for the named models or all, and say how each one went.
+    """Bring the wanted stages up to date, for the named models or all, and print the outcome of each.
 
-    A stage that needs every model, such as `compare`, is left out where only some are named. A stage that fails stops
-    those behind it, and no others. Returns the state for the flow run to end in.
+    A stage that needs every model, such as `compare`, is skipped if only some are named. A failed stage stops the stages
+    downstream of it, and no others. Returns the final state of the flow run.
     """
     project = Project.find()
     with hold_project(project, f"flow {name}", wait=True):
@@ -70,12 +70,12 @@ def run_stages(name: str, wanted: list[Stage], models: Sequence[str] | None = No
         with stoppable(runner):
             for item in chosen:
                 needs = [futures[one.address] for one in inputs_of(item, params)]
-                # No tags: for each set of them Prefect asks the server for a limit, and waits seconds where that is busy.
+                # No tags: for each set of tags Prefect asks the server for a concurrency limit, which takes seconds if it is busy.
                 one = cached.with_options(name=item.stage.name)
                 futures[item.address] = runner.submit(one, {"address": item.address}, wait_for=needs)
             progress = Progress(len(futures))
             for future in as_completed(list(futures.values())):
-                future.wait()  # without it `state` asks the server, which may not know yet
+                future.wait()  # otherwise `state` asks the server, which may not know it yet
                 progress.advance()
         states = {address: future.state for address, future in futures.items()}
         failed = [address for address, state in states.items() if _failed(state)]
@@ -83,12 +83,12 @@ def run_stages(name: str, wanted: list[Stage], models: Sequence[str] | None = No
         print(summary(states, params))
         for item in wanted:
             if item not in {one.stage for one in chosen}:
-                print(f"{item.name}: left out, since it needs every model")
+                print(f"{item.name}: skipped, since it needs every model")
         if failed:
             errors = [str(states[address].result(raise_on_failure=False)) for address in failed]
             return Failed(message="\n".join(dict.fromkeys(errors)))
         try:
-            check_settings(project)  # a stage that DVC found up to date may have been so under other settings
+            check_settings(project)  # DVC may have found a stage up to date under other settings
         except ParamsError as error:
             return Failed(message=str(error))
         if "compare" in futures:
@@ -97,7 +97,7 @@ def run_stages(name: str, wanted: list[Stage], models: Sequence[str] | None = No
 
 
 def selection(wanted: list[Stage], params: Params, models: Sequence[str] | None) -> list[Instance]:
-    """The wanted stages for the named models or all, without those that read what a model left out would have made.
+    """Return the wanted stages for the named models or all, without those that read outputs of models not named.
 
     Raises `ParamsError` for a model that is not in params.yaml.
     """
@@ -110,7 +110,7 @@ def selection(wanted: list[Stage], params: Params, models: Sequence[str] | None)
 
 
 def summary(states: dict[str, State], params: Params) -> str:
-    """One line per stage: up to date, restored, ran in how many seconds, failed, or not run and because of which failure."""
+    """Return one line per stage: up to date, restored, ran with its seconds, failed, or not run with the stages that failed."""
     failed = {address for address, state in states.items() if _failed(state)}
     lines = {address: _in_words(state) for address, state in states.items()}
     for item in instances(params):
@@ -130,13 +130,13 @@ def _failed(state: State) -> bool:
 
 
 def _all_upstream(item: Instance, params: Params) -> set[str]:
-    """The addresses of everything that a stage instance needs, directly or not."""
+    """Return the addresses of all stage instances upstream of `item`, directly or not."""
     direct = list(inputs_of(item, params))
     return {one.address for one in direct}.union(*(_all_upstream(one, params) for one in direct))
 
 
 def with_upstream(name: str) -> list[Stage]:
-    """A stage and everything it needs, in order."""
+    """Return a stage and all stages upstream of it, in order."""
     names = {name}
     for item in reversed(STAGES):
         if item.name in names:
@@ -159,7 +159,7 @@ def pretrain(
     stage: Literal[*NAMES] = NAMES[-1],  # pyright: ignore[reportInvalidTypeForm] (Prefect reads the names at run time)
     models: list[str] | None = None,
 ) -> State:
-    """Everything; or, by the parameters, the stages up to `stage` and the named `models` only. Values are in params.yaml."""
+    """Run all stages, or only those up to `stage` and for the named `models`. Settings are in params.yaml."""
     return run_stages("pretrain", with_upstream(stage), models)
 
 

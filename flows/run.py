@@ -1,4 +1,4 @@
-"""Running a flow from the command line: a server, the flow, and one clear line where something went wrong."""
+"""Run a flow from the command line: start a server, run the flow, and report errors in one message."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from stacklm.pipeline.project import Project
 
 
 def run(name: str, models: list[str] | None = None, experiment: str | None = None, dask: str | None = None) -> int:
-    """Run the flow of that name in the project around the current directory; the exit code.
+    """Run a flow by name in the project of the current directory, and return the exit code.
 
-    It is for the named `models` or all; the flow `lab` is for one `experiment`, here or on `dask`. Prints how each stage or
-    trial went; a failure goes to standard error, in the words of the stage that failed. Raises `ParamsError` for an
+    It runs for the named `models` or all; the flow `lab` runs one `experiment`, locally or on `dask`. Prints the outcome of
+    each stage or trial; errors go to standard error, with the message of the stage that failed. Raises `ParamsError` for an
     experiment that cannot run.
     """
     project, server = Project.find(), None
@@ -23,9 +23,9 @@ def run(name: str, models: list[str] | None = None, experiment: str | None = Non
 
         Files(project, experiment or "").check()  # before a server is started
         if dask and not importlib.util.find_spec("prefect_dask"):
-            return _fail("--dask needs more packages: `pip install -e '.[dask]'`", code=2)
+            return _fail("--dask needs additional packages: `pip install -e '.[dask]'`", code=2)
     elif experiment or dask:
-        return _fail(f"the flow {name} has no {'experiment' if experiment else '--dask'}; only the flow lab has one", code=2)
+        return _fail(f"the flow {name} has no {'experiment' if experiment else '--dask'}; only the flow lab takes one", code=2)
     try:
         server = connect(project.state / "prefect")
         from flows.pretrain import FLOWS
@@ -36,7 +36,7 @@ def run(name: str, models: list[str] | None = None, experiment: str | None = Non
             server.wait()
             server.watch(_server_died)
         if name == "lab":
-            from flows.lab import lab  # with torch and scipy, which no other flow needs
+            from flows.lab import lab  # imports torch and scipy, which no other flow needs
 
             state = lab(experiment=experiment, dask=dask, return_state=True)
         else:
@@ -48,9 +48,9 @@ def run(name: str, models: list[str] | None = None, experiment: str | None = Non
     except RuntimeError as error:
         if server:
             raise
-        return _fail(f"{error} (the server that you named by PREFECT_API_URL or your Prefect profile)")
+        return _fail(f"{error} (the server set by PREFECT_API_URL or your Prefect profile)")
     except Exception as error:
-        import httpx  # here, since it is slow to import
+        import httpx  # imported here because it is slow
 
         if server or not isinstance(error, httpx.TransportError):
             raise
@@ -59,7 +59,7 @@ def run(name: str, models: list[str] | None = None, experiment: str | None = Non
 
 
 def _server_died() -> None:
-    """End at once: all that Prefect would still do is to wait for its server. The stages see that this process is gone."""
+    """Exit immediately, since Prefect would only wait for its server. The stages notice that this process has ended."""
     _fail("Prefect's server died; the same command resumes from the last checkpoint")
     sys.stdout.flush()
     os._exit(1)

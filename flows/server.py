@@ -1,9 +1,9 @@
-"""A Prefect server for as long as one flow, for those who run none of their own.
+"""A temporary Prefect server for the duration of one flow, for users who do not run their own.
 
-It listens on the loopback interface only, keeps its history in the project's state, and lives in a child process that
-ends when this one does, `kill -9` included: the child reads its standard input, a pipe that only we hold, and stops
-at its end. Nothing here imports prefect in this process, so that both sides can import it at the same time.
-To look at the history later: `PREFECT_HOME=$PWD/.stacklm/prefect prefect server start`.
+It listens on the loopback interface only, stores its history in the project's state folder, and runs in a child process
+that ends when this process does, even by `kill -9`: the child reads its standard input, a pipe that only this process holds,
+and stops at its end. Nothing here imports prefect in this process, so that both processes import it at the same time.
+To browse the history later: `PREFECT_HOME=$PWD/.stacklm/prefect prefect server start`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 HOST = "127.0.0.1"
 
-QUIET = {  # no telemetry; and on the terminal our own lines instead of Prefect's log, which stays in its UI
+QUIET = {  # no telemetry; Prefect's log is shown in its UI, not on the terminal
     "DO_NOT_TRACK": "true",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
@@ -31,21 +31,21 @@ QUIET = {  # no telemetry; and on the terminal our own lines instead of Prefect'
 
 
 class ServerError(RuntimeError):
-    """The server did not start; the message holds the end of its own log."""
+    """The server did not start; the message contains the end of its log."""
 
 
 class Server:
-    """Starts on construction, at once and in the background; `wait` before the first use of `url`."""
+    """A server that starts in the background on construction; call `wait` before the first use of `url`."""
 
     def __init__(self, home: Path) -> None:
         home.mkdir(parents=True, exist_ok=True)
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the server)
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the server runs)
         self._process = subprocess.Popen(
             [sys.executable, "-P", __file__, str(home)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            # Ctrl-C in the terminal is for us: Prefect still has to report the end of the run to the server.
+            # Ctrl-C in the terminal must not reach the server: Prefect still has to report the end of the run to it.
             start_new_session=True,
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
@@ -58,7 +58,7 @@ class Server:
 
     def wait(self, seconds: float = 600) -> None:
         """Return once the server answers. Raises `ServerError` if it ends before that or takes longer than `seconds`."""
-        try:  # the port has been open since the start: the question waits in its queue
+        try:  # the port has been open since the start: the request waits in its queue
             connection = http.client.HTTPConnection(HOST, self._port, timeout=seconds)
             connection.request("GET", "/api/health")
             connection.getresponse().read()
@@ -69,7 +69,7 @@ class Server:
             raise ServerError("\n".join(["Prefect's server did not start; the end of its log:", *(end or [str(error)])])) from None
 
     def watch(self, died: Callable[[], None]) -> None:
-        """Call `died`, in a thread, as soon as the server ends without being stopped."""
+        """Call `died` in a thread if the server ends without being stopped."""
 
         def wait() -> None:
             self._process.wait()
@@ -79,7 +79,7 @@ class Server:
         threading.Thread(target=wait, daemon=True, name="server watch").start()
 
     def stop(self) -> None:
-        """Let the server write what it still holds and end."""
+        """Stop the server, after it has written pending data."""
         self._input.close()
         try:
             self._process.wait(timeout=15)
@@ -89,10 +89,10 @@ class Server:
 
 
 def connect(home: Path) -> Server | None:
-    """Point this process, and the children it starts, at the user's Prefect server, or else start one.
+    """Connect this process and its children to the user's Prefect server, or start one and return it.
 
-    To be called before prefect is imported: prefect reads its settings then, and what is registered to run at exit
-    runs in reverse order, so that the server outlives the messages which Prefect sends last.
+    Call this before importing prefect: prefect reads its settings on import, and exit handlers run in reverse order, so that
+    the server stops only after Prefect has sent its last messages.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -107,7 +107,7 @@ def connect(home: Path) -> Server | None:
 
 
 def users_server() -> str | None:
-    """The API that the user has chosen, by the environment or by the active profile of their Prefect."""
+    """Return the URL of the user's Prefect API, from the environment or the active Prefect profile; None if neither sets it."""
     if "PREFECT_API_URL" in os.environ:
         return os.environ["PREFECT_API_URL"]
     home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
@@ -120,14 +120,14 @@ def users_server() -> str | None:
 
 
 def _serve(home: Path) -> None:
-    """The child's side: open a port, say its number, and serve until standard input ends."""
+    """Run in the child process: open a port, print its number, and serve until standard input ends."""
     import signal
     import socket
     import time
 
     def stop_with_parent() -> None:
         sys.stdin.buffer.read()
-        signal.raise_signal(signal.SIGTERM)  # uvicorn finishes what it has; before it is up, this is the end
+        signal.raise_signal(signal.SIGTERM)  # uvicorn finishes open requests; before it has started, this ends the process
         time.sleep(10)
         os._exit(1)
 
@@ -135,20 +135,20 @@ def _serve(home: Path) -> None:
     print(listener.getsockname()[1], flush=True)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     threading.Thread(target=stop_with_parent, daemon=True).start()
-    # Ephemeral: only the services that record what a flow reports. Final: one application, so no cache of them is kept.
+    # Ephemeral: only the services that record what a flow reports. Final: there is one application, so none is cached.
     os.environ |= {"PREFECT_HOME": str(home), "PREFECT_UI_ENABLED": "0"}
     os.environ |= {"PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
 
     import asyncio
     import gc
 
-    gc.disable()  # what the imports make stays: looking for garbage among it is a tenth of the start
+    gc.disable()  # imported objects stay alive: collecting garbage among them takes a tenth of the start
     import uvicorn
     from filelock import FileLock
     from prefect.server.api.server import create_app
     from prefect.server.database import provide_database_interface
 
-    with FileLock(home / "database.lock"):  # two flows at once may be the first ones here
+    with FileLock(home / "database.lock"):  # two flows may both create the database
         asyncio.run(provide_database_interface().create_db())
     app = create_app()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""What a flow run shows in Prefect beside its tasks: what its stages print, how far it is, and how the models compare."""
+"""What a flow run shows in Prefect beside its tasks: output of stages, progress, and the comparison of models."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from stacklm.pipeline.stages import Instance, stage
 from stacklm.pipeline.tracking.run import FLOW_RUN, FLOW_RUN_ID, Pretraining
 
 BAR = re.compile(r"\d+%\|.*\||\d+[a-zA-Z]*/s\]|, .*(it|s/\w+|\w+/s)\]?$")
-"""A line of tqdm: shown on the terminal, but no news for a log."""
+"""A progress line of tqdm, which is shown on the terminal but not logged."""
 INTERVAL = 5.0
-"""Seconds between two looks at the steps of a training."""
+"""Seconds between updates of a training run's progress."""
 
 
 class Progress:
-    """A bar of `total` stages."""
+    """A progress bar over `total` stages, as a Prefect artifact."""
 
     def __init__(self, total: int) -> None:
         self._total, self._done = total, 0
@@ -47,16 +47,16 @@ class Progress:
 
 
 def name_run(name: str, chosen: Sequence[Instance]) -> None:
-    """Let name and tags of this flow run say what it runs, and tell its stages which run they belong to."""
+    """Set name and tags of this flow run to its flow and models, and pass its name and ID to its stages in the environment."""
     models = list(dict.fromkeys(item.model for item in chosen if item.model))
-    number = flow_run.name  # Prefect's own, such as `amber-fox`
+    number = flow_run.name  # Prefect's name, such as `amber-fox`
     title = f"{' '.join([name, *models])} · {number}"
     get_client(sync_client=True).update_flow_run(flow_run.id, name=title, tags=sorted({"stacklm", name, *models}))
     os.environ.update({FLOW_RUN: title, FLOW_RUN_ID: str(flow_run.id)})
 
 
 def link_trainings(project: Project, trainings: Sequence[Instance]) -> None:
-    """A link to each training's run in MLflow, as far as MLflow was reached."""
+    """Add a link artifact to each training's run in MLflow, if MLflow was reachable."""
     for run in Pretraining.finished(project):
         page = run.page() if run.item in trainings else None
         if page:
@@ -67,7 +67,7 @@ def link_trainings(project: Project, trainings: Sequence[Instance]) -> None:
 
 
 def show_comparison(project: Project) -> None:
-    """The comparison's figures as a table, and its report without the pictures, which lie beside it on the disk."""
+    """Show the figures of the comparison as a table, and its report without images, which are separate files on disk."""
     files = Instance(stage("compare")).made(project.root)
     comparison = read_json(files["comparison"])
     table = [
@@ -89,7 +89,7 @@ def show_comparison(project: Project) -> None:
 
 
 def forward(line: str) -> None:
-    """Show a line of a stage once: in the task's log, and on the terminal unless that shows Prefect's log anyway."""
+    """Show a line of a stage in the task's log, and on the terminal unless that already shows Prefect's log."""
     if os.environ.get("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL") == "CRITICAL":
         print(line, flush=True)
     if line.strip() and not BAR.search(line):
@@ -98,7 +98,7 @@ def forward(line: str) -> None:
 
 @contextlib.contextmanager
 def training_shown(project: Project, address: str) -> Iterator[None]:
-    """Show the steps of a training as a progress artifact of its task while the body runs."""
+    """Show a training's steps as a progress artifact of its task while the body runs."""
     if not stage(address.partition("@")[0]).resumable:
         yield
         return
@@ -131,7 +131,7 @@ def _watch(project: Project, address: str, ended: threading.Event) -> None:
 
 
 def _steps(project: Project, address: str) -> int | None:
-    """The last step of the newest training in the work folders; None before the first."""
+    """Return the last step of the newest training run in the work folders; None before its first step."""
     found = (project.state / "work").glob(f"{address}-*/metrics.jsonl")
     files = [path for path in found if path.parent.name.rpartition("-")[0] == address]
     files.sort(key=lambda path: path.stat().st_mtime)

@@ -1,4 +1,4 @@
-"""Runs that do not end by themselves: children of an interrupted flow, and records of a killed one."""
+"""Clean-up of flow runs: terminate the children of an interrupted flow, and mark killed runs as crashed."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ PLACE = "stacklm.project"
 
 
 def claim_run(project: Project) -> None:
-    """Write on this flow run which project it has locked, and mark what a killed holder of the lock left running.
+    """Label this flow run with its project, and mark runs of this project that are still shown as running as crashed.
 
-    To be called with the project's lock held: nobody else can then be running here, whatever Prefect still shows.
+    Call this with the project's lock held: no other flow can then be running here, whatever Prefect still shows.
     """
     place = f"{platform.node()}:{project.root}"
     client = get_client(sync_client=True)
@@ -43,10 +43,10 @@ def claim_run(project: Project) -> None:
 
 
 def dvc_children() -> list[psutil.Process]:
-    """The `dvc repro` children of this process."""
+    """Return the `dvc repro` child processes of this process."""
     found = []
     for child in psutil.Process().children():
-        with contextlib.suppress(psutil.Error):  # it may just have ended
+        with contextlib.suppress(psutil.Error):  # it may have ended already
             if child.is_running() and REPRO in child.cmdline():
                 found.append(child)
     return found
@@ -54,17 +54,16 @@ def dvc_children() -> list[psutil.Process]:
 
 @contextlib.contextmanager
 def stoppable(runner: TaskRunner, children: Callable[[], list[psutil.Process]] = dvc_children, grace: float = 5) -> Iterator[None]:
-    """Run tasks in the body; an error or Ctrl-C ends their `children`, since the threads that wait for them cannot be ended.
+    """Run tasks in the body; an error or Ctrl-C ends their `children`, since the threads that wait for them cannot be stopped.
 
-    In a terminal, Ctrl-C has reached the children as well: they have `grace` seconds to end by themselves. Should some
-    code swallow the `KeyboardInterrupt` (Python only prints one that is raised in a destructor), it is raised again at
-    the end of the body.
+    In a terminal, Ctrl-C also reaches the children: they have `grace` seconds to end by themselves. If some code swallows
+    the `KeyboardInterrupt` (Python only prints one that is raised in a destructor), it is raised again at the end of the body.
     """
     stopping, ended = threading.Event(), threading.Event()
 
     def stop() -> None:
         psutil.wait_procs(children(), timeout=grace)
-        while not ended.is_set():  # a task may have been about to start its child
+        while not ended.is_set():  # a task may be about to start its child
             for child in children():
                 with contextlib.suppress(psutil.NoSuchProcess):
                     child.terminate()
@@ -83,7 +82,7 @@ def stoppable(runner: TaskRunner, children: Callable[[], list[psutil.Process]] =
         begin_to_stop()
         signal.default_int_handler(number, frame)
 
-    # Nothing is changed where SIGINT is ignored, as for a job in the background, or where a worker has a handler of its own.
+    # Nothing is changed if SIGINT is ignored, as for a background job, or if a worker has its own handler.
     ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if ours:
         signal.signal(signal.SIGINT, on_interrupt)

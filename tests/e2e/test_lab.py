@@ -196,8 +196,8 @@ def test_an_experiment_that_cannot_run_is_refused_before_a_server_starts(project
     assert "at least 3 are needed" in project.cli("run-flow", "lab", "one", code=2)
     file.write_text(SWIGLU.replace("d_ff: 32}", "d_ff: 32, d_f: 1}"))
     assert "did you mean `d_ff`" in project.cli("lab", "plan", "one", code=2)
-    assert "only the flow lab has one" in project.cli("run-flow", "pretrain", "one", code=2)
-    assert "only the flow lab has one" in project.cli("run-flow", "pretrain", "--dask", "local", code=2)
+    assert "only the flow lab takes one" in project.cli("run-flow", "pretrain", "one", code=2)
+    assert "only the flow lab takes one" in project.cli("run-flow", "pretrain", "--dask", "local", code=2)
 
 
 def weights(project: Checkout) -> dict[str, str]:
