@@ -1,4 +1,4 @@
-"""`python -m stacklm`: the command line, with the code of the current directory's checkout."""
+"""`python -m stacklm`: the command line, run from the checkout in the current directory."""
 
 from stacklm.cli import main
 

@@ -1,4 +1,4 @@
-"""The command line. Nothing heavy is imported before a command needs it: `stacklm --help` answers at once."""
+"""The command line. Heavy modules are imported only by the commands that need them, so that `stacklm --help` is fast."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="The laboratory for stacked-parallel decoder language models: from raw text to an honest comparison.",
+    help="The laboratory for stacked-parallel decoder language models: from raw text to a fair comparison with a dense twin.",
 )
 
-OneModel = Annotated[str | None, option("One model of params.yaml; by default all.", models)]
+OneModel = Annotated[str | None, option("Model of params.yaml; default: all models.", models)]
 
 app.add_typer(lab_app, name="lab")
 app.add_typer(export_app, name="export")
@@ -51,15 +51,19 @@ app.command()(benchmark)
 
 @app.command("run-flow")
 def run_flow(
-    name: Annotated[str, argument("pretrain (everything); or download, tokenizer, shards, audit, evaluate, compare.", flows)],
-    experiment: Annotated[str | None, argument("Of the flow lab: the name of a file in experiments/.", experiments)] = None,
-    model: Annotated[list[str] | None, option("Only this model, without the comparison; repeatable.", models)] = None,
+    name: Annotated[
+        str, argument("Flow: pretrain (all stages), download, tokenizer, shards, audit, evaluate, compare, or lab.", flows)
+    ],
+    experiment: Annotated[
+        str | None, argument("Experiment for the flow lab: name of a file in experiments/, without .yaml.", experiments)
+    ] = None,
+    model: Annotated[list[str] | None, option("Run this model only, without the comparison; repeatable.", models)] = None,
     dask: Annotated[
-        str | None, typer.Option(help="Of the flow lab: run trials on Dask, `local` or the address of a scheduler.")
+        str | None, typer.Option(help="Run the trials of the flow lab on Dask: address of a scheduler, or `local`.")
     ] = None,
     set_: Set = None,
 ) -> None:
-    """Run the pipeline, or an experiment, as a Prefect flow: side by side, cached tasks, seen in Prefect's UI."""
+    """Run the pipeline or an experiment as a Prefect flow, as cached, parallel tasks shown in Prefect's UI."""
     from flows.run import run
     from stacklm.pipeline.project import check_tools
 
@@ -70,9 +74,9 @@ def run_flow(
 @app.command()
 def status(
     set_: Set = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing; the exit code is 1 where a stage is stale.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing; exit with 1 if a stage is stale.")] = False,
 ) -> None:
-    """Say which stages are stale, why, and whether they will run or be restored from the cache."""
+    """Show which stages are stale, why, and whether they will run or be restored from the cache."""
     from stacklm.console import table
     from stacklm.pipeline.freshness import Pipeline
     from stacklm.pipeline.project import check_tools
@@ -96,10 +100,10 @@ def status(
 
 @app.command()
 def accept(
-    stages: Annotated[list[str], argument("Stages of one model or all, such as pretrain@dense or pretrain.", addresses)],
-    reason: Annotated[str, typer.Option(help="Why the change alters no result. It is kept in the stage's record.")],
+    stages: Annotated[list[str], argument("Stages of all models or of one, such as pretrain or pretrain@dense.", addresses)],
+    reason: Annotated[str, typer.Option(help="Why the change does not alter results; stored in the stage's record.")],
 ) -> None:
-    """Keep a stage's outputs after a change of its code that is known to alter no result, and put that on record."""
+    """Keep a stage's outputs after a code change that does not alter its results, and record the reason."""
     from stacklm.pipeline.accept import accept
     from stacklm.pipeline.code import shortened
     from stacklm.pipeline.project import check_tools
@@ -112,20 +116,20 @@ def accept(
 
 @app.command()
 def report() -> None:
-    """Show again what the last comparison found, and where its page is."""
+    """Show the result of the last comparison again, with the path of its report."""
     from stacklm.report.tables import summary
 
     paths = _paths(_project(), "compare")
     if not paths["comparison"].exists():
-        _fail("nothing has been compared yet: `dvc repro` or `stacklm run-flow pretrain` makes the report")
+        _fail("no models have been compared yet: run `dvc repro` or `stacklm run-flow pretrain`")
     print(summary(read_json(paths["comparison"]), paths["report"]))
 
 
 @app.command()
 def ui(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="The port on this machine (127.0.0.1).")] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000,
 ) -> None:
-    """Browse the experiments: MLflow's pages, in one light process, on this machine only."""
+    """Browse all runs in MLflow's UI, served by one lightweight process on this machine only."""
     from stacklm.pipeline.tracking.sync import sync_all
     from stacklm.pipeline.tracking.ui import ui
 
@@ -136,7 +140,7 @@ def ui(
 
 @app.command()
 def sync() -> None:
-    """Bring MLflow up to date with the published results, after it was down or moved."""
+    """Update MLflow from the published results, for instance after it was down or moved."""
     from stacklm.pipeline.tracking.store import shown_uri
     from stacklm.pipeline.tracking.sync import sync_all
 
@@ -149,9 +153,9 @@ def sync() -> None:
 @app.command()
 def params(
     set_: Set = None,
-    schema: Annotated[bool, typer.Option("--schema", help="Print a JSON Schema of params.yaml, for editors.")] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of params.yaml, for editors.")] = False,
 ) -> None:
-    """Check params.yaml and print it in full, defaults filled in, with type, default and description of every key."""
+    """Check params.yaml and print every setting, with its type, default and description."""
     from stacklm.config.describe import explained, json_schema
     from stacklm.config.params import load
 
@@ -164,14 +168,20 @@ def params(
 @app.command()
 def plan(
     model: OneModel = None,
-    preset: Annotated[str | None, typer.Option(help="A published model in their place: seed-2x64 or seed-4x8.")] = None,
-    memory: Annotated[str | None, typer.Option(help="What it must fit, such as 8GB; the exit code is 1 if it does not.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Plan a published model instead: seed-2x64 or seed-4x8.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Memory limit, such as 8GB; exits with 1 if training does not fit.")] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="What if: params.yaml stays as it is; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Override a setting for this plan without changing params.yaml; repeatable."
+        ),
     ] = None,
-    write: Annotated[bool, typer.Option("--write", help="Write --preset, --set and what makes it fit into params.yaml.")] = False,
+    write: Annotated[
+        bool,
+        typer.Option("--write", help="Write the settings of --preset and --set, and those that make training fit, to params.yaml."),
+    ] = False,
 ) -> None:
-    """Say what training would take before it runs: parameters, operations, batches, learning rate, disk and memory."""
+    """Estimate what training needs before it runs: parameters, FLOPs, batches, learning rate, disk and memory."""
     from stacklm.config.params import preview
     from stacklm.plan.plan import assignments_of
     from stacklm.plan.text import print_plan, size
@@ -185,8 +195,10 @@ def plan(
 
 
 @app.command()
-def claims(write: Annotated[Path | None, typer.Option(help="Write them to this file as a page in Markdown.")] = None) -> None:
-    """Put what was published about the first models beside what this code counts and what the experiments have found."""
+def claims(
+    write: Annotated[Path | None, typer.Option(help="Write a Markdown page to this file instead of printing.")] = None,
+) -> None:
+    """Compare the published claims about the first models with counts from this code and with experiments."""
     from stacklm.lab.claims import page
     from stacklm.pipeline.lab import claims_here
 
@@ -201,17 +213,23 @@ def audit(
     target: Annotated[
         str | None,
         typer.Argument(
-            help="A model's folder, a file such as my_model.py or my_model.py:MyModel, or hf:PATH with a folder or name of the "
-            "Hugging Face hub (safetensors; none of its code is run). Left out: the models of params.yaml."
+            help="Model folder, Python file such as my_model.py or my_model.py:MyModel, or hf:PATH with a folder or a name on the "
+            "Hugging Face hub (safetensors; none of its code is run). Default: the models of params.yaml."
         ),
     ] = None,
     model: OneModel = None,
-    context_length: Annotated[int, typer.Option(min=2, help="Tokens of the sequences, of a file or of hf:PATH.")] = 128,
-    vocab_size: Annotated[int, typer.Option(min=2, help="Of a file.")] = 512,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of a file's class.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the certificates; by default .stacklm/audits.")] = None,
+    context_length: Annotated[int, typer.Option(min=2, help="Sequence length, for a Python file or hf:PATH.")] = 128,
+    vocab_size: Annotated[int, typer.Option(min=2, help="Vocabulary size, for a Python file.")] = 512,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Override a setting of the Python file's class; repeatable."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the certificates; default: .stacklm/audits.")] = None,
 ) -> None:
-    """Test that models see no token that they are to predict, and write certificates. The exit code is 1 where that fails."""
+    """Test that models cannot see the tokens that they predict, and write certificates.
+
+    Exits with 1 if a test fails.
+    """
     from stacklm.audit.audit import audit_model, audit_target, show
     from stacklm.config.params import load
     from stacklm.model.build import ModelConfig
@@ -232,13 +250,13 @@ def audit(
 
 @app.command()
 def variants(
-    model: Annotated[str | None, option("A stacked model of params.yaml; by default the first.", models)] = None,
-    preset: Annotated[str | None, typer.Option(help="A published model instead: seed-2x64 or seed-4x8.")] = None,
+    model: Annotated[str | None, option("Stacked model of params.yaml; default: the first.", models)] = None,
+    preset: Annotated[str | None, typer.Option(help="Use a published model instead: seed-2x64 or seed-4x8.")] = None,
     axis: Annotated[
-        Literal["parameters", "flops"], typer.Option(help="What the grid of depth against parallel layers holds equal.")
+        Literal["parameters", "flops"], typer.Option(help="Quantity held equal in the grid of depth against parallel layers.")
     ] = "parameters",
 ) -> None:
-    """List the variants of a stacked model and the trades of depth for parallel layers, with what each has and costs."""
+    """List the variants of a stacked model, and trade-offs of depth for parallel layers, with their costs."""
     from stacklm.plan.text import variants_table
 
     print(variants_table(*_stacked(model, preset), axis))
@@ -246,11 +264,11 @@ def variants(
 
 @app.command()
 def stage(
-    name: Annotated[str, argument("A stage of dvc.yaml, such as shards.", stages)],
-    model: Annotated[str | None, argument("The model, for the stages that run once per model.", models)] = None,
-    seed: Annotated[int | None, typer.Argument(help="The seed, for the stages that run once per model and seed.")] = None,
+    name: Annotated[str, argument("Stage of dvc.yaml, such as shards.", stages)],
+    model: Annotated[str | None, argument("Model, for stages that run once per model.", models)] = None,
+    seed: Annotated[int | None, typer.Argument(help="Seed, for stages that run once per model and seed.")] = None,
 ) -> None:
-    """Run one stage, without asking whether it is needed. DVC calls this; you want `dvc repro`."""
+    """Run one stage without checking whether it is stale. DVC calls this; use `dvc repro` instead."""
     from stacklm.pipeline import stages
     from stacklm.pipeline.runner import run_stage
 
@@ -263,7 +281,7 @@ def stage(
 
 @app.command("dvc-yaml")
 def dvc_yaml() -> None:
-    """Regenerate dvc.yaml from the table of stages (after a change of what a stage reads, writes or imports)."""
+    """Regenerate dvc.yaml from the stage definitions, after changing what a stage reads, writes or imports."""
     from stacklm.pipeline.dvc import dvc_yaml
 
     path = _project().root / "dvc.yaml"
@@ -275,12 +293,12 @@ add_examples(app)
 
 
 def main() -> None:
-    """The entry point: a user error is one clear message, not a traceback."""
+    """Entry point of the command line: a user error is printed as one message, without a traceback."""
     from stacklm.data import DataError
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # what the console's encoding lacks is shown as an escape
+            stream.reconfigure(errors="backslashreplace")  # print characters outside the console's encoding as escapes
     try:
         app()
     except (ParamsError, DataError) as error:
@@ -288,11 +306,11 @@ def main() -> None:
     except (OSError, RuntimeError, ValueError, MemoryError) as error:
         if os.environ.get("STACKLM_TRACEBACK"):
             raise
-        _fail(f"{error}\n(STACKLM_TRACEBACK=1 shows where)")
+        _fail(f"{error}\n(set STACKLM_TRACEBACK=1 for a traceback)")
 
 
 def _project(assignments: list[str] | None = None) -> Project:
-    """The project around the current directory, with checked settings, changed as asked for."""
+    """Return the project of the current directory after applying `assignments` to params.yaml; its settings are checked."""
     from stacklm.config.params import load, set_values
     from stacklm.pipeline.project import Project
 
@@ -306,7 +324,7 @@ def _project(assignments: list[str] | None = None) -> Project:
 
 
 def _chosen(params: Params, name: str | None) -> list[str]:
-    """The model of that name, or all in their order."""
+    """Return `name` if it is a model of params.yaml, or all models in their order for None. Raises `ParamsError`."""
     if name is None:
         return list(params.models)
     if name not in params.models:
@@ -315,7 +333,7 @@ def _chosen(params: Params, name: str | None) -> list[str]:
 
 
 def _stacked(model: str | None, preset: str | None) -> tuple[Stacked, int, int]:
-    """Architecture, vocabulary and context of a stacked model of params.yaml, by default the first, or of a preset."""
+    """Return architecture, vocabulary size and context length of a preset or a stacked model, by default the first."""
     from stacklm.config.model import Stacked
     from stacklm.config.params import load
     from stacklm.model.build import PRESETS
@@ -335,7 +353,7 @@ def _stacked(model: str | None, preset: str | None) -> tuple[Stacked, int, int]:
 
 
 def _paths(project: Project, name: str, model: str | None = None, seed: int | None = None) -> dict[str, Path]:
-    """Where a stage's outputs are."""
+    """Return the paths of a stage's outputs by name."""
     from stacklm.pipeline.stages import Instance, stage
 
     return Instance(stage(name), model, seed).paths(stage(name).writes, project.root)

@@ -1,4 +1,4 @@
-"""Examples for the end of every command's help."""
+"""Examples shown at the end of every command's `--help`."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ EXAMPLES = {
     "lab accept": ['stacklm lab accept default --reason "renamed a local variable"'],
     "lab correlate": ["stacklm lab correlate text khop"],
 }
-"""By command. Each is accepted by the parser; a test sees to it."""
+"""Examples by command. A test checks that the parser accepts each of them."""
 
 
 def add_examples(app: typer.Typer, group: str = "") -> None:
-    """Put the examples at the end of the help of all commands."""
+    """Append the examples to the help of all commands of `app`, subcommands included."""
     for command in app.registered_commands:
         name = group + (command.name or str(command.callback and command.callback.__name__))
         paragraphs = [command.epilog, "Examples:", *EXAMPLES.get(name, [])]
-        command.epilog = "\n\n".join(filter(None, paragraphs))  # a paragraph each, since lines of one are joined
+        command.epilog = "\n\n".join(filter(None, paragraphs))  # one paragraph per example, since lines of a paragraph are joined
     for below in app.registered_groups:
         if below.typer_instance and below.name:
             add_examples(below.typer_instance, f"{below.name} ")

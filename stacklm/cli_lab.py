@@ -1,4 +1,4 @@
-"""`stacklm lab`: what an experiment takes, how far it is, and what it found. `stacklm run-flow lab NAME` runs it."""
+"""`stacklm lab`: plan an experiment, show its status and its verdicts. `stacklm run-flow lab NAME` runs it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ if TYPE_CHECKING:
     from stacklm.lab.schedule import Lab
     from stacklm.pipeline.lab import Files
 
-NAME = argument("An experiment: the name of a file in experiments/, without .yaml.", experiments)
+NAME = argument("Experiment: name of a file in experiments/, without .yaml.", experiments)
 Name = Annotated[str, NAME]
-app = typer.Typer(no_args_is_help=True, help="Experiments: plan, status and verdicts. `stacklm run-flow lab NAME` runs one.")
+app = typer.Typer(
+    no_args_is_help=True, help="Plan experiments and show their status and verdicts; `stacklm run-flow lab NAME` runs one."
+)
 
 
 @app.command()
 def plan(
     name: Name,
     latency: Annotated[
-        bool, typer.Option("--latency", help="Measure how long each arm takes to decode a token; the report shows it, too.")
+        bool, typer.Option("--latency", help="Also measure each arm's decoding time per token, and store it for the report.")
     ] = False,
 ) -> None:
-    """Say what an experiment takes and what its seeds can see, before it runs."""
+    """Show an experiment's arms, trials, time and smallest detectable difference. Nothing is trained."""
     from stacklm.lab.text import differences_table, plan_text
 
     files, lab = _opened(name)
@@ -35,7 +37,10 @@ def plan(
 
 @app.command()
 def run(name: Name) -> None:
-    """Run what is left of an experiment without Prefect, on the tokens that are there. The stages in experiments/dvc.yaml do so."""
+    """Run the remaining trials of an experiment without Prefect, on the existing tokens.
+
+    The stages in experiments/dvc.yaml call this.
+    """
     from stacklm.pipeline.locks import hold_project
     from stacklm.pipeline.trials import failures, run_here
     from stacklm.pipeline.watchdog import exit_with_entry_point
@@ -52,7 +57,7 @@ def run(name: Name) -> None:
 
 @app.command()
 def status(name: Name) -> None:
-    """Say which trials are done and which come next, and how long they take."""
+    """Show which trials are done, which come next, and the time left."""
     from stacklm.lab.text import status_text
 
     files, lab = _opened(name)
@@ -61,7 +66,10 @@ def status(name: Name) -> None:
 
 @app.command()
 def show(name: Annotated[str | None, NAME] = None) -> None:
-    """Print the verdicts so far and write the report, from the records and without training; without a name, of all in short."""
+    """Print an experiment's verdicts so far and write its report, from the records. Nothing is trained.
+
+    Without a name, print the verdicts of all experiments in short.
+    """
     from stacklm.pipeline.lab import Files
     from stacklm.pipeline.project import Project, experiments
 
@@ -71,15 +79,15 @@ def show(name: Annotated[str | None, NAME] = None) -> None:
     found = {name: Files(project, name).verdicts() for name in experiments(project)}
     print("\n\n".join(f"{name}: {text}" for name, text in found.items()) or "there are no experiments (experiments/*.yaml)")
     if found:
-        print("\n`stacklm lab show NAME` says more and writes a report")
+        print("\n`stacklm lab show NAME` prints details and writes a report")
 
 
 @app.command()
 def correlate(
-    text: Annotated[str, argument("An experiment on text.", experiments)],
-    probe: Annotated[str, argument("An experiment on a synthetic task, with arms of the same names.", experiments)],
+    text: Annotated[str, argument("Experiment on text.", experiments)],
+    probe: Annotated[str, argument("Experiment on a synthetic task, with arms of the same names.", experiments)],
 ) -> None:
-    """Say how well a synthetic task predicts bits per byte over the arms of two experiments, and write a report of it."""
+    """Measure how well a synthetic task predicts bits per byte, over the arms of two experiments, and write a report."""
     found, page = _opened(text)[0].write_correlation(_opened(probe)[0])
     print(f"{probe} and {text}: {found}\n\nread the report: {page}")
 
@@ -87,24 +95,30 @@ def correlate(
 @app.command()
 def accept(
     name: Name,
-    reason: Annotated[str, typer.Option(help="Why the change alters no result. It is kept in origin.json.")],
+    reason: Annotated[str, typer.Option(help="Why the change does not alter results; stored in origin.json.")],
 ) -> None:
-    """Let an experiment go on after a change of code: a trial of every arm is trained again and must give the same weights."""
+    """Allow an experiment to continue after a code change that does not alter its results.
+
+    One trial of every arm is trained again and must give bit-identical weights.
+    """
     from stacklm.pipeline.verify import accept
 
     for line in accept(_with_tokens(name), reason):
         print(line, flush=True)
-    print(f"accepted; `stacklm run-flow lab {name}` goes on with the present code")
+    print(f"accepted; `stacklm run-flow lab {name}` resumes with the current code")
 
 
 def verify(
     name: Name,
     trial: Annotated[
         str | None,
-        typer.Argument(help="The beginning of its identity, as in the report or in records/; by default the cheapest one judged."),
+        typer.Argument(help="Prefix of the trial's identity, as in the report or records/; default: the cheapest judged trial."),
     ] = None,
 ) -> None:
-    """Train one trial of an experiment again and compare it with its record. The exit code is 1 where it is not reproduced."""
+    """Repeat one trial of an experiment and compare it with its record.
+
+    Exits with 1 if the record is not reproduced.
+    """
     from stacklm.pipeline.verify import verify
 
     found = verify(_with_tokens(name), trial)
@@ -122,7 +136,7 @@ def _show(files: Files) -> None:
 
 
 def _with_tokens(name: str) -> Files:
-    """An experiment whose tokens are there; they are made where they are not."""
+    """Return the files of an experiment, after creating its tokens if they are missing."""
     from stacklm.pipeline.lab import bring_tokens
 
     files, _ = _opened(name)

@@ -18,35 +18,39 @@ from stacklm.files import project_root
 if TYPE_CHECKING:
     from stacklm.config.evaluate import Evaluate
 
-export_app = typer.Typer(no_args_is_help=True, help="Write a trained model in the form of another program.")
+export_app = typer.Typer(no_args_is_help=True, help="Export a trained model in another program's format.")
 TrainedModel = Annotated[
-    str | None, option("A trained model, such as dense, or dense-2 for its seed 2; by default the first.", runs)
+    str | None, option("Trained model, such as dense, or dense-2 for seed 2; default: the first in params.yaml.", runs)
 ]
-ModelName = Annotated[str, argument("A trained model, such as dense, or dense-2 for its seed 2.", runs, metavar="MODEL")]
-License = Annotated[str | None, typer.Option(help="Of the model, for its card, such as apache-2.0; by default not stated.")]
+ModelName = Annotated[str, argument("Trained model, such as dense, or dense-2 for seed 2.", runs, metavar="MODEL")]
+License = Annotated[str | None, typer.Option(help="License for the model card, such as apache-2.0; default: not stated.")]
 
 
 def generate(
-    prompt: Annotated[str | None, typer.Argument(help="The text to continue; without it, standard input is read.")] = None,
+    prompt: Annotated[str | None, typer.Argument(help="Text to continue; default: standard input.")] = None,
     model: TrainedModel = None,
     max_new_tokens: Annotated[
         int | None,
-        typer.Option(help="Tokens at most. All options default to `evaluate.sample` of params.yaml."),
+        typer.Option(help="Maximum number of new tokens. Sampling options default to `evaluate.sample` in params.yaml."),
     ] = None,
-    temperature: Annotated[float | None, typer.Option(help="0: always the most likely token.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Sample from the k most likely tokens; 0: from all.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Sample from the most likely tokens whose probabilities add up to p.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the sampling.")] = None,
-    cache: Annotated[Literal["kv", "inputs"], typer.Option(help="Keep keys and values, or the inputs of stacks alone.")] = "kv",
+    temperature: Annotated[float | None, typer.Option(help="Sampling temperature; 0 always picks the most likely token.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample from the k most likely tokens; 0 means all.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Sample from the smallest set of these tokens whose probabilities sum to at least p.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed for sampling.")] = None,
+    cache: Annotated[
+        Literal["kv", "inputs"], typer.Option(help="Cache keys and values (kv), or only the inputs of stacks (inputs).")
+    ] = "kv",
 ) -> None:
-    """Continue a prompt with a trained model, up to the end of the document or `--max-new-tokens`."""
+    """Continue a prompt with a trained model, until the end of the document or --max-new-tokens."""
     from stacklm.evaluate.generate import continue_text
 
     evaluate, _, trained, tokenizer = find_trained(model)
     given = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     sample = plain(evaluate.sample) | {name: value for name, value in given.items() if value is not None}
     config = replace(evaluate, sample=read(type(evaluate.sample), sample, "generate"))
-    text = sys.stdin.buffer.read() if prompt is None else os.fsencode(prompt)  # an argument may hold any bytes
+    text = sys.stdin.buffer.read() if prompt is None else os.fsencode(prompt)  # an argument may contain any bytes
     for piece in continue_text(config, trained, tokenizer, text, cache):
         print(piece, end="", flush=True)
     print()
@@ -54,21 +58,23 @@ def generate(
 
 def serve(
     model: TrainedModel = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0: a free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 8000,
     host: Annotated[
-        str, typer.Option(help="The address to listen at; others than this machine's own let others in.")
+        str, typer.Option(help="Address to listen on; any but a loopback address is reachable from other machines.")
     ] = "127.0.0.1",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a completion, at most.")] = 1024,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of requests that give none; by default another one for each.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens per completion.")] = 1024,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed for requests without one; default: a different one per request.")
+    ] = None,
 ) -> None:
-    """Serve a trained model on this machine: the completions part of the OpenAI API, and a page to type into."""
+    """Serve a trained model on this machine: an OpenAI-compatible completions API and a web page."""
     from stacklm.serve.server import LOOPBACK, Engine, listen, serve
 
     evaluate, name, trained, tokenizer = find_trained(model)
     with listen(host, port) as listener:
         engine = Engine.open(name, evaluate, trained, tokenizer, max_tokens, seed)
         if host not in LOOPBACK:
-            warning = f"{host} is not this machine alone: whoever reaches it can use the model, without a key or encryption"
+            warning = f"{host} is not a loopback address: anyone who can reach it can use the model, without a key or encryption"
             print(f"stacklm: {warning}", file=sys.stderr)
         url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
         body = f'{{"model": "{name}", "prompt": "def ", "max_tokens": 40}}'
@@ -79,19 +85,21 @@ def serve(
 
 def benchmark(
     model: Annotated[
-        str | None, argument("A trained model, such as dense-2, or the folder of one; by default the first of params.yaml.", runs)
+        str | None, argument("Trained model, such as dense-2, or a model folder; default: the first in params.yaml.", runs)
     ] = None,
-    blimp: Annotated[Path | None, typer.Option(help="JSON lines with sentence_good, sentence_bad and UID.")] = None,
-    lambada: Annotated[Path | None, typer.Option(help="JSON lines with text, of which the last word is to be said.")] = None,
-    wikitext: Annotated[Path | None, typer.Option(help="A file of WikiText, such as wiki.test.raw.")] = None,
+    blimp: Annotated[Path | None, typer.Option(help="BLiMP: JSON lines with sentence_good, sentence_bad and UID.")] = None,
+    lambada: Annotated[Path | None, typer.Option(help="LAMBADA: JSON lines with text, whose last word is predicted.")] = None,
+    wikitext: Annotated[Path | None, typer.Option(help="WikiText: a text file, such as wiki.test.raw.")] = None,
     multiple_choice: Annotated[
-        list[Path] | None, typer.Option(help="JSON lines with context, choices and answer; repeatable.")
+        list[Path] | None, typer.Option(help="Your own questions: JSON lines with context, choices and answer; repeatable.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Items at most, of blimp of each set. By default all.")] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="Of a model's folder; by default the folder tokenizer two above.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print all figures, sets of blimp included, as JSON.")] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Maximum number of items per file, for BLiMP per set; default: all.")
+    ] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer for a model folder; default: MODEL/../../tokenizer.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON, BLiMP also per set.")] = False,
 ) -> None:
-    """Score a trained model on benchmarks in local files, by default on those of `evaluate.benchmarks` in params.yaml."""
+    """Score a trained model on benchmarks in local files; default: `evaluate.benchmarks` in params.yaml."""
     from stacklm.config.evaluate import Benchmark
     from stacklm.evaluate.benchmarks import Scorer, run_benchmarks
     from stacklm.report.benchmarks import over_seeds
@@ -106,7 +114,7 @@ def benchmark(
         config = replace(config, benchmarks=tuple(read(Benchmark, one, "benchmark") for one in files))
     if not config.benchmarks:
         raise ParamsError("no benchmark: name a file, such as --blimp blimp.jsonl, or list some in evaluate.benchmarks")
-    os.chdir(project_root() or Path.cwd())  # from where paths in params.yaml start
+    os.chdir(project_root() or Path.cwd())  # paths in params.yaml are relative to the root
     scorer = Scorer.load(config, trained, words)
     figures = run_benchmarks(scorer, [replace(one, limit=limit or one.limit) for one in config.benchmarks])
     print(json.dumps(figures, indent=2) if as_json else benchmark_text({name: over_seeds([figures])}))
@@ -114,11 +122,11 @@ def benchmark(
 
 @export_app.command()
 def hf(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="New or empty folder.")],
     name: ModelName,
     license: License = None,
 ) -> None:
-    """Write a folder that transformers loads, also where stacklm is not installed: weights, code, tokenizer, model card."""
+    """Export a model to a folder that transformers loads without stacklm: weights, code, tokenizer, model card."""
     from stacklm.pipeline.models import export
     from stacklm.pipeline.project import Project
 
@@ -134,10 +142,13 @@ def hf(
 
 def register(
     name: ModelName,
-    alias: Annotated[str, typer.Option(help="The alias that moves to this model, such as production.")],
+    alias: Annotated[str, typer.Option(help="Alias to point to this model, such as production.")],
     license: License = None,
 ) -> None:
-    """Register a trained model in MLflow under an alias, with its model card. It takes seconds; training does not do it."""
+    """Register a trained model in MLflow under an alias, with its model card.
+
+    It takes seconds. Training does not register models.
+    """
     from stacklm.pipeline.models import register
     from stacklm.pipeline.project import Project
     from stacklm.pipeline.tracking.store import tracking_uri
@@ -151,14 +162,12 @@ def register(
 def load(
     target: Annotated[
         str,
-        argument(
-            "A trained model such as dense-2, the id of a run in MLflow, or models:/NAME@ALIAS.", runs, metavar="RUN_OR_ALIAS"
-        ),
+        argument("Trained model, such as dense-2, an MLflow run ID, or models:/NAME@ALIAS.", runs, metavar="RUN_OR_ALIAS"),
     ],
 ) -> None:
-    """Load a trained model, compare weights, tokenizer, settings, data and code with what is on record, and say what it is.
+    """Load a trained model, compare its weights, tokenizer, settings, data and code with its record, and describe it.
 
-    In Python, `stacklm.load` gives model, tokenizer and config.
+    In Python, `stacklm.load` returns model, tokenizer and config.
     """
     from stacklm.console import table
     from stacklm.pipeline.models import load
@@ -171,7 +180,7 @@ def load(
 
 
 def find_trained(model: str | None) -> tuple[Evaluate, str, Path, Path]:
-    """Settings, name, folder and tokenizer of a trained model; see `stacklm.pipeline.models.find`."""
+    """Return settings, name, folder and tokenizer of a trained model; see `stacklm.pipeline.models.find`."""
     from stacklm.config.params import load
     from stacklm.pipeline.models import find, tokenizer_of
     from stacklm.pipeline.project import Project
@@ -182,7 +191,7 @@ def find_trained(model: str | None) -> tuple[Evaluate, str, Path, Path]:
 
 
 def _find(model: str | None, tokenizer: Path | None) -> tuple[Evaluate, str, Path, Path]:
-    """Settings, name, folder and tokenizer of a model by its name in the project, or by its folder."""
+    """Return settings, name, folder and tokenizer of a model, given by its name in the project or by its folder."""
     from stacklm.config.evaluate import Evaluate
     from stacklm.config.params import PARAMS_FILE, load
 

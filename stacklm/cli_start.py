@@ -9,9 +9,9 @@ import typer
 
 
 def doctor() -> None:
-    """Check this machine: Python, torch, memory, disk, git, DVC, MLflow, Prefect, network, ports; say what to do.
+    """Check Python, packages, torch, memory, disk, git, DVC, MLflow, Prefect, network, ports and settings, with advice.
 
-    The exit code is 1 where the main job cannot run.
+    Exits with 1 if the main job (`stacklm run-flow pretrain`) cannot run.
     """
     from flows.server import users_server
     from stacklm.config.schema import ParamsError
@@ -28,28 +28,31 @@ def doctor() -> None:
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    folder: Annotated[Path, typer.Argument(help="New or empty folder.")],
 ) -> None:
-    """Make a new project: settings, a small GPT to edit, an experiment, under git and DVC. Everything runs in it at once."""
+    """Create a project under git and DVC, ready to run: settings, a small GPT to edit, and an experiment."""
     from stacklm.pipeline.init import create
 
     committed = create(folder)
-    print(f"made {folder}: my_model.py, a small GPT to edit, and a dense one of equal size to compare it with\n")
+    print(f"created {folder}: my_model.py, a small GPT to edit, and a dense model of equal size to compare it with\n")
     if not committed:
-        print("nothing is committed, since git does not know who you are; `stacklm doctor` says what to do\n")
+        print("nothing is committed, since git has no user name and e-mail; `stacklm doctor` says what to do\n")
     for command, what in (
         (f"cd {folder}", ""),
-        ("stacklm run-flow pretrain", "trains both with three seeds and compares them"),
-        ("stacklm try mine", "a verdict on my_model.py, seed by seed"),
-        ("stacklm lab plan my-model", "the same question as an experiment"),
+        ("stacklm run-flow pretrain", "train both with three seeds and compare them"),
+        ("stacklm try mine", "test whether my_model.py is better"),
+        ("stacklm lab plan my-model", "plan the same comparison as an experiment"),
     ):
         print(f"  {command:<28}{what}".rstrip())
 
 
 def leak(
-    out: Annotated[Path, typer.Option(help="Folder for the page.")] = Path(".stacklm/leak"),
+    out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path(".stacklm/leak"),
 ) -> None:
-    """Show in a minute what leaks pretend to gain: a wrong mask, overlapping windows, padding in the loss, each by its name."""
+    """Show in a minute what leaks seem to gain, and that the audit names each of them.
+
+    The leaks are a wrong mask, overlapping windows, and padding in the loss.
+    """
     from stacklm.lab.leak import run_cases
     from stacklm.pipeline.project import processors
     from stacklm.report.leak import certificate, summary, write_page

@@ -1,4 +1,4 @@
-"""`stacklm try`: is a model better than the baseline? A verdict with an interval in minutes, for people and for scripts."""
+"""`stacklm try`: test in minutes whether a model is better than a baseline, with a verdict for people and for scripts."""
 
 from __future__ import annotations
 
@@ -17,47 +17,50 @@ if TYPE_CHECKING:
     from stacklm.lab.gate import Gate
 
 PREFIX = "try-"
-EPILOG = "The exit code is 0 for better, 3 for not worse, 4 for worse, 5 for no verdict, 2 for an error, and 130 after Ctrl-C."
+EPILOG = "Exit codes: 0 better, 3 not worse, 4 worse, 5 no verdict, 2 error, 130 Ctrl-C."
 
 
 def try_(
     target: Annotated[
-        str, argument("A model of params.yaml, a file my_model.py or my_model.py:Class, or a YAML file with a model.", models)
+        str,
+        argument("Model of params.yaml, Python file such as my_model.py or my_model.py:MyModel, or YAML file.", models),
     ],
     baseline: Annotated[
-        str | None, typer.Option(help="The model of params.yaml to compare with; by default the first dense one.")
+        str | None, typer.Option(help="Model of params.yaml to compare with; default: the first dense one.")
     ] = None,
     budget: Annotated[
         Literal["parameters", "training_flops", "tokens", "seconds"],
-        typer.Option(help="What is held equal. The baseline is given the widths for it; your model stays as it is."),
+        typer.Option(
+            help="Quantity held equal. For parameters and training_flops the baseline is resized; your model is not changed."
+        ),
     ] = "parameters",
     set_: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="Change your model, as settings.width=64, architecture.n_heads=8 or optimizer.peak_lr=1e-2, or the training of "
-            "both, as train.max_steps=200; repeatable.",
+            help="Override a setting of your model, such as settings.width=64, architecture.n_heads=8 or optimizer.peak_lr=1e-2, "
+            "or of the training of both, such as train.max_steps=200; repeatable.",
         ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps of each training; by default train.max_steps.")] = None,
-    looks: Annotated[str, typer.Option(help="Seeds after which the verdict is asked for; declared before any is trained.")] = (
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps per training run; default: train.max_steps.")] = None,
+    looks: Annotated[str, typer.Option(help="Numbers of seeds after which a verdict is computed, declared before training.")] = (
         "3,5,8,12"
     ),
-    margin: Annotated[float, typer.Option(help="The relative difference that does not matter.")] = 0.005,
-    rates: Annotated[int, typer.Option(help="Learning rates that each model is tuned over.")] = 5,
-    seeds: Annotated[int | None, typer.Option(help="Go on without asking to the look at this many seeds.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Go on without asking, to the last look.")] = False,
-    name: Annotated[str | None, typer.Option(help="Of the experiment, experiments/try-NAME.yaml; by default the model's.")] = None,
-    again: Annotated[bool, typer.Option("--again", help="Begin again; what is there is kept under another name.")] = False,
-    json_: Annotated[
-        bool, typer.Option("--json", help="The result as JSON on standard output, all else on standard error.")
-    ] = False,
+    margin: Annotated[float, typer.Option(help="Relative difference that is considered negligible.")] = 0.005,
+    rates: Annotated[int, typer.Option(help="Number of learning rates in the tuning grid of each model.")] = 5,
+    seeds: Annotated[int | None, typer.Option(help="Continue without asking until this many seeds.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Continue without asking until the last look.")] = False,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the experiment, experiments/try-NAME.yaml; default: the model's name.")
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Start over; the earlier experiment is kept under another name.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and everything else to standard error.")] = False,
 ) -> None:
-    """Is a model better than the baseline? Audits it, tunes and trains both over seeds, and stops at the first verdict.
+    """Test whether a model is better than a baseline: audit, tune and train both over seeds until the first verdict.
 
-    After each look without one it asks whether to go on; not on a terminal, it goes on with --seeds or --yes alone. The
-    same command resumes.
+    After a look (an interim analysis) without a verdict, the command asks whether to continue; without a terminal or with
+    --json it continues only with --seeds or --yes. The same command resumes.
     """
     from stacklm.config.params import load
     from stacklm.lab.gate import EXIT_CODES, changed, find_baseline, find_candidate, gate_experiment, of_steps
@@ -97,22 +100,24 @@ def try_(
 def _numbers(text: str) -> tuple[int, ...]:
     found = tuple(int(word) for word in text.split(",") if word.strip().isdecimal())
     if len(found) != len(text.split(",")) or found[0] < 3 or list(found) != sorted({*found}):
-        raise ParamsError(f"--looks {text!r}: write growing numbers of seeds, from 3 on, with commas, such as 3,5,8,12")
+        raise ParamsError(f"--looks {text!r}: write increasing numbers of seeds, 3 or more, separated by commas, such as 3,5,8,12")
     return found
 
 
 def _look(seeds: int, looks: tuple[int, ...]) -> int:
     if seeds not in looks:
-        raise ParamsError(f"--seeds {seeds}: the verdict is asked for after {listed(looks)} seeds; choose one of these, or --looks")
+        raise ParamsError(
+            f"--seeds {seeds}: verdicts are computed after {listed(looks)} seeds; choose one of these, or set --looks"
+        )
     return seeds
 
 
 def _go_on(gate: Gate, until: int, asks: bool) -> bool:
-    """Whether to train for the next look: as far as `until` seeds; on a terminal, where one `asks`, by the user's word."""
+    """Return whether to train for the next look: up to `until` seeds if set; else, on a terminal and if `asks`, ask the user."""
     due = gate.next_look or 0
     if until or not (asks and sys.stdin.isatty() and sys.stdout.isatty()):
         return due <= until
     more, arms = due - gate.looks[gate.look - 1], gate.trainings(gate.look)
     print(f"\n{gate.sentence()}")
-    print(f"Enter trains {more} more seeds, about {duration(gate.pace(arms))}; anything else stops here: ", end="", flush=True)
+    print(f"Enter trains {more} more seeds (about {duration(gate.pace(arms))}), anything else stops: ", end="", flush=True)
     return sys.stdin.readline() == "\n"

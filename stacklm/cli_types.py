@@ -1,5 +1,4 @@
-"""Arguments and options of the command line that a shell completes, once `stacklm --install-completion` has been run. Outside of a
-project there is nothing to complete them to."""
+"""Arguments and options with shell completion, after `stacklm --install-completion`. Outside a project nothing is completed."""
 
 from __future__ import annotations
 
@@ -13,9 +12,7 @@ if TYPE_CHECKING:
 
 Set = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Change a value of params.yaml first, such as train.max_steps=200; repeatable."
-    ),
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a value in params.yaml first, such as train.max_steps=200; repeatable."),
 ]
 
 
@@ -28,7 +25,7 @@ def option(help: str, names: Callable[[str], list[str]]) -> Any:
 
 
 def _completer(names: Callable[[Project], Iterable[str]]) -> Callable[[str], list[str]]:
-    """Those names that begin as the user's word does; none where there is no project, or its settings cannot be read."""
+    """Return a completer of the names with the typed prefix; it returns none outside a project or if settings cannot be read."""
 
     def complete(incomplete: str) -> list[str]:
         from ruamel.yaml import YAMLError

@@ -1,4 +1,4 @@
-"""Tables for terminals, drawn by rich."""
+"""Tables for terminals, rendered by rich."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from rich.table import Table
 from rich.text import Text
 
 RULE = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
-"""A line of hyphens below the header and no other lines, in characters that every console has."""
+"""A line of hyphens below the header and no other lines, in ASCII."""
 UNLIMITED = 10_000
-"""Columns, so that nothing is wrapped or cut; a terminal wraps by itself."""
+"""Console width in characters, so that nothing is wrapped or cut; terminals wrap by themselves."""
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
-    """Rows below a header, every column as wide as its widest cell; the first `left` columns are aligned left, the others right.
+    """Return a table, every column as wide as its widest cell; the first `left` columns are left-aligned, the others right-aligned.
 
-    With headers that are all empty there is no header and no rule. Cells are plain text: rich's markup is not interpreted.
+    If all column names are empty, header and rule are omitted. Cells are plain text: rich's markup is not interpreted.
     """
     grid = Table(box=RULE, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False, show_header=any(columns))
     for number, column in enumerate(columns):

@@ -1,4 +1,4 @@
-"""Numbers for people: at most three significant digits, a prefix, a unit."""
+"""Human-readable numbers: at most three significant digits, a prefix, a unit."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ _QUANTITIES = ("", "k", "M", "G", "T", "P", "E", "Z")
 
 
 def count(value: float) -> str:
-    """Things that are counted, parameters or tokens: 1.23 M, 4.5 B."""
+    """Format a count, such as parameters or tokens: 1.23 M, 4.5 B."""
     return _scaled(value, _COUNTS).strip()
 
 
 def quantity(value: float, unit: str) -> str:
-    """Things that are measured, with SI prefixes: 45.6 MFLOP, 812 MB."""
+    """Format a measured quantity with SI prefixes: 45.6 MFLOP, 812 MB."""
     return f"{_scaled(value, _QUANTITIES)}{unit}".strip()
 
 
 def duration(seconds: float) -> str:
-    """Time in its two largest units: 4.2 s, 1 min 32 s, 3 h 5 min, 2 d 4 h."""
+    """Format a duration in its two largest units: 4.2 s, 1 min 32 s, 3 h 5 min, 2 d 4 h."""
     if seconds < 10:
         return f"{seconds:.2g} s"
     if seconds < 59.5:
@@ -35,17 +35,17 @@ def duration(seconds: float) -> str:
 
 
 def interval(low: float, high: float, form: str = "+.2%") -> str:
-    """Its two ends, such as `-1.13% to +0.31%`."""
+    """Format both ends of an interval, such as `-1.13% to +0.31%`."""
     return f"{low:{form}} to {high:{form}}"
 
 
 def signed(value: float, digits: int) -> str:
-    """A difference with its sign (a true minus); none at zero."""
+    """Format a difference with its sign (a Unicode minus); zero has none."""
     return _sign(f"{value:+.{digits}f}")
 
 
 def percent(share: float) -> str:
-    """A relative difference: +3.2%, −0.4%, 0%. Exactly equal and nearly equal look different."""
+    """Format a relative difference: +3.2%, −0.4%, 0%; those below 0.05% other than 0 as `under 0.1%`."""
     if share == 0:
         return "0%"
     if abs(share) < 0.0005:
@@ -58,8 +58,8 @@ def _sign(text: str) -> str:
 
 
 def _scaled(value: float, prefixes: tuple[str, ...]) -> str:
-    """A value of at least 0 with three significant digits, a space and its prefix."""
-    rounded = float(f"{value:.3g}")  # before the prefix is chosen: 999,900 is 1 M and not 1000 k
+    """Format a value of at least 0 with three significant digits, a space and its prefix."""
+    rounded = float(f"{value:.3g}")  # before the prefix is chosen: 999,900 becomes 1 M, not 1000 k
     step = 0 if rounded < 1 else min(math.floor(math.log10(rounded)) // 3, len(prefixes) - 1)
     scaled = rounded / 1000**step
     return f"{scaled:.0f} {prefixes[step]}" if scaled >= 1000 else f"{scaled:.3g} {prefixes[step]}"

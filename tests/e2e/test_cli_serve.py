@@ -67,7 +67,7 @@ def test_a_port_that_is_taken_is_one_clear_message(finished: Checkout) -> None:
 def test_another_address_than_this_machines_own_is_warned_of(finished: Checkout) -> None:
     server, said = started(finished, "--host", "0.0.0.0")
     try:
-        assert "0.0.0.0 is not this machine alone: whoever reaches it can use the model, without a key or encryption" in said
+        assert "0.0.0.0 is not a loopback address: anyone who can reach it can use the model, without a key or encryption" in said
         (port,) = re.findall(r"http://0.0.0.0:(\d+)/", said)
         assert httpx.get(f"http://127.0.0.1:{port}/health", headers={"Host": "elsewhere.example"}).status_code == 200
     finally:

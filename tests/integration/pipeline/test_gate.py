@@ -87,7 +87,7 @@ def test_it_stops_after_a_look_and_the_same_command_goes_on_where_it_is_told_to(
     found = last_line(project.cli(*TRY, "--seeds", "4", "--json", code=5))
     assert (found["look"], found["seeds"], len(trained(project))) == (2, 4, count + 2)
     assert "all 4 seeds that were declared are used" in found["sentence"]
-    assert "--seeds 6: the verdict is asked for after 3, 4 seeds" in project.cli(*TRY, "--seeds", "6", code=2)
+    assert "--seeds 6: verdicts are computed after 3, 4 seeds" in project.cli(*TRY, "--seeds", "6", code=2)
 
 
 def test_another_model_of_that_name_is_not_mixed_with_the_one_before(project):
@@ -170,7 +170,7 @@ def test_short_trainings_and_a_name_of_its_own(project):
     assert made.train == {"max_steps": 5, "hard_stop": None, "warmup_steps": 0}
     assert "dense is the baseline itself" in project.cli("try", "dense", code=2)
     for looks in ("3;4", "", "2,3", "3,3", "5,3"):
-        assert f"--looks {looks!r}: write growing numbers" in project.cli("try", "stacked", "--looks", looks, code=2)
+        assert f"--looks {looks!r}: write increasing numbers" in project.cli("try", "stacked", "--looks", looks, code=2)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no pseudo-terminal on Windows")
@@ -193,7 +193,7 @@ def test_on_a_terminal_enter_goes_on(project, key, looks):
     )
     os.close(terminal)
     printed = ""
-    while "anything else stops here: " not in printed:
+    while "anything else stops: " not in printed:
         printed += os.read(master, 10_000).decode()
     os.write(master, key.encode())
     while running.poll() is None or looks:
@@ -203,5 +203,5 @@ def test_on_a_terminal_enter_goes_on(project, key, looks):
             break
     os.close(master)
     assert running.wait() == 5
-    assert "no verdict; " in printed and "Enter trains 1 more seeds, about " in printed
+    assert "no verdict; " in printed and "Enter trains 1 more seeds (about " in printed
     assert ("4 seeds [" in printed) == (looks == 2)

@@ -125,7 +125,7 @@ def test_an_empty_folder_will_do_and_an_unknown_user_commits_later(tmp_path: Pat
     for name in ("EMAIL", "GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME"):
         monkeypatch.setenv(name, "")
     checkout = Checkout(tmp_path)
-    assert "git does not know who you are" in checkout.cli("init", ".")
+    assert "git has no user name and e-mail" in checkout.cli("init", ".")
     assert "params.yaml" in checkout.run("git", "diff", "--cached", "--name-only").split()
 
 
