@@ -36,7 +36,7 @@ def generate(
     temperature: Annotated[float | None, typer.Option(help="Sampling temperature; 0 always picks the most likely token.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Sample from the k most likely tokens; 0 means all.")] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="Sample from the smallest set of these tokens whose probabilities sum to at least p.")
+        float | None, typer.Option(help="Sample from the smallest set of most likely tokens whose probabilities sum to at least p.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed for sampling.")] = None,
     cache: Annotated[
@@ -94,7 +94,8 @@ def benchmark(
         list[Path] | None, typer.Option(help="Your own questions: JSON lines with context, choices and answer; repeatable.")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Maximum number of items per file, for BLiMP per set; default: all.")
+        int | None,
+        typer.Option(min=1, help="Maximum number of items per file, for BLiMP per set; default: all, or `limit` in params.yaml."),
     ] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer for a model folder; default: MODEL/../../tokenizer.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON, BLiMP also per set.")] = False,
