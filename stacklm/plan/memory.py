@@ -1,8 +1,8 @@
-"""How much memory a run takes, from its own code and without its data.
+"""Estimates of the memory of a run, from its real code and without data.
 
-The trainer's step runs on tensors that have shapes, strides and lifetimes, and no content. Every storage is followed from
-its allocation to its release, so any architecture, optimizer or loss is planned as it is written. What a kernel takes inside
-one operation is not seen, nor what the allocator keeps back: a line fitted to measured processes adds that.
+The trainer's step runs on tensors with shapes, strides and lifetimes, but no content. Every storage is tracked from its
+allocation to its release, so any architecture, optimizer or loss is planned from its own code. Memory that a kernel allocates
+inside one operation, or that the allocator retains, is not seen: a linear fit to measured processes adds it.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ COMPONENTS = (*TENSORS, "allocator", "process")
 
 # Fitted and tested by `python benchmarks/memory.py`, which writes docs/measurements/memory.md.
 OVERHEAD, PER_BYTE = 22_600_000, 1.215
-"""Bytes above the imports of a CPU process: OVERHEAD + PER_BYTE * the peak of its tensors."""
+"""Bytes that a CPU process takes beyond its imports: OVERHEAD + PER_BYTE * peak bytes of its tensors."""
 LOW, HIGH = 0.89, 1.37
-"""Smallest and largest ratio of measured to estimated bytes above the imports, over configurations left out of the fit."""
+"""Smallest and largest ratio of measured to estimated bytes beyond the imports, over held-out configurations."""
 PROCESS = 334_000_000
-"""Bytes of Python, torch and all other libraries, without a tensor."""
+"""Bytes of Python, torch and all other libraries, without any tensor."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes at the moment of the highest peak, by component.
+    """Bytes at peak memory, by component.
 
-    `saved activations` were made by a forward pass and wait for the backward pass, `logits` are all that is as wide as the
-    vocabulary, `temporary` is what the backward pass and the optimizer work with, `allocator` is what a process takes beyond its
-    tensors: kernels, their buffers, and freed blocks that the C library keeps back.
+    `saved activations` are stored by the forward pass for the backward pass, `logits` are all tensors whose last dimension is
+    the vocabulary, `temporary` are the tensors that the backward pass and the optimizer work on, `allocator` is what a process
+    takes beyond its tensors: kernels, their buffers, and freed blocks that the C library keeps.
     """
 
     parts: dict[str, int]
@@ -67,7 +67,7 @@ class Memory:
 
     @property
     def interval(self) -> tuple[int, int]:
-        """The total, from the lowest to the highest that the errors of the calibration allow."""
+        """The range of the total that the errors of the calibration allow, as (low, high)."""
         process = self.parts["process"]
         low, high = (process + round((self.total - process) * ratio) for ratio in (LOW, HIGH))
         return low, high
@@ -75,13 +75,13 @@ class Memory:
 
 @lru_cache
 def training_memory(model: Model, vocab_size: int, train: Train) -> Memory:
-    """The peak of training on a CPU."""
-    micro_batches = min(2, train.global_batch_size // train.micro_batch_size)  # a third leaves and finds what the second did
+    """Return the peak memory of training on a CPU."""
+    micro_batches = min(2, train.global_batch_size // train.micro_batch_size)  # a third adds nothing to the peak
     train = replace(train, global_batch_size=micro_batches * train.micro_batch_size, compile=False)
     with _explained(model, vocab_size, train.context_length), tracing(vocab_size) as timeline:
         run = fresh_run(model, vocab_size, train)
         timeline.follow(run.model)
-        for _ in range(2):  # the first allocates the optimizer's state
+        for _ in range(2):  # the first step allocates the optimizer's state
             train_step(run, step=1)
             for state in run.optimizer.state.values():
                 for tensor in state.values():
@@ -91,7 +91,7 @@ def training_memory(model: Model, vocab_size: int, train: Train) -> Memory:
 
 @lru_cache
 def evaluation_memory(model: Model, vocab_size: int, context: int, batch_size: int) -> Memory:
-    """The peak of scoring `batch_size` sequences at once on a CPU."""
+    """Return the peak memory of scoring `batch_size` sequences at once on a CPU."""
     with _explained(model, vocab_size, context), tracing(vocab_size) as timeline, torch.no_grad():
         network = build(model.architecture, vocab_size, context).eval()
         fresh: list[Any] = list(network.parameters())
@@ -105,22 +105,22 @@ def evaluation_memory(model: Model, vocab_size: int, context: int, batch_size: i
 
 @contextmanager
 def _explained(model: Model, vocab_size: int, context: int) -> Iterator[None]:
-    """Say of a model that is not of this package why what works with data may fail here."""
+    """Explain, for a model from outside this package, why code that works with data may fail here."""
     if isinstance(model.architecture, (Stacked, Dense)):
         yield
         return
     try:
         with torch.device("meta"):
-            build(model.architecture, vocab_size, context)  # what it imports is imported here: a trace gives constants no data
+            build(model.architecture, vocab_size, context)  # imports its modules now: in a trace, constants would have no data
         yield
     except Exception as error:
         raise ParamsError(
-            f"the memory of this model cannot be planned, since that runs it on tensors without data: {error}"
+            f"cannot estimate the memory of this model, since that runs it on tensors without data: {error}"
         ) from error
 
 
 def fresh_run(model: Model, vocab_size: int, train: Train, batches: TrainBatches | None = None, device: torch.device = CPU) -> Run:
-    """A run for optimizer steps alone, over these batches or, by default, batches of zeros."""
+    """Return a run for optimizer steps only, over `batches` or, by default, batches of zeros."""
     return Run(
         "plan",
         train,
@@ -137,10 +137,10 @@ def fresh_run(model: Model, vocab_size: int, train: Train, batches: TrainBatches
 
 @contextmanager
 def tracing(vocab_size: int) -> Iterator[Timeline]:
-    """Inside the block tensors have no data and are followed; nothing is computed and next to nothing allocated.
+    """Track tensors, which have no data inside the block; nothing is computed and almost nothing allocated.
 
-    Without Python's garbage collector: when it finds the tensors of a model whose objects refer to each other in a circle depends
-    on all that runs in the process. The plan is of the longest that they can live.
+    Python's garbage collector is off: when it frees tensors of a model with reference cycles depends on everything else in the
+    process. The plan assumes that they live as long as possible.
     """
     with _compiler_not_imported(), without_garbage_collector(), Timeline(vocab_size) as timeline:
         yield timeline
@@ -148,7 +148,7 @@ def tracing(vocab_size: int) -> Iterator[Timeline]:
 
 @contextmanager
 def without_garbage_collector() -> Iterator[None]:
-    """Inside the block what nothing refers to any more is freed at once, and what refers to itself is not freed."""
+    """Disable the garbage collector inside the block: unreferenced objects are freed at once, reference cycles are not freed."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -159,7 +159,7 @@ def without_garbage_collector() -> Iterator[None]:
 
 
 class DatalessTensor(Tensor):
-    """A tensor that says it is on the CPU, so that code and autocast treat it so, and has a layout and a storage without bytes."""
+    """A tensor with a layout and a storage without bytes, which reports the CPU as its device, for model code and autocast."""
 
     @staticmethod
     def __new__(cls, layout: Layout, storage: Storage) -> DatalessTensor:
@@ -173,11 +173,11 @@ class DatalessTensor(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, operation: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
-        raise RuntimeError(f"{operation} of a tensor without data, after its trace has ended")
+        raise RuntimeError(f"{operation} on a tensor without data, after its trace has ended")
 
 
 class Layout(NamedTuple):
-    """How a tensor lies in its storage of `nbytes` bytes."""
+    """The layout of a tensor in its storage of `nbytes` bytes."""
 
     shape: torch.Size
     strides: tuple[int, ...]
@@ -190,20 +190,20 @@ class Layout(NamedTuple):
         return Layout(tensor.shape, tensor.stride(), int(tensor.storage_offset()), tensor.dtype, tensor.untyped_storage().nbytes())
 
     def on_meta(self) -> Tensor:
-        """A tensor with this layout on torch's meta device, whose kernels find the layout of an operation's results."""
+        """Return a tensor with this layout on torch's meta device, whose kernels infer the layout of an operation's results."""
         whole = torch.empty(self.nbytes // self.dtype.itemsize, dtype=self.dtype, device="meta")
         return whole.as_strided(self.shape, self.strides, self.offset)
 
 
 class Storage:
-    """What tensors that are views of each other share; it ends with the last of them."""
+    """The storage shared by tensors that are views of each other; released with the last of them."""
 
     def __init__(self, nbytes: int, component: str, alive: Counter[str]) -> None:
         self.nbytes, self.component, self._alive = nbytes, component, alive
         alive[component] += nbytes
 
     def rename(self, component: str) -> None:
-        """Say what it is for."""
+        """Assign it to another component."""
         self._alive[self.component] -= self.nbytes
         self._alive[component] += self.nbytes
         self.component = component
@@ -214,7 +214,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class _Result:
-    """A result of an operation: its layout, and the argument that it is (`same`) or is a view of; -1 for a new storage."""
+    """A result of an operation: its layout, and the index of the argument that it is (`same`) or views; -1 for a new storage."""
 
     layout: Layout
     argument: int
@@ -222,10 +222,10 @@ class _Result:
 
 
 class Timeline(TorchDispatchMode):
-    """Inside the block: what is alive, by component, after each operation, and the highest of it."""
+    """Tracks live bytes by component after each operation inside the block, and their peak."""
 
     _results: ClassVar[dict[tuple, object]] = {}
-    """By operation and layouts of its arguments: layers and steps repeat each other, and torch's meta kernels are slow."""
+    """Cache by operation and layouts of its arguments: layers and steps repeat, and torch's meta kernels are slow."""
 
     def __init__(self, vocab_size: int) -> None:
         super().__init__()
@@ -234,10 +234,10 @@ class Timeline(TorchDispatchMode):
         self._peak: dict[str, int] = {}
 
     def follow(self, model: nn.Module) -> None:
-        """Tell weights and gradients from the rest."""
+        """Assign the weights and gradients of a model to their components."""
 
         def accumulated(parameter: Tensor) -> None:
-            if parameter.grad is not None:  # it is used up at once where steps are taken within the backward pass
+            if parameter.grad is not None:  # None if the optimizer has stepped within the backward pass
                 self.name(parameter.grad, "gradients")
 
         for parameter in model.parameters():
@@ -246,17 +246,17 @@ class Timeline(TorchDispatchMode):
                 parameter.register_post_accumulate_grad_hook(accumulated)
 
     def name(self, tensor: Any, component: str) -> None:
-        """Say what the storage of a tensor is for."""
+        """Assign the storage of a tensor to a component."""
         tensor.storage_.rename(component)
 
     def memory(self) -> Memory:
-        """The highest peak so far."""
+        """Return the peak so far."""
         parts = dict.fromkeys(COMPONENTS, 0) | self._peak | {"process": PROCESS}
         tensors = sum(self._peak.values())
         return Memory(parts | {"allocator": max(0, round(OVERHEAD + PER_BYTE * tensors) - tensors)})
 
     def __torch_dispatch__(self, operation: Any, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
-        if operation is torch.ops.aten._local_scalar_dense.default:  # the value of a loss or norm, or whether it is not finite
+        if operation is torch.ops.aten._local_scalar_dense.default:  # the value of a loss or norm, or a check for NaN or Inf
             return 1.0 if args[0].is_floating_point() else 0
         if operation.namespace == "profiler":
             return operation(*args, **(kwargs or {}))
@@ -297,7 +297,7 @@ class Timeline(TorchDispatchMode):
 
 
 def _results(operation: Any, args: tuple, kwargs: dict[str, object]) -> object:
-    """The layouts of what an operation returns, from running it on the meta device."""
+    """Return the layouts of the results of an operation, by running it on the meta device."""
     metas: list[Tensor] = []
 
     def meta_of(value: object) -> object:
@@ -320,12 +320,12 @@ def _results(operation: Any, args: tuple, kwargs: dict[str, object]) -> object:
     before = [Layout.of(meta) for meta in metas]
     result = _mapped(result_of, operation(*args, **kwargs))
     if [Layout.of(meta) for meta in metas] != before:
-        raise NotImplementedError(f"{operation} changes the layout of a tensor in place, which is not followed")
+        raise NotImplementedError(f"{operation} changes the layout of a tensor in place, which is not supported")
     return result
 
 
 def _mapped(function: Callable[[object], object], value: object) -> Any:
-    """The function of every value in nested lists and tuples, which become tuples."""
+    """Apply the function to every value in nested lists and tuples, which become tuples."""
     return tuple([_mapped(function, each) for each in value]) if isinstance(value, (list, tuple)) else function(value)
 
 
@@ -344,10 +344,10 @@ class _Sequences(TrainBatches):
 
 @contextmanager
 def _compiler_not_imported() -> Iterator[None]:
-    """Inside the block optimizers do not import torch's compiler, which takes a third of the time of a plan.
+    """Keep optimizers from importing torch's compiler inside the block, which takes a third of the time of a plan.
 
-    Outside of compiled code they call only two of its functions, which do nothing there; a stand-in has these. Whatever else is
-    asked of it imports the compiler after all.
+    Outside of compiled code they call only two of its functions, which do nothing there; a stub provides these. Accessing any
+    other attribute imports the compiler.
     """
     name = "torch._dynamo"
     if name in sys.modules:

@@ -1,4 +1,4 @@
-"""What a run takes before it has begun, and settings with which it takes less."""
+"""Estimates of a run before it starts, and the search for settings that need less memory."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from stacklm.plan.memory import Memory, evaluation_memory, tracing, training_mem
 from stacklm.progress import progress
 
 BYTES_PER_TOKEN = 4
-"""Of text, roughly, where no tokenizer has been trained yet."""
+"""Rough bytes of text per token, used until a tokenizer has been trained."""
 SHORTEST_CONTEXT, SMALLEST_VOCABULARY = 32, 512
 
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """What one model consists of and takes. `flops` are those of the whole run.
+    """The estimates for one model. `flops` are those of the whole run.
 
-    Caches are bytes per token of one sequence; None where the kind cannot be used, or for a model that is not of this package,
-    whose depth is not known either.
+    Caches are in bytes per token of one sequence; None if that kind of cache cannot be used, or for a model from outside this
+    package, whose depth is unknown too.
     """
 
     depth: int | None
@@ -44,18 +44,18 @@ class ModelPlan:
 
     @property
     def checkpoint(self) -> int:
-        """Bytes on disk: the weights and the optimizer's state."""
+        """Bytes of a checkpoint on disk: weights and optimizer state."""
         return self.weights + self.training.parts["optimizer state"]
 
     @property
     def weights(self) -> int:
-        """Bytes on disk of the trained model."""
+        """Bytes of the trained model on disk."""
         return self.training.parts["weights"]
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Tokens to train on and in all splits; `counted` in shards, and else guessed from the bytes that may be read."""
+    """Tokens in the train split and in all splits: `counted` in the shards, or estimated from the maximum bytes to read."""
 
     train_tokens: int
     tokens: int
@@ -64,7 +64,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Plan:
-    """`corpus` is None where nothing bounds the text before it is read."""
+    """The plan of a run. `corpus` is None if the size of the text is not limited and not yet known."""
 
     params: Params
     models: dict[str, ModelPlan]
@@ -72,7 +72,7 @@ class Plan:
 
     @property
     def largest(self) -> Memory:
-        """That of the largest process."""
+        """The memory of the largest process."""
         processes = (memory for model in self.models.values() for memory in (model.training, model.evaluation))
         return max(processes, key=lambda memory: memory.total)
 
@@ -82,13 +82,13 @@ class Plan:
 
     @property
     def shards(self) -> int | None:
-        """Bytes on disk of the token files."""
+        """Bytes of the token files on disk."""
         size = 2 if self.params.tokenizer.vocab_size <= 2**16 else 4
         return self.corpus and self.corpus.tokens * size
 
 
 def plan(params: Params, names: list[str], manifest: Mapping[str, Any] | None) -> Plan:
-    """The plan of those models. `manifest` is that of the shards, if they have been made."""
+    """Return the plan of the named models. `manifest` is that of the shards, if they exist."""
     bar = progress(names, desc="plan", unit="model", leave=False)
     return Plan(params, {name: model_plan(params, name) for name in bar}, corpus(params, manifest))
 
@@ -109,8 +109,8 @@ def model_plan(params: Params, name: str) -> ModelPlan:
 
 
 def cache_bytes(config: ModelConfig, replacements: Replacements) -> int | None:
-    """Bytes that decoding keeps per token; None for a model that needs more than what those replacements keep, or one of which
-    it is not known."""
+    """Return the cache size of decoding in bytes per token; None if those replacements do not support the model, or if it is
+    unknown."""
     if not isinstance(config.architecture, (Stacked, Dense)):
         return None
     with tracing(config.vocab_size):
@@ -124,7 +124,7 @@ def cache_bytes(config: ModelConfig, replacements: Replacements) -> int | None:
 
 
 def corpus(params: Params, manifest: Mapping[str, Any] | None) -> Corpus | None:
-    """What there is to train on, counted where shards of this vocabulary are there."""
+    """Return the size of the corpus, counted if shards with this vocabulary exist."""
     if manifest and manifest["vocab_size"] == params.tokenizer.vocab_size:
         tokens = {split: figures["tokens"] for split, figures in manifest["splits"].items()}
         return Corpus(tokens["train"], sum(tokens.values()), counted=True)
@@ -136,7 +136,7 @@ def corpus(params: Params, manifest: Mapping[str, Any] | None) -> Corpus | None:
 
 
 def assignments_of(name: str) -> list[str]:
-    """The assignments that put a preset into the settings. Raises `ParamsError` for a name that is none."""
+    """Return the assignments that add a preset to the settings. Raises `ParamsError` for an unknown name."""
     if name not in PRESETS:
         raise ParamsError(f"no preset {name!r}; the presets are {listed(PRESETS)}{nearest(name, PRESETS)}")
     config = PRESETS[name]
@@ -148,7 +148,7 @@ def assignments_of(name: str) -> list[str]:
 
 
 class MemoryOption(NamedTuple):
-    """One way to save memory: candidate assignments, the mildest first, the processes that they make smaller, and what it costs."""
+    """One way to save memory: candidate assignments, the mildest first, the peak of the processes affected, and the cost."""
 
     candidates: list[list[str]]
     peak: Callable[[Params, list[str]], int]
@@ -156,7 +156,7 @@ class MemoryOption(NamedTuple):
 
 
 class Change(NamedTuple):
-    """An option that was chosen: what it sets, and the peak in bytes after it."""
+    """A chosen option: its assignments, its cost, and the peak in bytes after it."""
 
     assignments: list[str]
     cost: str
@@ -164,9 +164,9 @@ class Change(NamedTuple):
 
 
 def memory_options(params: Params, names: list[str]) -> dict[str, MemoryOption]:
-    """What can save memory for the models of those names, from what changes no result to what does, by the key that it sets.
+    """Return the options that save memory for the named models, by the key that they set, those that change no result first.
 
-    A model that is updated within the backward pass takes its batch in one pass, so no smaller pass is offered.
+    A model that is updated within the backward pass needs its batch in one pass, so smaller micro-batches are not offered.
     """
     train, vocab_size = params.train, params.tokenizer.vocab_size
     rows, contexts = range(train.micro_batch_size - 1, 0, -1), _halves(train.context_length, SHORTEST_CONTEXT)
@@ -184,21 +184,21 @@ def memory_options(params: Params, names: list[str]) -> dict[str, MemoryOption]:
         for n in contexts
     ]
     return {
-        "micro_batch_size": MemoryOption(micro_batches, _training, "the same training, in more passes"),
-        "batch_size": MemoryOption(batch_sizes, _evaluation, "the same scores, in more passes"),
-        "activation_checkpointing": MemoryOption(checkpointed, _training, "the same training; the forward pass runs twice"),
-        "precision": MemoryOption(rounded, _training, "matrix products rounded to bfloat16"),
-        "optimizer": MemoryOption(factored, _training, "another optimizer, whose learning rate must be tuned"),
-        "vocab_size": MemoryOption(vocabularies, _largest, "another tokenizer, and more tokens for the same text"),
-        "context_length": MemoryOption(shorter, _largest, "another task: shorter sequences, as many tokens per step"),
+        "micro_batch_size": MemoryOption(micro_batches, _training, "same training, in more passes"),
+        "batch_size": MemoryOption(batch_sizes, _evaluation, "same scores, in more passes"),
+        "activation_checkpointing": MemoryOption(checkpointed, _training, "same training; the forward pass runs twice"),
+        "precision": MemoryOption(rounded, _training, "matrix products in bfloat16"),
+        "optimizer": MemoryOption(factored, _training, "different optimizer; its learning rate must be tuned"),
+        "vocab_size": MemoryOption(vocabularies, _largest, "different tokenizer; more tokens for the same text"),
+        "context_length": MemoryOption(shorter, _largest, "different task: shorter sequences; same tokens per step"),
     }
 
 
 def fit(read: Callable[[list[str]], Params], names: list[str], budget: int) -> list[Change]:
-    """Choose one option after the other, each as mild as suffices and none that saves nothing, until the largest process fits.
+    """Choose options in order until the largest process fits, each only as far as needed, skipping those that save nothing.
 
-    `read` returns the settings with further assignments; `budget` is in bytes. The last change tells whether it fits; no change
-    means that none was needed, or none possible.
+    `read` returns the settings with further assignments; `budget` is in bytes. The peak of the last change shows whether it fits;
+    no changes mean that none was needed, or none was possible.
     """
     changes: list[Change] = []
     chosen: list[str] = []
@@ -221,7 +221,7 @@ def fit(read: Callable[[list[str]], Params], names: list[str], budget: int) -> l
 
 
 def _halves(value: int, least: int) -> list[int]:
-    """The value halved again and again while it stays whole or large, down to at least `least`."""
+    """Return the value divided by 2, 4, 8, ..., rounded down, while it is at least `least`."""
     found = []
     while (value := value // 2) >= least:
         found.append(value)
@@ -229,13 +229,13 @@ def _halves(value: int, least: int) -> list[int]:
 
 
 def _training(params: Params, names: list[str]) -> int:
-    """Bytes of the largest process that trains one of those models."""
+    """Return the bytes of the largest process that trains one of the models."""
     vocab_size, train = params.tokenizer.vocab_size, params.train
     return max(training_memory(params.models[name], vocab_size, train).total for name in names)
 
 
 def _evaluation(params: Params, names: list[str]) -> int:
-    """Bytes of the largest process that scores one of those models."""
+    """Return the bytes of the largest process that scores one of the models."""
     vocab_size, context, rows = params.tokenizer.vocab_size, params.train.context_length, params.evaluate.batch_size
     return max(evaluation_memory(params.models[name], vocab_size, context, rows).total for name in names)
 

@@ -1,4 +1,4 @@
-"""Plans on a terminal: `stacklm plan`, what to do after a run was out of memory, and `stacklm variants`."""
+"""Text for a terminal: `stacklm plan`, advice after a run was out of memory, and `stacklm variants`."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ SCALES = {"k": 1, "M": 2, "G": 3, "T": 4}
 
 
 class OutOfMemoryError(MemoryError):
-    """A run that this machine cannot hold, with settings that it can."""
+    """A run needs more memory than this machine has; the message names settings that fit."""
 
 
 def print_plan(file: Path, assignments: list[str], names: list[str], manifest: Path, budget: int | None, write: bool) -> bool:
-    """Print the plan of those models with the settings of `file`, changed by `assignments`; whether it fits `budget` bytes.
+    """Print the plan of the named models with the settings of `file` and `assignments`; return whether it fits in `budget` bytes.
 
-    With `write`, the assignments, and those that make it fit, are put into the file.
+    With `write`, the assignments, and those that make it fit, are written to the file.
     """
     found = plan(preview(file, assignments), names, read_json(manifest) if manifest.exists() else None)
     print(describe(found))
@@ -55,17 +55,17 @@ def print_plan(file: Path, assignments: list[str], names: list[str], manifest: P
         set_values(file, settings)
         print(f"\nparams.yaml: set {', '.join(settings)}")
     elif changes:
-        print("\nThe same command with --write puts this into params.yaml.")
+        print("\nAdd --write to save these settings to params.yaml.")
     return fits
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it says, in torch's words or Python's, that there was no memory left, on a GPU or beside it."""
+    """Return whether an error of torch or Python means out of memory, on a GPU or on the CPU."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
 def advice(file: Path, name: str) -> str:
-    """What the plan says of training that model of a params file here, and which settings would fit."""
+    """Return whether training the named model of a params file fits on this machine, and which settings would."""
     params = preview(file, [])
     budget = available(params.train.device)
     changes = fit(lambda more: preview(file, more), [name], budget)
@@ -73,7 +73,7 @@ def advice(file: Path, name: str) -> str:
 
 
 def available(device: str) -> int:
-    """Bytes that a process may take: the GPU's, or the machine's, or less where the process is limited."""
+    """Return the bytes available to a process: the memory of the GPU or of the machine, or the limit of the process if lower."""
     if device in ("auto", "cuda") and torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory
     total = psutil.virtual_memory().total
@@ -86,7 +86,7 @@ def available(device: str) -> int:
 
 
 def size(text: str) -> int:
-    """Bytes of a size such as 8GB (10^9) or 7.5GiB (2^30). Raises `ParamsError`."""
+    """Parse a size such as 8GB (10^9) or 7.5GiB (2^30) to bytes. Raises `ParamsError`."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMGT])(i?)B\s*", text)
     if not found:
         raise ParamsError(f"--memory {text!r}: write a size with its unit, such as 8GB, 7.5GiB or 500MB")
@@ -95,30 +95,30 @@ def size(text: str) -> int:
 
 
 def describe(plan: Plan) -> str:
-    """The whole plan."""
+    """Return the whole plan as text."""
     models, memory = _columns(plan.models, MODEL_ROWS), _columns(plan.models, MEMORY_ROWS)
     return "\n\n".join((_budget(plan), _learning_rate(plan), models, _disk(plan), memory))
 
 
 def verdict(plan: Plan, changes: list[Change], budget: int) -> str:
-    """Whether it fits, and what would make it fit."""
+    """Return whether it fits, and the changes that would make it fit."""
     room, largest = quantity(budget, "B"), _with_interval(plan.largest)
     if plan.largest.total <= budget:
-        return f"It fits {room}: the largest process takes {largest}."
-    lines = [f"It does not fit {room}: the largest process takes {largest}."]
+        return f"It fits in {room}: the largest process needs {largest}."
+    lines = [f"It does not fit in {room}: the largest process needs {largest}."]
     if changes:
         rows = [(" ".join(change.assignments), quantity(change.peak, "B"), change.cost) for change in changes]
-        lines += ["", _aligned([("changes, one after the other", "peak", "cost"), *rows])]
+        lines += ["", _aligned([("changes, applied in order", "peak", "cost"), *rows])]
     if not changes or changes[-1].peak > budget:
         lines += [
             "",
-            "That is still too much: only a smaller model (width, layers, stacks) saves its weights and their optimizer state.",
+            "Still too much: only a smaller model (width, layers, stacks) needs less for weights and optimizer state.",
         ]
     return "\n".join(lines)
 
 
 def _budget(plan: Plan) -> str:
-    """Steps, tokens and the arithmetic of a batch."""
+    """Return steps, tokens and how a batch is divided."""
     train, corpus, epochs = plan.params.train, plan.corpus, ""
     if corpus:
         about = "" if corpus.counted else "about "
@@ -126,18 +126,18 @@ def _budget(plan: Plan) -> str:
     return _aligned(
         [
             ("Run", f"{train.max_steps:,} steps * {train.tokens_per_step:,} tokens = {plan.tokens:,} tokens{epochs}"),
-            ("A step", f"{train.batch_arithmetic}, then one update"),
+            ("Step", f"{train.batch_arithmetic}, then one update"),
             ("Vocabulary", f"{plan.params.tokenizer.vocab_size:,}"),
         ]
     )
 
 
 def _learning_rate(plan: Plan) -> str:
-    """The curve that all models share, and each one's own numbers."""
+    """Return the schedule shared by all models, and the learning rates of each."""
     train = plan.params.train
     steps = sorted({1, max(1, train.warmup_steps), (train.warmup_steps + train.max_steps) // 2, train.max_steps})
     final = f"{train.final_lr_fraction:g} of the peak"
-    head = f"Learning rate ({train.lr_schedule}: up over {train.warmup_steps:,} steps, then down to {final})"
+    head = f"Learning rate ({train.lr_schedule}: warm-up over {train.warmup_steps:,} steps, then decay to {final})"
     rows = [("", *(f"step {step:,}" for step in steps))]
     for name in plan.models:
         peak = plan.params.models[name].optimizer.peak_lr
@@ -146,7 +146,7 @@ def _learning_rate(plan: Plan) -> str:
 
 
 def _curve(train: Train) -> str:
-    """The learning rate over the steps as bars of eighths, `CURVE_HEIGHT` lines high."""
+    """Return the learning rate over the steps as block characters, `CURVE_HEIGHT` lines high."""
     width = min(CURVE_WIDTH, train.max_steps)
     factors = [lr_factor(1 + round(i * (train.max_steps - 1) / max(width - 1, 1)), train) for i in range(width)]
     eighths = [round(factor * 8 * CURVE_HEIGHT) for factor in factors]
@@ -155,16 +155,16 @@ def _curve(train: Train) -> str:
 
 
 def _disk(plan: Plan) -> str:
-    """What will be on the disk."""
+    """Return the disk space of checkpoints, trained weights and shards."""
     train, seeds = plan.params.train, len(plan.params.seeds)
     kept = [f"the last {train.keep_checkpoints}", "the best", "the one being written"]
     milestones = milestones_of(train)
     if milestones:
-        kept.append("1 milestone" if milestones == 1 else f"{milestones:,} milestones")
+        kept.append("1 kept permanently" if milestones == 1 else f"{milestones:,} kept permanently")
     checkpoints = seeds * sum((train.keep_checkpoints + 2 + milestones) * model.checkpoint for model in plan.models.values())
     weights = seeds * sum(model.weights for model in plan.models.values())
-    of = f", of {seeds} seeds" if seeds > 1 else ""
-    shards = "unknown before the text is read" if plan.shards is None else quantity(plan.shards, "B")
+    of = f", for {seeds} seeds" if seeds > 1 else ""
+    shards = "an unknown amount (until the text is read)" if plan.shards is None else quantity(plan.shards, "B")
     about = "" if plan.corpus is None or plan.corpus.counted else "about "
     return _aligned(
         [
@@ -176,7 +176,7 @@ def _disk(plan: Plan) -> str:
 
 
 def milestones_of(train: Train) -> int:
-    """The number of steps, from 0 to the last, of which `stacklm.train.trainer.is_milestone` holds."""
+    """Return the number of steps, from 0 to the last, for which `stacklm.train.trainer.is_milestone` is true."""
     every, plateau = train.keep_every, plateau_end(train)
     multiples = train.last_step // every + 1 if every else 0
     extra = train.lr_schedule == "wsd" and plateau <= train.last_step and not (every and plateau % every == 0)
@@ -184,13 +184,13 @@ def milestones_of(train: Train) -> int:
 
 
 def _with_interval(memory: Memory) -> str:
-    """An estimate as it is printed, such as 1.2 GB (1 GB to 1.4 GB)."""
+    """Format an estimate, such as 1.2 GB (1 GB to 1.4 GB)."""
     low, high = (quantity(bound, "B") for bound in memory.interval)
     return f"{quantity(memory.total, 'B')} ({low} to {high})"
 
 
 def variants_table(base: Stacked, vocab_size: int, context: int, axis: Axis) -> str:
-    """Every variant of `base`, then the grid of depth against parallel layers at its budget on that axis."""
+    """Return a table of all variants of `base`, then the grid of depth against parallel layers at its budget on that axis."""
 
     def row(architecture: Stacked) -> tuple[str, ...]:
         counts = count(architecture, vocab_size, context)
@@ -216,7 +216,7 @@ Figure = Callable[[ModelPlan], str | None]
 
 
 def _columns(models: dict[str, ModelPlan], rows: Iterable[tuple[str, Figure]]) -> str:
-    """One column per model, one row per figure; a row whose figure no model has is left out."""
+    """Return a table with one column per model and one row per figure, without rows that no model has a figure for."""
     lines = [("", *models)]
     for name, figure in rows:
         cells = [figure(model) for model in models.values()]

@@ -35,10 +35,10 @@ def test_the_disk_holds_every_checkpoint_that_is_kept(file):
     params = preview(file, ["train.lr_schedule=wsd", "train.keep_every=4"])
     found = plan(params, ["dense"], None)
     text, one = describe(found), found.models["dense"].checkpoint
-    assert "the last 2, the best, the one being written, 5 milestones" in text  # of steps 0, 4, 8, 12, and the plateau's end
+    assert "the last 2, the best, the one being written, 5 kept permanently" in text  # steps 0, 4, 8, 12, and the plateau's end
     assert f"{quantity(9 * one, 'B')} of checkpoints" in text
     thrice = describe(plan(preview(file, ["train.keep_every=3", "seeds=[1,2,3]"]), ["dense"], None))
-    assert f"{quantity(27 * one, 'B')} of checkpoints" in thrice and "of 3 seeds" in thrice
+    assert f"{quantity(27 * one, 'B')} of checkpoints" in thrice and "for 3 seeds" in thrice
 
 
 def test_more_rows_at_once_take_more_memory(file):
