@@ -1,9 +1,12 @@
-"""The comparison: what the trained models have in common, what sets them apart, and a page that shows it.
+"""The comparison of the trained models, and reports as HTML and Markdown.
 
-runs        what training and evaluation left behind, read and checked for being comparable
-comparison  the plain facts, the differences and the finding, deterministic: no times
-tables      their rows, as text for people
-plots       loss against tokens, FLOPs and time; health while training
-page        one report as index.html and as Markdown
-compare     the stage that makes it all
+runs        reads the results of training and evaluation and checks that they are comparable
+comparison  facts, differences and finding as plain data: deterministic, without times
+tables      tables of the comparison as text
+plots       loss against tokens, FLOPs and time; training health
+page        writes a report as index.html and as Markdown
+compare     the stage `compare`, which writes all of these
+benchmarks  benchmark scores over seeds, and published scores
+leak        the report of `stacklm leak`
+lab         the reports of experiments
 """

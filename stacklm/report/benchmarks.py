@@ -1,4 +1,4 @@
-"""Benchmarks in the comparison: the scores of one model over its seeds, and published ones to put beside them."""
+"""Benchmarks in the comparison: the scores of each model over its seeds, and published scores to compare with."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from statistics import fmean
 from typing import Any
 
 ENOUGH = 3
-"""Seeds for a verdict, and for an interval over them. Benchmarks of one seed have that over items, of two none."""
+"""Seeds needed for a verdict or an interval over seeds. Benchmarks of one seed have an interval over items, of two seeds none."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """A published score of another model, with what it was trained on."""
+    """A published score of another model, with its training data."""
 
     kind: str
     score: str
@@ -36,9 +36,9 @@ PUBLISHED = (
 
 
 def over_seeds(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The figures of one model's benchmarks by title, as means over the `benchmarks` of its evaluations, one for each seed.
+    """Return one model's benchmark scores by title, as means over the `benchmarks` of its evaluations, one per seed.
 
-    `over` says what the intervals are over: `seeds` (t), the items, or None where there are none.
+    `over` says what the intervals are over: `seeds` (t), the unit of the items, or None if there are no intervals.
     """
     found = {}
     for title, first in runs[0].items():
@@ -61,7 +61,7 @@ def _score(seeds: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
     values = [one["value"] for one in seeds]
     if len(seeds) < ENOUGH:
         return {"value": fmean(values), "low": None, "high": None}
-    from stacklm.lab.statistics import interval  # scipy: who only shows a comparison does not wait for it
+    from stacklm.lab.statistics import interval  # imports scipy, not needed to show a comparison
 
     low, high = interval(values)
     return {"value": fmean(values), "low": low, "high": high}

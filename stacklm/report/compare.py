@@ -1,4 +1,4 @@
-"""The stage `compare`: the models side by side, as data, as a page and as Markdown."""
+"""The stage `compare`: a comparison of the models as data, as HTML and as Markdown."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def compare(
     report: Path,
     speed: Path,
 ) -> None:
-    """Compare the named models, trained with these seeds, and no others: write the page into the folder `report`, all figures as
-    `comparison`, the most important ones as `metrics`, and a table of losses for each model into the folder `curves`. These are
-    the same for equal runs. Times and memory, which are not, go into the folder `speed`.
+    """Compare only the named models, trained with these seeds: write the report to the folder `report`, all figures to
+    `comparison`, the most important ones to `metrics`, and a table of losses per model to the folder `curves`. These are equal
+    for equal runs. Times and memory, which are not, are written to the folder `speed`.
 
-    Raises `FileNotFoundError` naming a model without results, and `ValueError` where results cannot stand side by side.
+    Raises `FileNotFoundError` naming a model without results, and `ValueError` if results are not comparable.
     """
     manifest = read_json(shards / "manifest.json")
     results = load_results(models, seeds, config, manifest, trained, evaluations, timing)

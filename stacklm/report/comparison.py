@@ -1,4 +1,4 @@
-"""The facts of a comparison as plain data: deterministic, without times, so that equal runs give equal bytes."""
+"""A comparison as plain data: deterministic and without times, so that equal runs give equal bytes."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from stacklm.report.runs import Result, by_model
 from stacklm.units import percent
 
 MARGIN = 0.005
-"""The relative difference in test bits per byte that does not matter, declared before any run."""
+"""The relative difference in test bits per byte that is considered negligible, declared before any run."""
 SMALLEST_DIFFERENCE = 0.005
-"""Nats per token. Below `ENOUGH` seeds smaller ones are not told apart: equal models of two seeds already differ by a third."""
+"""Nats per token. With fewer than `ENOUGH` seeds smaller differences count as none: two seeds of a model differ by a third."""
 MATCHED = 0.05
-"""The relative difference up to which two models count as matched on an axis."""
+"""The largest relative difference at which two models count as matched on an axis."""
 TRAIN_LOSS_SHARE = 0.05
-"""The share of the last steps over which the training loss is averaged; one batch alone is mostly noise."""
+"""The final fraction of the steps over which the training loss is averaged; the loss of a single batch is mostly noise."""
 
 MOST_NUMBERS = 30
-"""In the headline."""
+"""Maximum in the headline."""
 CURVE_COLUMNS = ("step", "tokens", "train_loss", "valid_loss", "valid_bits_per_byte")
 
 SPLITS = ("valid", "test")
@@ -40,12 +40,12 @@ MATCH_AXES = {
 
 
 def build_comparison(results: Sequence[Result], config: Train, manifest: Mapping[str, Any], data_sha256: str) -> dict[str, Any]:
-    """Every model's facts as means over seeds, how each other model differs from the baseline, and a verdict on each pair.
+    """Return the facts of every model as means over seeds, the differences from the baseline, and a verdict on each pair.
 
-    The baseline is the first dense model, or the first model where none is dense. Differences are the other minus the
-    baseline, mismatches relative to the baseline. Verdicts are of `stacklm.lab.statistics` on the test bits per byte.
+    The baseline is the first dense model, or the first model if none is dense. Differences are the other model minus the
+    baseline, mismatches are relative to the baseline. Verdicts come from `stacklm.lab.statistics`, on test bits per byte.
     """
-    from stacklm.lab.statistics import ALPHA  # scipy: who only shows a comparison does not wait for it
+    from stacklm.lab.statistics import ALPHA  # imports scipy, not needed to show a comparison
 
     models = by_model(results)
     baseline = next((result for result in results if isinstance(result.model.architecture, Dense)), results[0]).name
@@ -78,22 +78,22 @@ def build_comparison(results: Sequence[Result], config: Train, manifest: Mapping
 
 
 def unmatched(mismatch: Mapping[str, float]) -> dict[str, float]:
-    """The axes on which a model and the baseline are further apart than `MATCHED`, in words."""
+    """Return the axes, in words, on which a model differs from the baseline by more than `MATCHED`."""
     return {MATCH_AXES[axis]: share for axis, share in mismatch.items() if abs(share) > MATCHED}
 
 
 def caveats(comparison: Mapping[str, Any]) -> list[str]:
-    """What a reader must know before believing a difference."""
+    """Return the limitations that apply to every difference."""
     seeds = comparison["provenance"]["seeds"]
     if len(seeds) < ENOUGH:
         limits = [
-            f"Every model was trained with {_seeds(len(seeds))}: a direction, not a result. A verdict needs {ENOUGH}.",
-            f"Models closer than {SMALLEST_DIFFERENCE} nats per token are not told apart; other seeds may move them further.",
+            f"Every model was trained with {_seeds(len(seeds))}: indicative only. A verdict needs {ENOUGH} seeds.",
+            f"Differences below {SMALLEST_DIFFERENCE} nats per token count as none; other seeds may change them by more.",
         ]
     else:
         limits = [
-            "Intervals are t intervals over the differences of models trained with the same seed. They say what to expect of other "
-            "seeds on this text, not of other texts."
+            "Intervals are t intervals over the differences of models trained with the same seed. They apply to other seeds on "
+            "this text, not to other texts."
         ]
     return [
         *limits,
@@ -103,16 +103,16 @@ def caveats(comparison: Mapping[str, Any]) -> list[str]:
 
 
 def headline(comparison: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """The most important numbers of each model for `dvc metrics`, at most `MOST_NUMBERS` in all; of many models, the first."""
+    """Return the main numbers of each model for `dvc metrics`, at most `MOST_NUMBERS` in all; of many models, only the first."""
     models = comparison["models"]
     each = max(1, MOST_NUMBERS // len(models))
     return {name: dict(islice(_ranked(facts), each)) for name, facts in islice(models.items(), MOST_NUMBERS)}
 
 
 def curve(runs: Sequence[Result]) -> str:
-    """A CSV for `dvc plots` with a row for each validation after the first step; losses are in nats per token.
+    """Return a CSV for `dvc plots` with a row for each validation after the first step; losses are in nats per token.
 
-    `train_loss` is the mean since the row before; all are means over the runs of a model with different seeds.
+    `train_loss` is the mean since the previous row; all values are means over the seeds of a model.
     """
     lines, since = [",".join(CURVE_COLUMNS)], []
     for rows in zip(*(run.metrics for run in runs), strict=True):
@@ -144,7 +144,7 @@ def _match(baseline: str, name: str, mismatch: Mapping[str, float]) -> str:
 
 
 def _facts(runs: Sequence[Result], config: Train, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Of one model; what its seeds differ in are means."""
+    """Return the facts of one model, as means over its seeds."""
     first = runs[0]
     last, architecture, by_role = first.metrics[-1], first.model.architecture, first.counts.parameters
     bits = {str(run.seed): {split: run.evaluation[split]["bits_per_byte"] for split in SPLITS} for run in runs}
@@ -172,12 +172,12 @@ def _late_loss(run: Result, config: Train) -> float:
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]  # a perplexity too large for a number is None
+    known = [value for value in values if value is not None]  # a perplexity that overflows is None
     return fmean(known) if known else None
 
 
 def _pairs(facts: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
-    """A verdict on every pair: each other model against the baseline, which comes first in `names`, then among the others."""
+    """Return a verdict on every pair: each other model against the baseline, the first of `names`, then among each other."""
     from stacklm.lab.statistics import relative_differences, verdicts
 
     scores = {name: [row["test"] for row in facts[name]["seeds"].values()] for name in names}
@@ -193,7 +193,7 @@ def _pairs(facts: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any
 
 
 def _best(comparison: Mapping[str, Any]) -> str | None:
-    """The model with the fewest bits per byte on the test set, if it is known to be better than the second."""
+    """Return the model with the fewest test bits per byte, if it is better than the second by verdict or `SMALLEST_DIFFERENCE`."""
     ranked = sorted(comparison["models"], key=lambda name: comparison["models"][name]["test"]["bits_per_byte"])
     if len(ranked) < 2:
         return None
@@ -209,7 +209,7 @@ def _best(comparison: Mapping[str, Any]) -> str | None:
 def _differences(other: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
     def minus(split: str, measure: str) -> float | None:
         pair = other[split][measure], baseline[split][measure]
-        return None if None in pair else pair[0] - pair[1]  # a perplexity too large for a number is None
+        return None if None in pair else pair[0] - pair[1]  # a perplexity that overflows is None
 
     return {split: {measure: minus(split, measure) for measure in MEASURES} for split in SPLITS}
 
@@ -219,7 +219,7 @@ def _mismatch(other: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str
 
 
 def _finding(comparison: Mapping[str, Any]) -> str:
-    """What each model needs on the test set against the others, and what was tested."""
+    """Return the test results of every pair and how they were tested, as a paragraph."""
     models, pairs, seeds = comparison["models"], comparison["pairs"], len(comparison["provenance"]["seeds"])
     if not pairs:
         bits = models[comparison["baseline"]]["test"]["bits_per_byte"]
@@ -229,7 +229,7 @@ def _finding(comparison: Mapping[str, Any]) -> str:
         )
     parts = [_part(comparison, pair) + _price(comparison, pair) for pair in pairs]
     if seeds < ENOUGH:
-        return f"On the test set {'; '.join(parts)}. {_seeds(seeds).capitalize()}: a direction, not a result."
+        return f"On the test set {'; '.join(parts)}. {_seeds(seeds).capitalize()}: indicative only, no verdict."
     tested = "1 pair" if len(pairs) == 1 else f"{len(pairs)} pairs (Holm)"
     return (
         f"On the test set, over {seeds} seeds: {'; '.join(parts)}. Tested: relative differences paired by seed, t intervals, "
@@ -250,7 +250,7 @@ def _part(comparison: Mapping[str, Any], pair: Mapping[str, Any]) -> str:
 
 
 def outcome(pair: Mapping[str, Any]) -> str:
-    """The verdict in words, with how many seeds would decide where there is none."""
+    """Return the verdict in words; without a verdict, with the number of further seeds that would probably decide."""
     if pair["outcome"] == "not worse":
         return f"not worse than the margin of {pair['margin']:.1%}"
     if pair["outcome"] != "no verdict":
@@ -263,7 +263,7 @@ def _seeds(number: int) -> str:
 
 
 def _price(comparison: Mapping[str, Any], pair: Mapping[str, Any]) -> str:
-    """What the model spent more or less than the other one, where that is not matched."""
+    """Return the difference in parameters and training FLOPs from the other model, if these are not matched."""
     mismatch = _mismatch(*(comparison["models"][pair[side]] for side in ("model", "against")))
     off = unmatched({axis: mismatch[axis] for axis in ("body_parameters", "training_flops")})
     spent = " and ".join(f"{_more_or_fewer(share, digits=0)} {axis}" for axis, share in off.items())

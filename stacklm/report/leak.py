@@ -1,4 +1,4 @@
-"""What leaks pretend to gain: a page with the curves and the certificates, and a table for a terminal."""
+"""The report of `stacklm leak`: a page with curves and certificates, and a table for a terminal."""
 
 from __future__ import annotations
 
@@ -15,22 +15,19 @@ from stacklm.report.tables import Table
 
 TITLE = "What leaks pretend to gain"
 FINDING = (
-    f"Each token of the text is drawn from {TEXT} equally likely ones, so no model can expect a loss below ln {TEXT} = "
-    f"{FLOOR:.2f} nats per token. Whatever is reported below that is a leak."
+    f"Each token of the text is drawn uniformly from {TEXT}, so no model can have an expected loss below ln {TEXT} = "
+    f"{FLOOR:.2f} nats per token. A lower reported loss is a leak."
 )
-HONEST = (
-    "Honest: text that was not trained on, each token predicted from the tokens before it by a pass that is given no others, "
-    "padding left out."
-)
+HONEST = "Honest: on held-out text without padding, each token predicted by a forward pass over the preceding tokens only."
 SAME = (
-    f"The same model in all cases: dense, {MODEL.n_layers} layers, width {MODEL.d_model}, context {CONTEXT}, same seed, steps and "
-    "optimizer. The faults are planted from outside; no setting has them."
+    f"All cases have the same model (dense, {MODEL.n_layers} layers, width {MODEL.d_model}, context {CONTEXT}), seed, steps and "
+    "optimizer. The faults are planted from outside; no setting can cause them."
 )
 LINES = {"train": "training, as reported", "valid": "validation, as reported", "honest": "honest"}
 
 
 def write_page(outcomes: Sequence[Outcome], folder: Path) -> Path:
-    """Write index.html, which needs no other file, and Markdown with its drawings; the page. Equal outcomes give equal bytes."""
+    """Write a self-contained index.html, and Markdown with its plots; return the page. Equal outcomes give equal bytes."""
     sections = [
         Section(one.case.capitalize(), sentences(one), figures=[_draw(one, folder)], tables=[_faults(one)], half=True)
         for one in outcomes
@@ -41,18 +38,18 @@ def write_page(outcomes: Sequence[Outcome], folder: Path) -> Path:
 
 
 def sentences(outcome: Outcome) -> str:
-    """What the case pretends to gain and why; and what an honest evaluation says."""
+    """Return what the case appears to gain, why, and the honest loss, as two sentences."""
     last = outcome.last
-    gain = f"pretends to know {1 - outcome.reported / FLOOR:.0%} of every token (a loss of {outcome.reported:.2f})"
-    verdict = "worse than guessing" if last.honest > 1.02 * FLOOR else "which is guessing"
+    gain = f"appears to know {1 - outcome.reported / FLOOR:.0%} of every token (reported loss {outcome.reported:.2f})"
+    verdict = "worse than guessing" if last.honest > 1.02 * FLOOR else "equal to guessing"
     return (
-        f"It {gain if outcome.faults else 'pretends to know nothing'}: {outcome.why[0].lower()}{outcome.why[1:]} "
-        f"An honest evaluation says {last.honest:.2f}, {verdict}."
+        f"It {gain if outcome.faults else 'appears to know nothing'}: {outcome.why[0].lower()}{outcome.why[1:]} "
+        f"An honest evaluation gives {last.honest:.2f}, {verdict}."
     )
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:
-    """A row for every case: losses as reported, the honest one, and what the certificate says."""
+    """Return a table with one row per case: reported losses, honest loss, and the result of the certificate."""
     rows = [
         (one.case, f"{one.last.train:.2f}", f"{one.last.valid:.2f}", f"{one.last.honest:.2f}", certificate(one)) for one in outcomes
     ]
@@ -61,7 +58,7 @@ def summary(outcomes: Sequence[Outcome]) -> str:
 
 
 def certificate(outcome: Outcome) -> str:
-    """Passed, or the name of the fault and how many checks found one."""
+    """Return that all checks passed, or the name of the fault and the number of failed checks."""
     count = len(outcome.faults)
     return f"{outcome.named}; {count} of {outcome.checks} checks failed" if count else f"all {outcome.checks} checks passed"
 

@@ -1,6 +1,6 @@
-"""Loss against tokens, compute and time, and health while training, as SVGs that are legible on light and on dark pages.
+"""Plots of loss against tokens, FLOPs and time, and of training health, as SVGs for light and dark pages.
 
-A drawing has the colours of a light page; a style sheet in it exchanges them where the reader prefers dark ones.
+A plot has the colours of a light page; its style sheet replaces them if the reader prefers a dark one.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TRAIN_POINTS = 60
-"""Training losses are averaged over neighbouring steps down to this many points: a single batch is mostly noise."""
+"""Maximum points of a training curve, averaged over neighbouring steps: the loss of a single batch is mostly noise."""
 MOST_TICKS = 4
 MOST_LINES = 6
-"""In a plot of health."""
+"""Maximum lines in a plot of training health."""
 MARKERS = "os^DvP"
-KINDS = {"relative_update": "change of one step / weights", "activation": "RMS of what leaves a part"}
-"""The figures of health that are drawn, `health/<kind>/<where>` in the rows of metrics, with the title of their axis."""
+KINDS = {"relative_update": "update of one step / weights", "activation": "RMS of the output"}
+"""The health metrics that are plotted, `health/<kind>/<where>` in the rows of metrics, with their axis titles."""
 
 
 @dataclass(frozen=True)
 class Theme:
-    """The colours of a kind of page."""
+    """The colours of a light or dark page."""
 
     paper: str
     ink: str
@@ -48,14 +48,14 @@ class Theme:
         return (self.paper, self.ink, self.faint, self.grid, *self.lines)
 
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart, in the tones that each page can carry.
+# Okabe and Ito's colours, which colour-blind readers can distinguish, in shades that suit each page.
 LIGHT = Theme("#ffffff", "#1c2024", "#5f6770", "#e3e6e9", ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"))
 DARK = Theme("#181b1f", "#e8eaed", "#a3abb3", "#33393f", ("#56b4e9", "#e69f00", "#2fc79a", "#e39fc6", "#f0e442", "#7fa8ff"))
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing on the disk, with what to say where it cannot be seen."""
+    """A plot on disk, with its alternative text."""
 
     path: Path
     alt: str
@@ -63,12 +63,12 @@ class Figure:
 
     @property
     def uri(self) -> str:
-        """The drawing itself as an address, for a page that needs no other file."""
+        """The plot as a data URI, for a self-contained page."""
         return f"data:image/svg+xml;base64,{base64.b64encode(self.path.read_bytes()).decode()}"
 
 
 class End(NamedTuple):
-    """Where a line ends."""
+    """The end of a line, where its name is written."""
 
     name: str
     x: float
@@ -78,7 +78,7 @@ class End(NamedTuple):
 
 @dataclass(frozen=True)
 class Axis:
-    """What a loss is drawn against: `values` gives it for every row of metrics."""
+    """A horizontal axis for losses: `values` returns its value for every row of metrics."""
 
     title: str
     values: Callable[[Result], np.ndarray]
@@ -94,17 +94,17 @@ _CLOCK = [
 ]
 AXES = {
     "tokens": Axis("training tokens", lambda result: column(result, "tokens"), count, _DECIMAL),
-    "flops": Axis("training compute (FLOP)", lambda result: column(result, "flops"), lambda v: quantity(v, ""), _DECIMAL),
+    "flops": Axis("training FLOPs", lambda result: column(result, "flops"), lambda v: quantity(v, ""), _DECIMAL),
     "time": Axis("training time", lambda result: _seconds(result), duration, _CLOCK),
 }
 COUNTED, TIMED = ("tokens", "flops"), ("time",)
-"""The axes that are equal for equal runs, and the others."""
+"""The axes that are equal for equal runs, and those that are not."""
 
 
 def draw_curves(results: Sequence[Result], axes: Sequence[str], folder: Path) -> list[Figure]:
     """Write `loss-{axis}.svg` for each axis, with a line per model: the mean over its seeds.
 
-    Models without timing are left out of the plot against time; where none has any, there is no such plot.
+    The plot against time omits models without timing, and is not written if no model has timing.
     """
     figures = []
     for name in axes:
@@ -125,7 +125,7 @@ def draw_curves(results: Sequence[Result], axes: Sequence[str], folder: Path) ->
 
 @dataclass(frozen=True)
 class Interval:
-    """A relative difference with its interval, those of the single seeds, and a wider interval where there is one."""
+    """A relative difference with its interval, the differences of single seeds, and a wider interval, if any."""
 
     label: str
     mean: float
@@ -137,7 +137,7 @@ class Interval:
 
 
 def draw_intervals(rows: Sequence[Interval], margin: float, axis: str, figure: Figure) -> Figure:
-    """A forest plot: of every row the mean, the interval, each seed, and below it the wider interval; the margin is shaded."""
+    """Draw a forest plot: for every row mean, interval, each seed, and below it the wider interval; the margin is shaded."""
     with drawing(figure.path, f"{axis} (%)", size=(5.6, 0.9 + 0.42 * len(rows))) as (axes, _):
         axes.axvspan(0, 100 * margin, color=LIGHT.grid, linewidth=0)
         axes.axvline(0, color=LIGHT.ink, linewidth=1)
@@ -156,7 +156,7 @@ def draw_intervals(rows: Sequence[Interval], margin: float, axis: str, figure: F
 
 
 def draw_verdicts(comparison: Mapping[str, Any], folder: Path) -> Figure:
-    """Write `verdicts.svg`: what the seeds say of each pair of models."""
+    """Write `verdicts.svg`: the relative difference of each pair of models."""
     names = list(comparison["models"])
     rows = [
         Interval(
@@ -175,9 +175,9 @@ def draw_verdicts(comparison: Mapping[str, Any], folder: Path) -> Figure:
 
 
 def draw_health(results: Sequence[Result], folder: Path) -> list[Figure]:
-    """Write `health-{kind}-{model}.svg` for each model whose rows have such figures, of its first seed.
+    """Write `health-{kind}-{model}.svg` for each model with such metrics, from its first seed.
 
-    Of many parts some are shown, evenly spaced, the first and the last among them.
+    Of many parts an evenly spaced selection is shown, including the first and the last.
     """
     figures = []
     for result, *_ in by_model(results).values():
@@ -193,8 +193,8 @@ def draw_health(results: Sequence[Result], folder: Path) -> list[Figure]:
 
 @contextmanager
 def drawing(path: Path, x: str, y: str = "", size: tuple[float, float] = (4.4, 3.6)) -> Iterator[tuple[Axes, list[End]]]:
-    """Axes of a plot, titled `x` and `y`, to be filled with the colours of `LIGHT`, which is then written to `path`; and a list for
-    the ends of its lines, where their names are written. `size` is in inches."""
+    """Yield the axes of a plot, titled `x` and `y`, and a list for the ends of its lines, where their names are written; then
+    write the plot to `path`. Draw with the colours of `LIGHT`. `size` is in inches."""
     import matplotlib
     import matplotlib.style
     from matplotlib.figure import Figure as Canvas
@@ -204,7 +204,7 @@ def drawing(path: Path, x: str, y: str = "", size: tuple[float, float] = (4.4, 3
         "text.color": LIGHT.ink, "axes.labelcolor": LIGHT.faint, "xtick.color": LIGHT.faint, "ytick.color": LIGHT.faint,
         "font.size": 10, "axes.axisbelow": True, "svg.hashsalt": "stacklm", "svg.fonttype": "path",
     }  # fmt: skip
-    with matplotlib.style.context(["default", looks]):  # whatever the user's own matplotlibrc says
+    with matplotlib.style.context(["default", looks]):  # independent of the user's matplotlibrc
         canvas = Canvas(figsize=size, layout="constrained")
         axes = canvas.add_subplot()
         axes.grid(True, linewidth=0.8)
@@ -222,7 +222,7 @@ def drawing(path: Path, x: str, y: str = "", size: tuple[float, float] = (4.4, 3
 
 
 def _dark_rules() -> str:
-    """What exchanges the colours of `LIGHT` for those of `DARK`."""
+    """Return CSS that replaces the colours of `LIGHT` with those of `DARK`."""
     rules = [
         f'[style*="{use}: {light}"] {{ {use}: {dark} !important }}'
         for light, dark in zip(LIGHT.colours, DARK.colours, strict=True)
@@ -232,12 +232,12 @@ def _dark_rules() -> str:
 
 
 def _draw_losses(axes: Axes, runs: Sequence[Result], axis: Axis, colour: str, marker: str) -> End:
-    """Draw one model's training and validation loss; return where the latter ends."""
+    """Draw the training and validation loss of one model; return the end of the latter."""
     x = np.mean([axis.values(run) for run in runs], axis=0)
     train = np.mean([column(run, "train_loss") for run in runs], axis=0)
     valid = np.array([column(run, "valid_loss") for run in runs])  # [seeds, rows]
     known = np.isfinite(valid).all(axis=0)
-    start = x[known & (x > 0)][0] / 2  # the fall from the first guess would press the rest into a corner
+    start = x[known & (x > 0)][0] / 2  # the initial drop would squeeze the rest of the curve
     drawn = np.isfinite(train) & (x >= start)
     axes.plot(_thinned(x[drawn]), _thinned(train[drawn]), color=colour, linewidth=1, alpha=0.45)
     x, valid = x[known & (x >= start)], valid[:, known & (x >= start)]
@@ -248,7 +248,7 @@ def _draw_losses(axes: Axes, runs: Sequence[Result], axis: Axis, colour: str, ma
 
 
 def log_ticks(axes: Axes, ticks: Sequence[float], readable: Callable[[float], str]) -> None:
-    """A logarithmic horizontal axis with these ticks and no others."""
+    """Set a logarithmic horizontal axis with only these ticks."""
     axes.set_xscale("log")
     axes.set_xticks(ticks, [readable(tick) for tick in ticks])
     axes.minorticks_off()
@@ -268,7 +268,7 @@ def _draw_health(lines: Sequence[tuple[str, np.ndarray, np.ndarray]], title: str
 
 
 def _label(axes: Axes, ends: Sequence[End]) -> None:
-    """Write names beside the ends of lines, moved apart where lines end close together."""
+    """Write names at the ends of lines, moved apart if they would overlap."""
     from matplotlib.patheffects import withStroke
 
     axes.autoscale_view()
@@ -283,7 +283,7 @@ def _label(axes: Axes, ends: Sequence[End]) -> None:
 
 
 def spread(values: Sequence[float], gap: float) -> list[float]:
-    """The nearest increasing values at least `gap` apart, the whole group kept around its centre."""
+    """Return increasing values at least `gap` apart, near the given ones and with the same mean."""
     placed: list[float] = []
     for value in values:
         placed.append(max(value, placed[-1] + gap) if placed else value)
@@ -292,13 +292,13 @@ def spread(values: Sequence[float], gap: float) -> list[float]:
 
 
 def column(result: Result, key: str) -> np.ndarray:
-    """One value per row of metrics, NaN where a row has none."""
+    """Return one value per row of metrics, NaN if a row has none."""
     values: list[Any] = [row.get(key) for row in result.metrics]
     return np.array([math.nan if value is None else value for value in values], dtype=float)
 
 
 def _health(result: Result, kind: str) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Where, steps and values of all figures of a kind."""
+    """Yield the part, steps and values of each health metric of a kind."""
     steps = column(result, "step")
     for key in dict.fromkeys(key for row in result.metrics for key in row if key.startswith(f"health/{kind}/")):
         values = column(result, key)
@@ -308,13 +308,13 @@ def _health(result: Result, kind: str) -> Iterator[tuple[str, np.ndarray, np.nda
 
 
 def _seconds(result: Result) -> np.ndarray:
-    """Seconds of training at every row of metrics, interpolated between the steps that were timed."""
+    """Return seconds of training at every row of metrics, interpolated between timed steps."""
     steps = [0, *(row["step"] for row in result.timing)]
     return np.interp(column(result, "step"), steps, [0.0, *(row["seconds"] for row in result.timing)])
 
 
 def _thinned(values: np.ndarray) -> np.ndarray:
-    """Means over neighbouring values, at most `TRAIN_POINTS` of them."""
+    """Return at most `TRAIN_POINTS` means over neighbouring values."""
     return np.array([piece.mean() for piece in np.array_split(values, min(len(values), TRAIN_POINTS))])
 
 

@@ -1,4 +1,4 @@
-"""What training and evaluation left behind for each model, checked for being comparable."""
+"""Reads the results of training and evaluation of each model and checks that they are comparable."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Result:
-    """One model, trained with one seed and evaluated.
+    """The results of one model, trained with one seed and evaluated.
 
-    `metrics` and `timing` are rows by optimizer step; `timing` is empty where it was not measured.
+    `metrics` and `timing` are rows by optimizer step; `timing` is empty if it was not measured.
     """
 
     name: str
@@ -37,14 +37,14 @@ class Result:
 
 
 def timing_of(trained: Path, timing: Path) -> list[dict[str, Any]]:
-    """The rows of a timing file if it belongs to exactly these weights, else none: DVC restores models, but not times."""
+    """Return the rows of a timing file if it belongs to exactly these weights, else none: DVC restores models, but not times."""
     rows, config = read_jsonl(timing), trained / "config.json"
     ours = rows and config.exists() and rows[-1].get("model_sha256") == read_json(config).get("sha256")
     return rows if ours else []
 
 
 def by_model(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """The results of each model, one per seed."""
+    """Group results by model, one per seed."""
     return {name: [one for one in results if one.name == name] for name in dict.fromkeys(result.name for result in results)}
 
 
@@ -57,10 +57,10 @@ def load_results(
     evaluations: Path,
     timing: Path,
 ) -> list[Result]:
-    """Read the files of the named models, trained with these seeds, and of no others.
+    """Read the results of only the named models, trained with these seeds.
 
-    Raises `FileNotFoundError` for a model without results, and `ValueError` for one whose results are not of these
-    settings or not of the same text as the others': such numbers must not stand side by side.
+    Raises `FileNotFoundError` for a model without results, and `ValueError` if its results are from other settings or from
+    another text than those of the others, and thus not comparable.
     """
     results = [
         _load(name, seed, model, config, manifest, trained, evaluations, timing) for name, model in models.items() for seed in seeds
@@ -80,7 +80,7 @@ def load_results(
 def _load(
     name: str, seed: int, model: Model, config: Train, manifest: Mapping[str, Any], trained: Path, evaluations: Path, timing: Path
 ) -> Result:
-    from stacklm.model.build import ModelConfig  # torch: who only reads times does not wait for it
+    from stacklm.model.build import ModelConfig  # imports torch, not needed to read times
     from stacklm.model.count import count
 
     run = f"{name}-{seed}"

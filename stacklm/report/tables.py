@@ -1,4 +1,4 @@
-"""The comparison in tables, as text for people: those of the report, and the short one for a terminal."""
+"""Tables of the comparison as text: those of the report, and the summary for a terminal."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _ROLES = {
 
 @dataclass(frozen=True)
 class Table:
-    """A header of columns after the first, and groups of rows; a row is its label and one cell per column.
+    """The columns after the first, and groups of rows; a row is its label and one cell per column.
 
-    Cells of `prose` may be long and hold words rather than numbers.
+    With `prose`, cells hold text, which may be long, rather than numbers.
     """
 
     columns: Sequence[str]
@@ -38,17 +38,17 @@ class Table:
 
 
 def summary(comparison: Mapping[str, Any], report: Path) -> str:
-    """What was compared and found, and where to look: `comparison` as in comparison.json, `report` the folder of the page."""
+    """Return the findings and where the report is: `comparison` as in comparison.json, `report` the folder of the page."""
     return f"{findings(comparison)}\n\n{where(report)}"
 
 
 def where(report: Path) -> str:
-    """Where to look at what was made."""
-    return f"read the report:         {report / 'index.html'}\nbrowse the experiments:  stacklm ui   (the pages of `mlflow ui`)"
+    """Return where to read the report and browse the experiments."""
+    return f"read the report:         {report / 'index.html'}\nbrowse the experiments:  stacklm ui   (the MLflow UI)"
 
 
 def findings(comparison: Mapping[str, Any]) -> str:
-    """A table with a row per model, and the finding in words."""
+    """Return a table with one row per model, and the finding in words."""
     columns = ("model", "parameters", "body", "forward/token", "tokens", "valid bits/byte", "test bits/byte")
     rows = [
         (
@@ -72,9 +72,9 @@ def _spread(facts: Mapping[str, Any]) -> str:
 
 
 def describe(architecture: Architecture) -> str:
-    """The shape of a model in one line."""
+    """Return the architecture of a model in one line."""
     if isinstance(architecture, (Python, HuggingFace)):
-        place = f"{architecture.class_} of {architecture.path}" if isinstance(architecture, Python) else architecture.config
+        place = f"{architecture.class_} from {architecture.path}" if isinstance(architecture, Python) else architecture.config
         return f"{place}{''.join(f', {name} {value}' for name, value in architecture.settings.items())}"
     if isinstance(architecture, Dense):
         shape = f"{_plural(architecture.n_layers, 'dense layer')} of width {architecture.d_model}"
@@ -82,13 +82,13 @@ def describe(architecture: Architecture) -> str:
         hidden = f"feed-forward {architecture.d_ff} ({architecture.ffn})"
         return f"{shape}, {_plural(architecture.n_heads, 'head')}, {hidden}{tied}"
     shape = " + ".join(f"{stack.layers} x {stack.features}" for stack in architecture.stacks)
-    stacks = f"{_plural(len(architecture.stacks), 'stack')} of {shape} (parallel layers x features of each)"
+    stacks = f"{_plural(len(architecture.stacks), 'stack')} of {shape} (parallel layers x features per layer)"
     changed = "".join(f", {setting}" for setting in _changed(architecture))
     return f"{stacks}, width {architecture.d_model}, {_plural(architecture.n_heads, 'head')} per layer{changed}"
 
 
 def _changed(settings: Stacked | PublishedAttention | FactoredAttention) -> list[str]:
-    """The settings of a stacked model that are not at their defaults, such as `residual: true`."""
+    """Return the settings of a stacked model that differ from their defaults, such as `residual: true`."""
     found = []
     for field in fields(settings):
         value = getattr(settings, field.name)
@@ -102,7 +102,7 @@ def _changed(settings: Stacked | PublishedAttention | FactoredAttention) -> list
 
 
 def results(comparison: Mapping[str, Any]) -> Table:
-    """All that was counted and measured but times and memory, one column per model."""
+    """Return all results except times and memory, with one column per model."""
     facts = list(comparison["models"].values())
     roles = [role for role in _ROLES if any(fact["parameters"].get(role) for fact in facts)]
 
@@ -119,7 +119,7 @@ def results(comparison: Mapping[str, Any]) -> Table:
                 row("valid, perplexity per word", lambda f: _perplexity(f["valid"]["word_perplexity"])),
                 row("test, loss (nats per token)", lambda f: f"{f['test']['loss']:.4f}"),
                 row("valid, loss (nats per token)", lambda f: f"{f['valid']['loss']:.4f}"),
-                row("training loss at the end", lambda f: f"{f['train_loss']:.4f}"),
+                row("final training loss", lambda f: f"{f['train_loss']:.4f}"),
             ],
             "Parameters": [
                 *(row(_ROLES[role], lambda f, role=role: count(f["parameters"].get(role, 0))) for role in roles),
@@ -127,19 +127,19 @@ def results(comparison: Mapping[str, Any]) -> Table:
                 row("total", lambda f: count(f["total_parameters"])),
             ],
             "Compute": [
-                row("stacks or layers in sequence", lambda f: str(f["sequential_depth"] or "-")),
+                row("serial depth (stacks or layers)", lambda f: str(f["sequential_depth"] or "-")),
                 row("forward pass", lambda f: quantity(f["forward_flops_per_token"], "FLOP/token")),
                 row("training", lambda f: quantity(f["training_flops_per_token"], "FLOP/token")),
                 row("training, in total", lambda f: quantity(f["training_flops"], "FLOP")),
                 row("training tokens", lambda f: count(f["tokens"])),
-                row("passes over the training text", lambda f: f"{f['epochs']:.2f}"),
+                row("epochs", lambda f: f"{f['epochs']:.2f}"),
             ],
         },
     )
 
 
 def speeds(results: Sequence[Result]) -> Table:
-    """Times and memory of one training on this machine, one column per model: means over seeds, the highest of peaks."""
+    """Return times and memory of one training run on this machine, one column per model: mean over seeds, or highest peak."""
     timed = {name: [run for run in runs if run.timing] for name, runs in by_model(results).items()}
 
     def row(label: str, cell: Callable[[list[Result]], str]) -> list[str]:
@@ -155,12 +155,12 @@ def speeds(results: Sequence[Result]) -> Table:
         row("peak memory", lambda runs: peak(runs, "peak_memory_bytes")),
     ]
     if any("gpu_memory_bytes" in one for runs in timed.values() for run in runs for one in run.timing):
-        rows.append(row("peak memory of the GPU", lambda runs: peak(runs, "gpu_memory_bytes")))
+        rows.append(row("peak GPU memory", lambda runs: peak(runs, "gpu_memory_bytes")))
     return Table(columns=list(timed), groups={"Speed on this machine": rows})
 
 
 def verdicts(comparison: Mapping[str, Any]) -> Table:
-    """What the seeds say of each pair of models: relative differences in test bits per byte, less is better."""
+    """Return the verdict on each pair of models: relative differences in test bits per byte, lower is better."""
     rows = [
         [
             f"{pair['model']} against {pair['against']}",
@@ -176,7 +176,7 @@ def verdicts(comparison: Mapping[str, Any]) -> Table:
 
 
 def benchmark_text(models: Mapping[str, Mapping[str, Any]]) -> str:
-    """Scores on benchmarks, as of `over_seeds` by model, above the published ones of the same kinds, for a terminal."""
+    """Return benchmark scores by model, as from `over_seeds`, above published scores of the same kinds, for a terminal."""
     made = [benchmarks(models), published(models)]
     return "\n\n".join(
         table(
@@ -190,7 +190,7 @@ def benchmark_text(models: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def benchmarks(models: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Scores on benchmarks by model, each with its interval, and what chance would have."""
+    """Return benchmark scores by model, each with its interval, and chance accuracy."""
     groups: dict[str, list[list[str]]] = {}
     for title, first in next(iter(models.values())).items():
         over = f"intervals over {first['over']}" if first["over"] else "two seeds give no interval"
@@ -205,7 +205,7 @@ def benchmarks(models: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def benchmark_sets(models: Mapping[str, Mapping[str, Any]]) -> Table:
-    """The accuracy on each set of pairs by model."""
+    """Return the accuracy on each set of pairs by model."""
     return Table(
         columns=list(models),
         groups={
@@ -219,14 +219,16 @@ def benchmark_sets(models: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def published(models: Mapping[str, Mapping[str, Any]]) -> Table:
-    """What was published of the kinds of benchmarks that were scored."""
+    """Return published scores on the kinds of benchmarks that were scored."""
     kinds = {figures["kind"] for figures in next(iter(models.values())).values()}
     rows = [
         [f"{one.kind}, {one.score.replace('_', ' ')}", _figure(one.score, one.value), one.model, one.trained_on, one.source]
         for one in PUBLISHED
         if one.kind in kinds
     ]
-    return Table(columns=["published", "model", "trained on", "source"], groups={"Published, of other models": rows}, prose=True)
+    return Table(
+        columns=["published", "model", "trained on", "source"], groups={"Published scores of other models": rows}, prose=True
+    )
 
 
 def _scored(score: str, figures: Mapping[str, Any]) -> str:
@@ -239,14 +241,14 @@ def _figure(score: str, value: float) -> str:
 
 
 def matching(comparison: Mapping[str, Any]) -> Table:
-    """How far each model is from the baseline on the axes of a fair comparison."""
+    """Return the relative difference of each model from the baseline on the axes of a fair comparison."""
     mismatch = comparison["mismatch"]
     rows = [[label, *(_matched(shares[axis]) for shares in mismatch.values())] for axis, label in MATCH_AXES.items()]
-    return Table(columns=list(mismatch), groups={f"Against {comparison['baseline']}": rows})
+    return Table(columns=list(mismatch), groups={f"Relative to {comparison['baseline']}": rows})
 
 
 def differences(comparison: Mapping[str, Any]) -> Table:
-    """How much worse (+) or better (−) each model is than the baseline."""
+    """Return the difference of each model from the baseline: worse (+) or better (−)."""
     labels = {"bits_per_byte": "bits per byte", "loss": "loss (nats per token)"}
     others = comparison["differences"]
     rows = [
@@ -254,11 +256,11 @@ def differences(comparison: Mapping[str, Any]) -> Table:
         for key, label in labels.items()
         for split in ("test", "valid")
     ]
-    return Table(columns=list(others), groups={f"Minus {comparison['baseline']}; below zero is better": rows})
+    return Table(columns=list(others), groups={f"Difference from {comparison['baseline']}; negative is better": rows})
 
 
 def provenance(comparison: Mapping[str, Any]) -> Table:
-    """Seeds, hashes and the data behind the numbers."""
+    """Return the seeds, data, hashes and training settings."""
     origin = comparison["provenance"]
     rows = [["seeds", listed(origin["seeds"])]]
     rows += [
@@ -271,12 +273,12 @@ def provenance(comparison: Mapping[str, Any]) -> Table:
         ["tokenizer, SHA-256", origin["tokenizer_sha256"]],
     ]
     settings = [[key, f"{value:,}" if isinstance(value, int) else str(value)] for key, value in origin["train"].items()]
-    groups = {"Data": rows, "Training, the same for every model": settings}
+    groups = {"Data": rows, "Training settings, the same for every model": settings}
     return Table(columns=[""], groups=groups, prose=True)
 
 
 def optimizers(comparison: Mapping[str, Any]) -> Table:
-    """The settings tuned for each model, one column a model; a setting that its kind does not have is a dash."""
+    """Return the optimizer settings, one column per model; a dash if its kind of optimizer lacks the setting."""
     settings = {name: flatten(model["optimizer"]) for name, model in comparison["provenance"]["models"].items()}
     keys = dict.fromkeys(key for one in settings.values() for key in one)
     rows = [[key, *(short(one.get(key, "-")) for one in settings.values())] for key in keys]

@@ -1,6 +1,6 @@
-"""The report of an experiment, from its file and its records alone.
+"""The report of an experiment, from its file and its records only.
 
-tables  what was found and what it rests on, as text for people
-plots   intervals, loss against every budget, brackets of learning rates
-page    the report as index.html and as Markdown, by the templates of the comparison
+tables  findings, arms, trials and provenance as text
+plots   intervals, loss against every budget, learning rates
+page    the report as index.html and as Markdown, with the templates of the comparison
 """

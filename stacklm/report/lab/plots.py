@@ -1,4 +1,4 @@
-"""Intervals with the margin, loss against every budget, and brackets of learning rates, as SVGs for light and dark pages."""
+"""Plots of intervals with the margin, loss against every budget, and learning rates, as SVGs for light and dark pages."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from stacklm.units import count, duration, quantity
 
 BUDGETS: dict[str, tuple[str, Callable[[float], str]]] = {
     "parameters": ("parameters", count),
-    "training_flops": ("training compute (FLOP)", lambda value: quantity(value, "")),
+    "training_flops": ("training FLOPs", lambda value: quantity(value, "")),
     "tokens": ("training tokens", count),
     "seconds": ("training time", duration),
 }
 EQUAL = 0.02
-"""A budget on which arms and sizes differ by less than this share is a number, not a drawing."""
+"""A budget in which arms and sizes differ by less than this fraction is not plotted."""
 
 
 def draw_candidates(findings: Findings, folder: Path) -> Figure:
-    """A forest plot: of every candidate and size the mean difference and its interval, each seed, and the margin.
+    """Draw a forest plot: for every candidate and size the mean difference and its interval, each seed, and the margin.
 
-    A thinner line below is the interval over seeds and documents, where records have scores of documents.
+    A thinner line below is the interval over seeds and documents, if records have scores of documents.
     """
     rows, several = [], len(findings.results) > 1
     for name in findings.candidates:
@@ -40,17 +40,17 @@ def draw_candidates(findings: Findings, folder: Path) -> Figure:
             wider = findings.over_documents(name, size)
             rows.append(Interval(label, verdict.mean, verdict.low, verdict.high, each.tolist(), _colour(findings, name), wider))
     figure = Figure(folder / "intervals.svg", "Relative differences in test bits per byte with intervals and the margin")
-    return draw_intervals(rows, findings.lab.experiment.margin, "difference to the baseline in test bits per byte", figure)
+    return draw_intervals(rows, findings.lab.experiment.margin, "difference from the baseline in test bits per byte", figure)
 
 
 def differs(findings: Findings, axis: str) -> bool:
-    """Whether arms or sizes differ on that budget by more than `EQUAL`."""
+    """Return whether arms or sizes differ in that budget by more than `EQUAL`."""
     values = [x for line in _lines(findings, axis).values() for x in line]
     return max(values) > (1 + EQUAL) * min(values)
 
 
 def _lines(findings: Findings, axis: str) -> dict[str, list[float]]:
-    """What every arm takes on an axis, by size."""
+    """Return the value of every arm on an axis, by size."""
 
     def taken(name: str, size: float) -> float:
         return findings.seconds(name, size) if axis == "seconds" else getattr(findings.arm(name, size).cost, axis)
@@ -59,7 +59,7 @@ def _lines(findings: Findings, axis: str) -> dict[str, list[float]]:
 
 
 def draw_budget(findings: Findings, axis: str, folder: Path) -> Figure:
-    """Loss against a budget: means over seeds, with a band of one sd."""
+    """Draw loss against a budget: means over seeds, with a band of one sd."""
     (title, readable), path = BUDGETS[axis], folder / f"budget-{axis}.svg"
     with drawing(path, title, "test bits per byte") as (axes, ends):
         for place, (name, x) in enumerate(_lines(findings, axis).items()):
@@ -80,7 +80,7 @@ def draw_budget(findings: Findings, axis: str, folder: Path) -> Figure:
 
 
 def draw_rates(findings: Findings, size: float, folder: Path) -> Figure:
-    """The valid score of every arm of a size over log2 of the learning rate, with the parabola that gives the best."""
+    """Draw the valid score of every arm of a size over log2 of the learning rate, with the parabola that gives the best rate."""
     path, tuning = folder / f"rates-{size:g}.svg", findings.tunings[size]
     with drawing(path, "learning rate, powers of 2", "valid bits per byte") as (axes, ends):
         for place, (name, scores) in enumerate(tuning.scores.items()):
@@ -103,11 +103,11 @@ def draw_rates(findings: Findings, size: float, folder: Path) -> Figure:
 
 
 def draw_depth(findings: Findings, fit: DepthFit, folder: Path) -> Figure:
-    """Loss over N, a line for each S: means over seeds, and the fit. Dense models of as many layers are grey lines."""
+    """Draw loss over N, with a line per S: means over seeds, and the fit. Dense models are grey lines."""
     final, path = findings.final, folder / "depth.svg"
     assert final
     widest = max(N for _, N in fit.shapes)
-    with drawing(path, "parallel layers of a stack, N", "test bits per byte") as (axes, ends):
+    with drawing(path, "parallel layers per stack, N", "test bits per byte") as (axes, ends):
         scale = np.geomspace(1, widest, 40)
         for place, depth in enumerate(sorted({S for S, _ in fit.shapes})):
             colour = nth(LIGHT.lines, place)
@@ -122,12 +122,14 @@ def draw_depth(findings: Findings, fit: DepthFit, folder: Path) -> Figure:
         axes.set_xscale("log", base=2)
         ticks = sorted({N for _, N in fit.shapes})
         axes.set_xticks(ticks, [str(N) for N in ticks])
-    return Figure(path, "Test bits per byte over parallel layers, for every number of stacks, with dense models of the same budget")
+    return Figure(
+        path, "Test bits per byte against parallel layers, for every number of stacks, with dense models of the same budget"
+    )
 
 
 def draw_ranks(found: Correlation, folder: Path) -> Figure:
-    """Accuracy on a synthetic task against bits per byte, with the spread over seeds of both."""
-    figure = Figure(folder / "ranks.svg", "Test accuracy on the synthetic task against test bits per byte, a point for each arm")
+    """Draw accuracy on a synthetic task against bits per byte, with the sd over seeds of both."""
+    figure = Figure(folder / "ranks.svg", "Test accuracy on the synthetic task against test bits per byte, one point per arm")
     with drawing(figure.path, "test accuracy (%)", "test bits per byte") as (axes, _):
         for i, name in enumerate(found.arms):
             x, y, colour = 100 * found.accuracy[i], found.bits[i], nth(LIGHT.lines, i)
@@ -138,5 +140,5 @@ def draw_ranks(found: Correlation, folder: Path) -> Figure:
 
 
 def _colour(findings: Findings, name: str) -> str:
-    """Grey for the baseline; the candidates have the colours of their cards."""
+    """Return grey for the baseline, and for candidates the colours of their cards."""
     return LIGHT.faint if name == "baseline" else nth(LIGHT.lines, findings.candidates.index(name))

@@ -1,4 +1,4 @@
-"""An experiment in tables, as text for people."""
+"""Tables of an experiment as text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stacklm.units import count, duration, interval
 
 
 def verdicts(findings: Findings) -> Table:
-    """Scores, differences, both intervals and verdicts by size."""
+    """Return scores, differences, both intervals and verdicts by size."""
     groups = {}
     for size, result in findings.results.items():
         rows = [["baseline", f"{fmean(result.scores['baseline']):.4f}", "", "", "", f"{result.rates['baseline']:.2e}", ""]]
@@ -42,17 +42,17 @@ def verdicts(findings: Findings) -> Table:
 
 
 def arms(findings: Findings) -> Table:
-    """What every arm takes, by size."""
+    """Return the cost of every arm, by size."""
     columns, rows = arm_rows(findings.lab, findings.latency)
     groups: dict[str, list[list[str]]] = {}
     for arm, (name, *cells) in zip(findings.lab.arms, rows, strict=True):
         time = duration(findings.seconds(name, arm.size)) if arm.size in findings.results else "-"
         groups.setdefault(f"size {arm.size:g}", []).append([name, time, *cells])
-    return Table(("time of one", *columns), groups)
+    return Table(("time per trial", *columns), groups)
 
 
 def differences(findings: Findings) -> Table:
-    """The keys in which each candidate differs from the baseline, at the smallest size."""
+    """Return the keys in which each candidate differs from the baseline, at the smallest size."""
     smallest = [arm for arm in findings.lab.arms_of(findings.lab.sizes[0]) if arm.changed]
     groups = {
         arm.name: [[key, short(theirs), short(ours)] for key, (theirs, ours) in sorted(arm.changed.items())] for arm in smallest
@@ -61,7 +61,7 @@ def differences(findings: Findings) -> Table:
 
 
 def noise(findings: Findings) -> Table:
-    """What seeds alone do: the baseline against itself, what pairing buys, and what these seeds can see."""
+    """Return the noise over seeds: A/A test of the baseline, effect of pairing, and detectable differences."""
     groups = {}
     for size, result in findings.results.items():
         itself = result.against_itself
@@ -72,12 +72,12 @@ def noise(findings: Findings) -> Table:
             own = stdev(scores) / fmean(scores)
             rows.append([name, f"{own:.3%}", f"{verdict.sd:.3%}", f"{result.pairing(name):.2f}", f"{seen:.2%}", ""])
         groups[f"size {size:g}, {len(result.seeds)} seeds"] = rows
-    columns = ("sd over seeds", "sd of pairs", "paired / unpaired", "seen with 80% power", "wins by chance")
+    columns = ("sd over seeds", "sd of pairs", "paired / unpaired", "detectable, 80% power", "A/A false positives")
     return Table(columns, groups)
 
 
 def scaling(found: Scaling) -> Table:
-    """Fitted laws with intervals, and what is left of the differences at a larger size."""
+    """Return fitted power laws with intervals, and predicted differences at a larger size."""
     rows = [
         [
             name,
@@ -89,13 +89,13 @@ def scaling(found: Scaling) -> Table:
         ]
         for name, law in found.laws.items()
     ]
-    columns = ("floor", "exponent", "interval", f"difference at {count(found.size)} parameters", "interval of it")
+    columns = ("floor", "exponent", "interval", f"difference at {count(found.size)} parameters", "its interval")
     return Table(columns, {"floor + scale * parameters ^ -exponent": rows})
 
 
 def depth(fit: DepthFit) -> Table:
-    """The terms of the fit over stacks and parallel layers, and measured and fitted losses by shape."""
-    terms = {"floor": fit.floor, "a, of 1 / S": fit.serial, "b, of 1 / (S N)": fit.parallel}
+    """Return the terms of the fit over stacks and parallel layers, and measured and fitted losses by shape."""
+    terms = {"floor": fit.floor, "a (of 1 / S)": fit.serial, "b (of 1 / (S N))": fit.parallel}
     rows = [[name, f"{one.value:.4f}", interval(one.low, one.high, "+.4f")] for name, one in terms.items()]
     fitted = fit.at(*zip(*fit.shapes, strict=True))
     means = [
@@ -106,7 +106,7 @@ def depth(fit: DepthFit) -> Table:
 
 
 def trials(findings: Findings) -> Table:
-    """Every judged training, with the beginning of its identity."""
+    """Return every judging trial, with a prefix of its identity."""
     groups: dict[str, list[list[str]]] = {}
     for planned in findings.lab.done(findings.records):
         record = findings.records[planned.trial.identity]
@@ -123,27 +123,27 @@ def trials(findings: Findings) -> Table:
 
 
 def provenance(findings: Findings) -> Table:
-    """Data, code, versions and machines behind the numbers, and the commands that repeat them."""
+    """Return the data, code, versions and machines, and the commands that repeat the experiment."""
     own = [findings.records[planned.trial.identity] for planned in findings.lab.done(findings.records)]
     machines = Counter(_machine(record["machine"]) for record in own if "machine" in record)
     began = sorted(record["began"] for record in own if "began" in record)
     experiment = findings.lab.experiment
     rows = [
-        ["tokens, SHA-256 of the manifest", findings.lab.data or "not begun"],
-        ["code, SHA-256 of all that a trial can execute", findings.lab.code],
+        ["tokens, SHA-256 of the manifest", findings.lab.data or "not started"],
+        ["code, SHA-256 of everything that a trial can execute", findings.lab.code],
         ["seeds", f"tuned with {listed(experiment.seeds.tune)}, judged with {listed(experiment.seeds.judge)}"],
-        ["trials", f"{len(own)}, {duration(sum(record.get('seconds', 0) for record in own))} of training in all"],
+        ["trials", f"{len(own)}, {duration(sum(record.get('seconds', 0) for record in own))} of training in total"],
         *([["trained", f"{began[0]} to {began[-1]}"]] if began else []),
         *([f"machine of {number} trials", machine] for machine, number in machines.items()),
-        *([["machine of the decoding", _machine(findings.latency.machine)]] if findings.latency else []),
+        *([["machine of decoding", _machine(findings.latency.machine)]] if findings.latency else []),
         ["train", ", ".join(f"{key} {short(value)}" for key, value in (experiment.train or {}).items()) or "as in params.yaml"],
     ]
     commands = [
         ["run or resume", f"stacklm run-flow lab {findings.name}"],
-        ["this report, without training", f"stacklm lab show {findings.name}"],
-        ["one training again, compared to its record", f"stacklm verify {findings.name} TRIAL"],
+        ["write this report again, without training", f"stacklm lab show {findings.name}"],
+        ["repeat one trial and compare it with its record", f"stacklm verify {findings.name} TRIAL"],
     ]
-    return Table(("",), {"Made with": rows, "Repeat it": commands}, prose=True)
+    return Table(("",), {"Origin": rows, "Commands": commands}, prose=True)
 
 
 def _machine(machine: Mapping[str, Any]) -> str:

@@ -29,7 +29,7 @@ def test_equal_inputs_give_equal_bytes(folders, tmp_path, capsys):
     for name in ("first", "second"):
         run(tmp_path / name, folders)
     assert sha256(tmp_path / "first") == sha256(tmp_path / "second")
-    assert "One seed: a direction, not a result." in capsys.readouterr().out
+    assert "One seed: indicative only, no verdict." in capsys.readouterr().out
 
 
 def test_all_but_the_folder_speed_is_the_same_with_and_without_times(folders, tmp_path):
@@ -74,7 +74,7 @@ def test_with_seeds_enough_the_report_begins_with_verdicts_and_their_plot(tmp_pa
     report = tmp_path / "made" / "report"
     text = (report / "report.md").read_text(encoding="utf-8")
     (pair,) = read_json(tmp_path / "made" / "comparison.json")["pairs"]
-    assert text.index("## Verdicts") < text.index("## Loss while training")
+    assert text.index("## Verdicts") < text.index("## Loss during training")
     assert f"| stacked against dense | {pair['mean']:+.2%} | {pair['low']:+.2%} to {pair['high']:+.2%} |" in text
     assert "](verdicts.svg)" in text and (report / "verdicts.svg").is_file()
     assert (report / "index.html").read_text(encoding="utf-8").index("Verdicts") > 0

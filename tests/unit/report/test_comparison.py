@@ -63,7 +63,7 @@ def test_the_finding_gives_a_direction_its_price_and_no_verdict(comparison):
     fewer = round(-100 * comparison["mismatch"]["stacked"]["body_parameters"])
     assert "stacked needs 2.8% more bits per byte than dense" in comparison["finding"]
     assert f", with {fewer}% fewer body parameters. " in comparison["finding"]  # equal training FLOPs are not worth a word
-    assert comparison["finding"].endswith("One seed: a direction, not a result.")
+    assert comparison["finding"].endswith("One seed: indicative only, no verdict.")
 
 
 def test_a_verdict_rests_on_differences_of_the_same_seed(tmp_path):
@@ -112,7 +112,7 @@ def test_a_difference_within_the_noise_is_no_verdict_and_nobody_is_the_best(tmp_
 def test_two_seeds_give_a_direction_and_no_verdict(tmp_path):
     comparison = build(tmp_path, over_seeds(0.01, 0.0), stacked=3.31, dense=3.22)
     assert [pair["outcome"] for pair in comparison["pairs"]] == [None]
-    assert comparison["finding"].endswith("2 seeds: a direction, not a result.")
+    assert comparison["finding"].endswith("2 seeds: indicative only, no verdict.")
     assert "A verdict needs 3" in caveats(comparison)[0]
 
 
@@ -152,7 +152,7 @@ def test_unmatched_names_the_axes_that_are_too_far_apart():
 def test_caveats_say_seed_and_how_each_model_is_matched():
     mismatch = {"stacked": {"tokens": 0.0, "total_parameters": 0.3}, "wide": {"tokens": 0.01}}
     notes = caveats({"baseline": "dense", "mismatch": mismatch, "provenance": {"seeds": [7]}})
-    assert "one seed: a direction" in notes[0]
+    assert "one seed: indicative only" in notes[0]
     assert notes[-2] == "stacked is not matched to dense in parameters (+30.0%)."
     assert notes[-1] == "wide is matched to dense within 5% in parameters, compute and tokens."
 

@@ -16,10 +16,10 @@ LEAKY = Outcome("wrong mask", "The next token is shown.", (Point(25, 2.0, 1.0, 4
 
 def test_the_sentences_say_what_is_pretended_and_what_is_honest():
     assert sentences(LEAKY) == (
-        "It pretends to know 90% of every token (a loss of 0.28): the next token is shown. An honest evaluation says 4.50, "
+        "It appears to know 90% of every token (reported loss 0.28): the next token is shown. An honest evaluation gives 4.50, "
         "worse than guessing."
     )
-    assert sentences(SOUND).startswith("It pretends to know nothing: ") and "2.77, which is guessing" in sentences(SOUND)
+    assert sentences(SOUND).startswith("It appears to know nothing: ") and "2.77, equal to guessing" in sentences(SOUND)
 
 
 def test_the_table_has_reported_and_honest_losses_and_the_name_of_the_fault():

@@ -62,7 +62,7 @@ def test_both_have_the_same_headings_the_finding_the_caveats_and_what_a_model_wr
     headings = [tokens[i + 1].content for i, token in enumerate(tokens) if token.type == "heading_open" and token.tag < "h3"]
     assert headings == page.headings
     for text in ("".join(page.text), markdown):
-        assert "One seed: a direction, not a result." in text
+        assert "One seed: indicative only, no verdict." in text
     assert HOSTILE in "".join(page.text)
     blocks = [token.content for token in tokens if token.type == "code_block"]
     assert blocks[0] == f"def {HOSTILE}\n" and len(blocks) == 2
@@ -79,9 +79,9 @@ def test_tables_have_as_many_cells_in_every_row(both):
 
 def test_one_model_alone_has_no_differences(folders, tmp_path):
     _, text = written(folders.results({"dense": MODELS["dense"]}), tmp_path / "report")
-    assert text.startswith("# dense, on its own\n")
+    assert text.startswith("# Report on dense\n")
     assert "## Differences" not in text
 
 
 def test_titles_name_the_models():
-    assert title({"models": {"stacked": {}, "wide": {}, "dense": {}}}) == "stacked, wide and dense, side by side"
+    assert title({"models": {"stacked": {}, "wide": {}, "dense": {}}}) == "Comparison of stacked, wide and dense"

@@ -17,7 +17,7 @@ def test_results_are_readable(comparison, results):
     assert rows["test, loss (nats per token)"] == ["3.3600", "3.2700"]
     assert rows["training tokens"] == ["614 k", "614 k"]
     assert rows["training, in total"] == ["1.97 TFLOP", "1.97 TFLOP"]
-    assert rows["stacks or layers in sequence"] == ["2", "4"]
+    assert rows["serial depth (stacks or layers)"] == ["2", "4"]
 
 
 def test_speeds_are_means_over_seeds_and_the_highest_of_peaks(results):
@@ -26,10 +26,10 @@ def test_speeds_are_means_over_seeds_and_the_highest_of_peaks(results):
     rows = cells(tables.speeds([stacked, dataclasses.replace(stacked, timing=[]), slower, dense]))
     assert rows["training time"] == ["2 min 19 s", "2 min 4 s"]  # of 92.4 and 184.8 s
     assert rows["tokens per second"] == [f"{300 * 2048 * (1 / 92.4 + 1 / 184.8) / 2 / 1000:.3g} k", "4.95 k"]
-    assert rows["peak memory"] == ["1 GB", "1 GB"] and "peak memory of the GPU" not in rows
+    assert rows["peak memory"] == ["1 GB", "1 GB"] and "peak GPU memory" not in rows
     on_gpu = dataclasses.replace(stacked, timing=[{**row, "gpu_memory_bytes": 5_000_000 * row["step"]} for row in stacked.timing])
     rows = cells(tables.speeds([on_gpu, dataclasses.replace(dense, timing=[])]))
-    assert rows["peak memory of the GPU"] == ["1.5 GB", "not measured"]
+    assert rows["peak GPU memory"] == ["1.5 GB", "not measured"]
     assert [row[1] for row in rows.values()] == ["not measured"] * 4
 
 
