@@ -112,7 +112,7 @@ def test_the_pipeline_trains_a_model_from_a_file_and_names_what_changed_in_it(fr
     edit(fresh.root / "params.yaml", "models:\n", f"models:\n  mine:\n    architecture: {MINE}\n")
     fresh.repro()
     assert "Everything is up to date." in fresh.cli("status")
-    assert "- mine: Gated of linear_attention.py, layers 1, d_ff 32" in (fresh.root / "out/report/report.md").read_text()
+    assert "- mine: Gated from linear_attention.py, layers 1, d_ff 32" in (fresh.root / "out/report/report.md").read_text()
     fresh.cli("generate", "def ", "--model", "mine")
     path = fresh.root / "layers.py"
     path.write_text("# the same\n" + path.read_text())
