@@ -272,7 +272,7 @@ def provenance(comparison: Mapping[str, Any]) -> Table:
         ["data, SHA-256 of the manifest", origin["data_sha256"]],
         ["tokenizer, SHA-256", origin["tokenizer_sha256"]],
     ]
-    settings = [[key, f"{value:,}" if isinstance(value, int) else str(value)] for key, value in origin["train"].items()]
+    settings = [[key, f"{value:,}" if type(value) is int else str(value)] for key, value in origin["train"].items()]
     groups = {"Data": rows, "Training settings, the same for every model": settings}
     return Table(columns=[""], groups=groups, prose=True)
 

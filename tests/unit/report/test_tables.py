@@ -51,7 +51,7 @@ def test_provenance_shows_the_hashes_and_the_settings(comparison):
     rows = cells(tables.provenance(comparison))
     assert rows["data, SHA-256 of the manifest"] == ["ab" * 32]
     assert rows["train text"] == ["7.2 MB, 412 documents, 2.03 M tokens"]
-    assert rows["lr_schedule"] == ["cosine"]
+    assert (rows["lr_schedule"], rows["compile"], rows["max_steps"]) == (["cosine"], ["False"], ["300"])
     assert cells(tables.optimizers(comparison))["peak_lr"] == ["0.002", "0.002"]
 
 
