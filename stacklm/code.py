@@ -1,8 +1,8 @@
 """Code dependencies: the source files that importing a module can execute, and a hash of each function and class in them.
 
-For this package, and for a user's file with the modules that it imports from its folder.
+Works for this package, and for a user's file with the modules that it imports from its folder.
 
-Code is identified by its syntax trees. Parts that cannot change a result are ignored: comments, docstrings, formatting,
+Code is identified by its syntax tree. Parts that cannot change a result are ignored: comments, docstrings, formatting,
 annotations, imports from `typing` and `collections.abc`, code under `if TYPE_CHECKING`, and `__version__`. Annotations in class
 bodies do count, since dataclasses are made from them, and so do those of decorated functions, since a decorator may read them
 (`torch.library.custom_op` does). Docstrings count in a folder with a module that reads them: the audit writes the claims of its
@@ -25,9 +25,9 @@ from typing import Any
 PACKAGE = "stacklm"
 ROOT = Path(__file__).resolve().parent.parent
 MODULE = "<module>"
-"""The unit of a module's code outside its functions, classes and constants."""
+"""Name of the unit with a module's code outside its functions, classes and constants."""
 TEXT = "<text>"
-"""The unit of a template."""
+"""Name of the unit with a template's contents."""
 
 
 def import_closure(module: str, root: Path = ROOT) -> frozenset[str]:
@@ -71,7 +71,7 @@ def units(modules: Iterable[str], root: Path = ROOT) -> dict[str, str]:
 def file_units(file: Path) -> dict[str, str]:
     """A hash of each function, class and constant of a file and of all modules that it imports from its folder, by file and name.
 
-    Other packages count by their version, except torch and numpy, which are already part of every identity. Raises
+    For other packages the version is included, except for torch and numpy, which are already part of every identity. Raises
     `FileNotFoundError` and `SyntaxError`.
     """
     files, elsewhere = beside(file)
@@ -106,7 +106,7 @@ def beside(file: Path) -> tuple[dict[str, Path], set[str]]:
 
 
 def package_versions(names: Iterable[str]) -> dict[str, str]:
-    """The versions of the installed packages of these names, except stacklm, torch and numpy."""
+    """The versions of the installed distributions that provide these packages, except stacklm, torch and numpy."""
     names = sorted({*names} - {PACKAGE, "torch", "numpy"} - sys.stdlib_module_names)
     owners = _owners() if names else {}
     return {f"version of {one}": importlib.metadata.version(one) for name in names for one in owners.get(name, [])}
@@ -123,7 +123,7 @@ def _units_of(path: Path) -> dict[str, str]:
 
 
 def _imported(tree: ast.AST, package: str) -> Iterator[str]:
-    """The full names of the modules that a module of that package may import."""
+    """The full names of the modules that a module in `package` may import."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -134,7 +134,7 @@ def _imported(tree: ast.AST, package: str) -> Iterator[str]:
 
 
 def digest(plain: Any) -> str:
-    """The SHA-256 of plain values, such as units and their hashes; independent of key order."""
+    """The SHA-256 of plain values, such as units with their hashes; independent of key order."""
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
@@ -167,7 +167,7 @@ def _analyse(source: str, docstrings: bool) -> tuple[frozenset[str], dict[str, s
 
 
 class _WithoutNotes(ast.NodeTransformer):
-    """Removes docstrings, unless they count, and code that is only for type checkers."""
+    """Removes code that is only for type checkers, and docstrings unless they count."""
 
     def __init__(self, docstrings: bool) -> None:
         self._docstrings = docstrings

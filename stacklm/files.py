@@ -45,12 +45,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON deterministically: keys in their order, floats in their shortest exact form."""
+    """Write JSON deterministically: keys in insertion order, floats in their shortest exact form."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write JSON lines, one per row. Raises `ValueError` for a number that is not finite."""
+    """Write JSON lines, one per row. Raises `ValueError` for NaN or Inf."""
     write_text(path, "".join(map(json_line, rows)))
 
 

@@ -13,7 +13,7 @@ SECONDS_PER_LINE = 10.0
 
 
 def progress(iterable: Iterable | None = None, **options: Any) -> tqdm:
-    """A bar on standard error, with the options of `tqdm`.
+    """A progress bar on standard error, with the options of `tqdm`.
 
     If standard error is not a terminal, the latest state is printed as a line at most every 10 seconds, and once at the end
     unless `leave` is false.
@@ -24,7 +24,7 @@ def progress(iterable: Iterable | None = None, **options: Any) -> tqdm:
 
 
 class _Lines:
-    """Output file of a bar that is not on a terminal: takes carriage returns and padding, writes whole lines."""
+    """Output file of a bar that is not on a terminal: turns updates with carriage returns into whole lines."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file

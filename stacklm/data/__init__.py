@@ -1,17 +1,17 @@
 """Data: from a source of text to batches of token ids.
 
-    formats     local files of text, read as documents of bytes, with an account of all that was read
-    sources     where text comes from
-    benchmarks  files of benchmarks as items to score
+    formats     local text files, read as documents of bytes, with counts of everything read
+    sources     text sources: standard library, local files, datasets of the Hugging Face hub
+    benchmarks  benchmark files as items to score
     inputs      stage `inputs`
-    documents   the documents of a data set on disk
-    download    stage `download`: duplicates, near-duplicates, splits and how hard they are
-    tokenizer   a vocabulary, learned and used; stage `tokenizer`
+    documents   the documents of a dataset on disk
+    download    stage `download`: duplicates, near-duplicates, splits and their difficulty
+    tokenizer   byte-level BPE, training and encoding; stage `tokenizer`
     encode      stage `shards`
-    shards      token shards, read
+    shards      reading token shards
     batches     batches of token sequences
 
-The last two need numpy and torch only.
+The last two need only numpy and torch.
 """
 
 

@@ -16,11 +16,11 @@ IGNORED = -100
 
 
 class TrainBatches:
-    """The stream as disjoint sequences of T = `context` targets, every sequence once per epoch, each epoch in its own order.
+    """The stream as disjoint sequences of T = `context` targets, every sequence once per epoch, reshuffled for each epoch.
 
     Sequence i predicts the tokens i*T to (i+1)*T - 1, each from the ones before it; the first token of the stream is predicted
     from the end token. The up to T - 1 tokens after the last whole sequence are not trained on. If `parts` processes share the
-    batches, each makes the rows of its own `part`. Raises `DataError` if there is no whole sequence.
+    batches, each returns the rows of its own `part`. Raises `DataError` if the stream is shorter than one sequence.
     """
 
     def __init__(self, stream: TokenStream, context: int, batch_size: int, seed: int, part: int = 0, parts: int = 1) -> None:
@@ -88,6 +88,6 @@ def _with_previous(stream: TokenStream, start: int, stop: int) -> np.ndarray:
 
 @lru_cache(maxsize=2)
 def _order(count: int, seed: int, epoch: int) -> np.ndarray:
-    """A permutation of 0 to count - 1, from raw Philox bits (Salmon et al. 2011), which are the same in every numpy."""
+    """A permutation of 0 to count - 1, from raw Philox bits (Salmon et al. 2011), which are the same in every numpy version."""
     bits = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)).random_raw(count)
     return np.argsort(bits, kind="stable")

@@ -1,4 +1,4 @@
-"""Benchmark files as items to score: BLiMP, LAMBADA, WikiText and any multiple-choice questions, all as lm-eval asks them."""
+"""Benchmark files as items to score: BLiMP, LAMBADA, WikiText and any multiple-choice questions, formatted as in lm-eval."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from stacklm.files import read_json, sha256, write_json
 
 @dataclass(frozen=True)
 class Item:
-    """A context and what may follow it, of which the one at `answer` is right.
+    """A context and its possible continuations, of which the one with index `answer` is correct.
 
-    `group` is a pair's set of BLiMP; `words` and `bytes` are the size of an article of WikiText before it was detokenized.
+    `group` is the BLiMP set of a pair; `words` and `bytes` are the size of a WikiText article before it was detokenized.
     """
 
     context: str
@@ -32,7 +32,7 @@ class Item:
 
 
 def list_benchmarks(benchmarks: Sequence[Benchmark], listing: Path) -> None:
-    """Read every file once, and write its size, SHA-256 and number of items as JSON to `listing`. Raises as `read_items` does."""
+    """Read every file once; write its size, SHA-256 and number of items as JSON to `listing`. Raises what `read_items` raises."""
     found = {}
     for benchmark in benchmarks:
         items, file = read_items(benchmark), file_of(benchmark)
@@ -41,7 +41,7 @@ def list_benchmarks(benchmarks: Sequence[Benchmark], listing: Path) -> None:
 
 
 def read_listed(benchmark: Benchmark, listing: Path) -> list[Item]:
-    """`read_items`, of a file that must be as it was listed. Raises `DataError` where it is not."""
+    """The items of a listed benchmark (`read_items`). Raises `DataError` if its file has changed since it was listed."""
     if not file_of(benchmark).is_file() or sha256(file_of(benchmark)) != read_json(listing)[benchmark.title]["sha256"]:
         raise DataError(f"{benchmark.path}: changed since it was listed; run the stage `inputs` again")
     return read_items(benchmark)
@@ -52,9 +52,9 @@ def file_of(benchmark: Benchmark) -> Path:
 
 
 def read_items(benchmark: Benchmark) -> list[Item]:
-    """The items of a benchmark in the order of its file, as many as its `limit` allows.
+    """The items of a benchmark in the order of its file, up to its `limit`.
 
-    Raises `DataError` naming the file, and the line and key where there is one, where it is missing, empty or malformed.
+    Raises `DataError` naming the file, and the line and key if there is one, if it is missing, empty or malformed.
     """
     file = file_of(benchmark)
     if not file.is_file():
@@ -117,7 +117,7 @@ def _text(row: Mapping[str, Any], key: str, place: str) -> str:
 
 
 def _articles(file: Path) -> Iterator[Item]:
-    """The articles of WikiText's own file, each begun by a heading `= ... =`, or one for each `page` of a .jsonl or .parquet."""
+    """The articles of WikiText's own file, which start with a heading `= ... =`, or each `page` of a .jsonl or .parquet."""
     for document in read_file(file, "page", 0, Account()):
         text = document.decode("utf-8", "replace")
         if endings(file)[0] in TEXTS:
@@ -154,11 +154,11 @@ DETOKENIZE = [
     (" N ", " 1 "),
     (" 's", "'s"),
 ]
-"""Replacements, one after the other, by which lm-eval's task `wikitext` undoes WikiText's tokenization."""
+"""Replacements, applied in order, with which lm-eval's task `wikitext` undoes WikiText's tokenization."""
 
 
 def detokenize(text: str) -> str:
-    """WikiText's words as running text."""
+    """Undo WikiText's tokenization."""
     for old, new in DETOKENIZE:
         text = text.replace(old, new) if isinstance(old, str) else old.sub(new, text)
     return text

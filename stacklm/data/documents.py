@@ -1,4 +1,4 @@
-"""The documents of a data set on disk: one parquet file a split, of one column `text` of bytes."""
+"""The documents of a dataset on disk: one parquet file per split, with one column `text` of bytes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROW_GROUP_BYTES = 4 << 20
 
 
 class TextRecord:
-    """Which text it was: the number, bytes and digest of the documents that are added, in their order."""
+    """Identifies a text: the number, total bytes and digest of the documents added, in order."""
 
     def __init__(self) -> None:
         self.documents, self.bytes = 0, 0
@@ -31,12 +31,12 @@ class TextRecord:
         self._digest.update(hashlib.sha256(document).digest())
 
     def plain(self) -> dict[str, int | str]:
-        """As it is written to JSON; `sha256` is that of the documents' SHA-256 digests one after the other."""
+        """The record as written to JSON; `sha256` is the hash of the concatenated SHA-256 digests of the documents."""
         return {"documents": self.documents, "bytes": self.bytes, "sha256": self._digest.hexdigest()}
 
 
 class DocumentWriter(TextRecord):
-    """Writes the documents that it is given in row groups of a few MiB."""
+    """Writes documents in row groups of a few MiB."""
 
     def __init__(self, table: pq.ParquetWriter) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class DocumentWriter(TextRecord):
 
 @contextlib.contextmanager
 def written_split(folder: Path, split: str) -> Iterator[DocumentWriter]:
-    """Yield a writer of one split's file, which is whole or absent."""
+    """Yield a writer for the file of one split, which is complete or absent afterwards."""
     options = {"compression": "zstd", "use_dictionary": False, "write_statistics": False}
     with written_aside(folder / f"{split}.parquet") as aside, pq.ParquetWriter(aside, SCHEMA, **options) as table:
         writer = DocumentWriter(table)
@@ -66,7 +66,7 @@ def written_split(folder: Path, split: str) -> Iterator[DocumentWriter]:
 
 
 def read_split(folder: Path, split: str) -> Iterator[bytes]:
-    """Yield the documents of one split, in order, holding a few of them in memory. Raises `DataError` for a damaged file."""
+    """Yield the documents of one split in order, with only a few in memory. Raises `DataError` for a damaged file."""
     path = folder / f"{split}.parquet"
     try:
         with pq.ParquetFile(path) as table:

@@ -1,12 +1,12 @@
 """Stage `download`: the source's documents, without exact duplicates, split by a hash of their content.
 
-Near-duplicates are kept in one split. They are found by MinHash signatures (Broder 1997): two documents are as similar as the share
-J of their windows of `WINDOW` bytes that both have, in lower case and with single spaces for white space. They share a band of
-their signatures, and so a group, with probability 1 - (1 - J^5)^20: 0.9996 at J = 0.8, 0.80 at 0.6, 0.0002 at 0.1.
+Near-duplicates are kept in one split. They are found by MinHash signatures (Broder 1997): the similarity J of two documents is
+the share of their windows of `WINDOW` bytes that both contain, in lower case and with single spaces for white space. They share
+a band of their signatures, and so a group, with probability 1 - (1 - J^5)^20: 0.9996 at J = 0.8, 0.80 at 0.6, 0.0002 at 0.1.
 
-How hard valid and test are is measured by a model that has only seen train: it predicts each byte from the two before it, by counts
-of train, with the shorter contexts' predictions as a prior of weight `PRIOR` (Dirichlet smoothing, MacKay and Peto 1995). A
-document begins after two NUL bytes.
+The difficulty of valid and test is measured with a byte trigram model counted on train: it predicts each byte from the two before
+it, with the shorter contexts' predictions as a prior of weight `PRIOR` (Dirichlet smoothing, MacKay and Peto 1995). A document
+starts after two NUL bytes.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from stacklm.progress import progress
 def download(config: Data, inputs: Path, documents: Path) -> None:
     """Read the files listed in `inputs` and write `documents/{train,valid,test}.parquet` and `documents/record.json`.
 
-    Empty documents and exact duplicates are left out. Near-duplicates are in one split, which depends on their content and the
-    fractions alone, so adding text moves only what it is nearly a duplicate of. About 300 bytes are kept in memory for each
-    document. Raises `DataError` if a split stays empty, or if the source or one of its files is not what was listed.
+    Empty documents and exact duplicates are left out. Near-duplicates are in one split, which depends only on their content and
+    the fractions, so added text can only move its own near-duplicates to another split. Uses about 300 bytes of memory per
+    document. Raises `DataError` if a split is empty, or if the source or one of its files differs from the listing.
     """
     listing = read_json(inputs)
     if listing["source"] != plain(config.source):
@@ -67,7 +67,7 @@ def download(config: Data, inputs: Path, documents: Path) -> None:
 
 
 def _gather(config: Data, files: list[dict], aside: Path, account: Account) -> tuple[list[bytes], np.ndarray]:
-    """Write every different document to the split `all` in `aside`; return their digests and signatures [D, bands] in order."""
+    """Write every distinct document to the split `all` in `aside`; return their digests and signatures [D, bands] in order."""
     digests: dict[bytes, None] = {}
     signatures = []
     bar = progress(total=config.source.max_bytes, desc="download", unit="B", unit_scale=True)
@@ -89,7 +89,7 @@ def _gather(config: Data, files: list[dict], aside: Path, account: Account) -> t
 
 
 def _splits(digests: list[bytes], first: np.ndarray, config: Data) -> list[str]:
-    """The split of each document: that of its group's lowest digest, whatever the order of the documents."""
+    """The split of each document: that of the lowest digest in its group, independent of the order of the documents."""
     lowest: dict[int, bytes] = {}
     for digest, group in zip(digests, first.tolist(), strict=True):
         lowest[group] = min(digest, lowest.get(group, digest))
@@ -97,9 +97,9 @@ def _splits(digests: list[bytes], first: np.ndarray, config: Data) -> list[str]:
 
 
 def _split(digest: bytes, config: Data) -> str:
-    """Valid takes the lowest hashes and test the highest, so that changing one fraction leaves the other split alone.
+    """The split of a digest: valid for the lowest hashes, test for the highest, so changing one fraction keeps the other split.
 
-    The digest is hashed again, since the lowest one of many is low.
+    The digest is hashed again, since as the minimum of its group it is biased towards low values.
     """
     place = int.from_bytes(hashlib.blake2b(digest, digest_size=8).digest(), "big") / 2**64
     if place < config.valid_fraction:
@@ -120,18 +120,18 @@ def _check_none_empty(counts: dict[str, dict[str, int]], config: Data, account: 
 
 
 WINDOW = 16
-"""A power of two. Shorter documents are one window as a whole."""
+"""Bytes per window, a power of two. A shorter document is one window."""
 BANDS, ROWS = 20, 5
 PIECE = 1 << 16
 WINDOWS = 512
-"""Of a longer document the windows of the lowest hashes are taken, which are the same ones in documents that are alike."""
-ODD = np.array([0x9E3779B97F4A7C15], dtype=np.uint64)  # an array, since numpy warns of the overflow of scalars
+"""Maximum windows per document: those with the lowest hashes, which similar documents have in common."""
+ODD = np.array([0x9E3779B97F4A7C15], dtype=np.uint64)  # an array, since numpy warns when scalars overflow
 SHIFT = np.uint64(29)
 KEYS = np.random.Philox(key=1).random_raw(BANDS * ROWS) | np.uint64(1)
 
 
 def signature(document: bytes) -> np.ndarray:
-    """Hashes of the document's bands, uint64 [BANDS]. Holds about twice the document and 2 MiB in memory."""
+    """Hashes of the document's bands, uint64 [BANDS]. Needs memory for about twice the document, plus 2 MiB."""
     text = b" ".join(document.lower().split()).ljust(WINDOW, b"\0")
     windows = np.empty(0, np.uint64)
     for start in range(0, len(text) - WINDOW + 1, PIECE):
@@ -146,9 +146,9 @@ def signature(document: bytes) -> np.ndarray:
 
 
 def groups(signatures: np.ndarray) -> np.ndarray:
-    """For each of the signatures [D, BANDS] the number of the first document of its group, int64 [D].
+    """The index of the first document in the group of each signature [D, BANDS], int64 [D].
 
-    A group is closed: documents that share a band with a member belong to it, too.
+    Groups are connected components: a document that shares a band with any member belongs to the group.
     """
     pairs = []
     for band in signatures.T:
@@ -163,7 +163,7 @@ def groups(signatures: np.ndarray) -> np.ndarray:
 
 
 def _window_hashes(text: bytes) -> np.ndarray:
-    """A hash of each window of `text`, uint64 [len - WINDOW + 1]: each round joins neighbours of half the width."""
+    """A hash of each window of `text`, uint64 [len - WINDOW + 1]: each round combines neighbouring windows of half the width."""
     hashes = np.frombuffer(text, np.uint8).astype(np.uint64)
     multiplier, width = ODD, 1
     while width < WINDOW:
@@ -173,18 +173,18 @@ def _window_hashes(text: bytes) -> np.ndarray:
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:
-    """Spread what differs in a few bits over all of them (modulo 2^64)."""
+    """Mix the bits of each value, so that a difference in a few bits affects all of them (modulo 2^64)."""
     values = (values ^ (values >> SHIFT)) * ODD
     return values ^ (values >> SHIFT)
 
 
 PRIOR = 16.0
 TRAIN_BYTES = 32_000_000
-"""No more of train is counted."""
+"""Maximum bytes of train to count."""
 
 
 def difficulties(documents: Path) -> dict[str, dict[str, float]]:
-    """Bits per byte of valid and test, each with its standard error over documents, and the difference test - valid with its own.
+    """Bits per byte of valid and test, and the difference test - valid, each with its standard error over documents.
 
     Takes about 130 MB of memory and 0.1 s of CPU time per MB of text.
     """
@@ -204,13 +204,13 @@ def difficulties(documents: Path) -> dict[str, dict[str, float]]:
 
 
 def _codes(text: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each byte of the text: itself, with the one before, with the two before, as numbers in base 256, int64 [len]."""
+    """The 1-, 2- and 3-grams that end at each byte of the text, as numbers in base 256, int64 [len] each."""
     codes = np.frombuffer(b"\0\0" + text, np.uint8).astype(np.int64)
     return codes[2:], codes[1:-1] * 256 + codes[2:], (codes[:-2] * 256 + codes[1:-1]) * 256 + codes[2:]
 
 
 def _bits_per_byte(texts: Iterable[bytes], counts: list[np.ndarray], contexts: list[np.ndarray]) -> tuple[float, float]:
-    """The ratio of all bits to all bytes, and its standard error with documents as the units (0 for a single one)."""
+    """Total bits over total bytes, and its standard error over documents (0 for a single one)."""
     sizes, bits = [], []
     for text in texts:
         probability = np.full(len(text), 1 / 256)

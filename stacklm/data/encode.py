@@ -1,4 +1,4 @@
-"""Stage `shards`: every document becomes token ids in the files that `stacklm.data.shards` reads."""
+"""Stage `shards`: encode every document as token ids, in the files that `stacklm.data.shards` reads."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ BATCH_BYTES = 1 << 20
 def write_shards(documents: Path, tokenizer: Path, shards: Path) -> None:
     """Encode every split and write `shards/manifest.json` and `shards/{split}-{number}.bin`.
 
-    Ids are uint16 where the vocabulary allows, else uint32. Memory grows with the longest document (about 120 bytes for
-    each of its bytes), not with the text. Raises `DataError` for a tokenizer that was trained on anything but this train split.
+    Ids are uint16 if the vocabulary allows, else uint32. Memory grows with the longest document (about 120 bytes for
+    each of its bytes), not with the text. Raises `DataError` for a tokenizer that was not trained on this train split.
     """
     encoder = Tokenizer.load(tokenizer)
     dtype = "uint16" if encoder.vocab_size <= 2**16 else "uint32"
@@ -55,7 +55,7 @@ def write_shards(documents: Path, tokenizer: Path, shards: Path) -> None:
 def _encoded(
     encoder: Tokenizer, documents: Iterator[bytes], counts: dict[str, int], text: TextRecord, bar: tqdm
 ) -> Iterator[np.ndarray]:
-    """Yield the ids of a few documents at a time, each document followed by the end token, adding up `counts` and the `text`."""
+    """Yield the ids of a few documents at a time, each followed by the end token, and update `counts` and `text`."""
     end = [encoder.end_id]
     for batch in _batches(documents):
         ids = np.concatenate([np.array(ids + end, dtype=np.int64) for ids in encoder.encode_batch(batch)])
@@ -80,7 +80,7 @@ def _batches(documents: Iterator[bytes]) -> Iterator[list[bytes]]:
 
 
 def _write_files(folder: Path, split: str, dtype: np.dtype, stream: Iterator[np.ndarray]) -> list[dict]:
-    """Write the ids into files of `SHARD_TOKENS` each, the last one shorter, and return what the manifest says of them."""
+    """Write the ids to files of `SHARD_TOKENS` each, the last one shorter; return their entries in the manifest."""
     shards: list[dict] = []
     ids = next(stream)
     while len(ids):

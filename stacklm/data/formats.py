@@ -1,7 +1,7 @@
-"""Local files of text, read as documents of bytes: .txt, .md, .raw, .tokens, .jsonl and .parquet, each also as .gz or .zst.
+"""Local text files, read as documents of bytes: .txt, .md, .raw, .tokens, .jsonl and .parquet, each also as .gz or .zst.
 
-`Account` counts what became of every file, row, document and byte; `opened` is the one place that looks at a file's first bytes and
-compares them with its name; the readers, one per format, come last.
+`Account` counts files, rows, documents and bytes by outcome; `opened` alone compares a file's first bytes with its name; the
+readers, one per format, come last.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ EXAMPLES = 3
 
 @dataclass
 class Account:
-    """Counts that are added up while a source is read.
+    """Counts of what was read from a source.
 
-    `files` were opened. `rows` of .jsonl, .parquet and hub data are documents or `null_texts`; `blank_lines` of .jsonl are no
-    rows. `documents` of `bytes` in total were read; of them `empty` have no byte, `duplicates` of `duplicate_bytes` are equal to
-    an earlier one, and `over_max_bytes` (0 or 1) did not fit any more; the others are kept. `files_not_read` came after that one.
-    `byte_order_marks`, of 3 bytes each, are no text and in no other count. `not_utf8` documents are kept as they are.
+    `files` were opened. `rows` of .jsonl, .parquet and hub data are documents or `null_texts`; `blank_lines` of .jsonl are not
+    rows. `documents` of `bytes` in total were read; of these `empty` are empty, `duplicates` of `duplicate_bytes` are equal to an
+    earlier one, and `over_max_bytes` (0 or 1) exceeded the limit; the others are kept. `files_not_read` came after that one.
+    `byte_order_marks`, of 3 bytes each, are not text and in no other count. `not_utf8` documents are kept unchanged.
     """
 
     files: int = 0
@@ -53,7 +53,7 @@ class Account:
     not_utf8: int = 0
 
     def row(self, text: bytes | None) -> Iterator[bytes]:
-        """Count a row and yield its text, if it has one, without a byte-order mark."""
+        """Count a row and yield its text, if any, without a byte-order mark."""
         self.rows += 1
         if text is None:
             self.null_texts += 1
@@ -61,7 +61,7 @@ class Account:
             yield self.without_mark(text)
 
     def without_mark(self, text: bytes) -> bytes:
-        """The start of a text without its byte-order mark, which is counted."""
+        """Remove a byte-order mark from the start of a text and count it."""
         if not text.startswith(BYTE_ORDER_MARK):
             return text
         self.byte_order_marks += 1
@@ -78,7 +78,7 @@ class Account:
             self.not_utf8 += 1
 
     def __str__(self) -> str:
-        """The counts that are not zero, as `3 files, 12 rows, 10 documents, 200 bytes read; 2 null texts`."""
+        """The counts in one line, such as `3 files, 12 rows, 10 documents, 200 bytes read; 2 null texts`."""
         counts = {name.replace("_", " "): count for name, count in asdict(self).items()}
         read = [f"{counts.pop(name):,} {name}" for name in ("files", "rows", "documents", "bytes")]
         other = [f"{count:,} {name}" for name, count in counts.items() if count]
@@ -100,10 +100,10 @@ def skipped_files(skipped: Mapping[str, str]) -> str:
 HEAD_BYTES = 1 << 16
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 FORMATS = {".txt": "text", ".md": "text", ".raw": "text", ".tokens": "text", ".jsonl": "text", ".parquet": "Parquet"}
-"""By ending; `.raw` and `.tokens` are those of WikiText's files."""
+"""Formats by file extension; WikiText's files have `.raw` and `.tokens`."""
 SIGNATURES = {
     "gzip": rb"\x1f\x8b",
-    "zstd": rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18",  # a frame, or one that readers skip
+    "zstd": rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18",  # a frame, or a skippable frame
     "bzip2": rb"BZh[1-9](?:1AY&SY|\x17\x72\x45\x38\x50\x90)",
     "xz": rb"\xfd7zXZ\x00",
     "lz4": rb"\x04\x22\x4d\x18",
@@ -121,14 +121,14 @@ SIGNATURES = {
     "GB 18030": rb"\x84\x31\x95\x33",
     "binary": rb"(?s).*\x00",
 }
-"""What the first bytes of a file match, by name; the first that matches counts, and what matches none is text."""
+"""Patterns of a file's first bytes, by file type; the first match counts, and a file that matches none is text."""
 
 
 @contextlib.contextmanager
 def opened(path: Path, account: Account) -> Iterator[io.BufferedReader]:
-    """The content of a file, decompressed as its name says, after a UTF-8 byte-order mark, if there is one.
+    """The content of a file, decompressed according to its name, without a UTF-8 byte-order mark at its start.
 
-    Raises `DataError` where the first bytes, or the first ones after decompression, are not what the name says.
+    Raises `DataError` if the first bytes, before or after decompression, do not match the name.
     """
     ending, compression = endings(path)
     if compression:
@@ -144,9 +144,9 @@ def opened(path: Path, account: Account) -> Iterator[io.BufferedReader]:
 
 
 def endings(path: Path) -> tuple[str, str]:
-    """The ending that says the format and the one that says the compression, '' where there is none, both in lower case.
+    """The file extensions of the format and of the compression ('' if none), both in lower case.
 
-    Raises `DataError` where no format has such an ending.
+    Raises `DataError` if the extension belongs to no known format.
     """
     *_, ending, compression = ["", "", *(part.lower() for part in path.suffixes)]
     if compression not in COMPRESSIONS:
@@ -158,7 +158,7 @@ def endings(path: Path) -> tuple[str, str]:
 
 
 def shown(path: Path | str) -> str:
-    """A path or name for messages, which are written as UTF-8; bytes that are not UTF-8 are put as `\\xff`."""
+    """A path or name for messages, which are UTF-8; other bytes are escaped as `\\xff`."""
     return f"{path}".encode("utf-8", "backslashreplace").decode().replace("\\udc", "\\x")
 
 
@@ -178,19 +178,19 @@ def _check(path: Path, head: bytes, wanted: str) -> None:
 
 
 LONGEST = 4
-"""A text file without blank lines is cut at a line end before a document exceeds this many times `document_bytes`."""
+"""Maximum size of a document in multiples of `document_bytes`: a text file without blank lines is cut at a line end before it."""
 STRAY_BYTES = re.compile("[\udc80-\udcff]")
-"""How Python's `surrogateescape` spells bytes that are not UTF-8."""
+"""Bytes that are not UTF-8, as decoded by Python's `surrogateescape`."""
 JOINED = {"Mn", "Mc", "Me", "Cs"}
-"""Unicode categories of what belongs to the character before it; `Cs` are bytes that are not UTF-8, see `STRAY_BYTES`."""
+"""Unicode categories of characters that belong to the one before them; `Cs`: bytes that are not UTF-8, see `STRAY_BYTES`."""
 JOINER = "\u200d"
 
 
 def read_file(path: Path, text_column: str, document_bytes: int, account: Account) -> Iterator[bytes]:
-    """Yield the documents of one file, in order, holding about one of them in memory; rows are counted in `account`.
+    """Yield the documents of one file in order, with about one in memory; rows are counted in `account`.
 
-    Raises `DataError` naming the file, and the line or row where there is one, if it is damaged, has no such column, or is not what
-    its name says.
+    Raises `DataError` naming the file, and the line or row if there is one, if it is damaged, lacks the column, or does not match
+    its name.
     """
     reader = READERS[endings(path)[0]]
     before = account.rows
@@ -206,9 +206,9 @@ def read_file(path: Path, text_column: str, document_bytes: int, account: Accoun
 
 
 def text_of(row: Mapping[str, Any], column: str, place: str) -> bytes | None:
-    """A row's text as UTF-8, or None for a null. A lone surrogate, which UTF-8 cannot say, keeps its three-byte form.
+    """A row's text as UTF-8, or None for a null. A lone surrogate, which UTF-8 cannot represent, keeps its three-byte form.
 
-    Raises `DataError` naming the place if the row has no such column, or no text in it.
+    Raises `DataError` naming the place if the row lacks the column or its value is not text.
     """
     check_column(row.names if isinstance(row, _Repeated) else row, column, place)
     text = row[column]
@@ -221,7 +221,7 @@ def text_of(row: Mapping[str, Any], column: str, place: str) -> bytes | None:
 
 
 def check_column(columns: Iterable[str], column: str, place: str) -> None:
-    """Raise `DataError` unless there is exactly one such column."""
+    """Raise `DataError` unless exactly one column has that name."""
     found = list(columns).count(column)
     if not found:
         raise DataError(f"{place}: no column `{column}`, only {shown(', '.join(columns)) or 'none'}; set data.source.text_column")
@@ -230,7 +230,7 @@ def check_column(columns: Iterable[str], column: str, place: str) -> None:
 
 
 def _read_text(file: BinaryIO, place: str, text_column: str, document_bytes: int, account: Account) -> Iterator[bytes]:
-    """Cut after the first blank lines at or past `document_bytes`. The documents concatenate to the file."""
+    """Yield documents that end after the first blank lines at or past `document_bytes`. They concatenate to the file."""
     most = LONGEST * document_bytes or -1
     lines, size, blank = [], 0, False
     for line in _lines(file, most, place):
@@ -245,7 +245,7 @@ def _read_text(file: BinaryIO, place: str, text_column: str, document_bytes: int
 
 
 def _lines(file: BinaryIO, most: int, place: str) -> Iterator[bytes]:
-    """The lines of a file; those of more than `most` bytes (-1: no limit) in pieces. Raises `DataError` at a NUL byte."""
+    """The lines of a file, longer ones in pieces of up to `most` bytes (-1: no limit). Raises `DataError` at a NUL byte."""
     number, rest = 1, b""
     while line := rest + file.readline(most - len(rest) if most > 0 else -1):
         if b"\0" in line:
@@ -257,9 +257,9 @@ def _lines(file: BinaryIO, most: int, place: str) -> Iterator[bytes]:
 
 
 def _cut(line: bytes) -> int:
-    """Where a piece of a longer line ends: after white space, else where a new character starts, never inside a UTF-8 character.
+    """The position at which to cut a piece of a longer line: after white space, else between characters, never inside one.
 
-    Only the second half is searched. Combining marks, joined emoji and their modifiers stay with their base character there.
+    Only the second half is searched; there combining marks, joined emoji and their modifiers stay with their base character.
     """
     half = len(line) // 2
     space = max(line.rfind(mark, half, -1) for mark in (b" ", b"\t", b"\r"))
@@ -285,10 +285,10 @@ def _read_jsonl(file: BinaryIO, place: str, text_column: str, document_bytes: in
 
 
 def json_rows(file: BinaryIO, place: str, account: Account) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the place and the JSON object of each line but blank ones, which are counted in `account`.
+    """Yield the place and the JSON object of each line except blank ones, which are counted in `account`.
 
-    Lines end in LF, CR LF or CR. A line may begin with a byte-order mark, as joined files have it. Raises `DataError` with the
-    place of a line that is something else.
+    Lines end in LF, CR LF or CR. A line may start with a byte-order mark, as in concatenated files. Raises `DataError` with the
+    place of a line that is not a JSON object.
     """
     for number, line in enumerate(io.TextIOWrapper(file, "utf-8", "surrogateescape"), 1):
         line = line.removeprefix(BYTE_ORDER_MARK.decode())
@@ -314,7 +314,7 @@ def _json_object(line: str, place: str) -> dict:
 
 
 class _Repeated(dict):
-    """A JSON object in which names come twice. `names` are all of them."""
+    """A JSON object with duplicate names. `names` are all names, with duplicates."""
 
     names: list[str]
 
@@ -328,7 +328,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict:
 
 
 def _integer(digits: str) -> int | float:
-    """A number of another field. Python's own conversion refuses thousands of digits, since it takes quadratic time."""
+    """A number in another field. Python's own conversion refuses thousands of digits, since it takes quadratic time."""
     return int(digits) if len(digits) < 400 else float(digits)
 
 
@@ -336,7 +336,7 @@ JSON = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer)
 
 
 def _read_parquet(file: BinaryIO, place: str, text_column: str, document_bytes: int, account: Account) -> Iterator[bytes]:
-    with tempfile.TemporaryFile() as whole:  # a compressed stream cannot seek, and parquet is read from its end
+    with tempfile.TemporaryFile() as whole:  # a compressed stream cannot seek, and parquet is read from the end
         if not file.seekable():
             shutil.copyfileobj(file, whole)
             file = whole
@@ -354,7 +354,7 @@ def _read_parquet(file: BinaryIO, place: str, text_column: str, document_bytes: 
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    """Text or bytes in any of Arrow's layouts; a column of type null has rows of null text."""
+    """Whether a column holds text or bytes, in any of Arrow's layouts; a column of type null holds null texts."""
     if isinstance(kind, pa.BaseExtensionType):
         return _is_text(kind.storage_type)
     if pa.types.is_dictionary(kind):

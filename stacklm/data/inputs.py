@@ -1,4 +1,4 @@
-"""Stage `inputs`: what lies outside the project and decides its results, the source's files and those of benchmarks."""
+"""Stage `inputs`: list the external files that results depend on, those of the source and of benchmarks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stacklm.data.sources import list_inputs
 def list_all_inputs(config: Data, evaluate: Evaluate, inputs: Path, benchmarks: Path) -> None:
     """List the source's files as JSON in `inputs`, and those of benchmarks in `benchmarks`.
 
-    Raises `DataError` for files that cannot be used: of benchmarks too, so that none is found malformed after the training.
+    Raises `DataError` for files that cannot be used, including those of benchmarks, so that errors show before training.
     """
     list_inputs(config, inputs)
     list_benchmarks(evaluate.benchmarks, benchmarks)

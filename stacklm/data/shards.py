@@ -1,4 +1,4 @@
-"""Reading token shards: every split is one long stream of token ids in a few large memory-mapped files.
+"""Reading token shards: each split is one long stream of token ids in a few large memory-mapped files.
 
 A document's tokens are followed by the end token; documents are concatenated without padding. The folder holds
 `manifest.json` and files `{split}-{number}.bin` of little-endian ids. If not all tokens are targets of the loss, it also holds
@@ -30,7 +30,7 @@ AGAIN = "run the stage `shards` again"
 
 
 class TokenStream:
-    """The tokens of one split. `stream[a:b]` is the ids a to b-1 as int64 [b-a], across file boundaries.
+    """The tokens of one split. `stream[a:b]` returns the ids a to b-1 as int64 [b-a], across file boundaries.
 
     `bytes` and `words` are the size of the text; words are separated by ASCII white space. `targets`, one bool per token, marks the
     targets of the loss; None: all tokens.
@@ -88,7 +88,7 @@ class _Manifest:
     token_bytes: tuple[Natural, ...]
     splits: dict[str, _Split]
     targets: str | None = None
-    """SHA-256 of the loss-mask file; null: there is none."""
+    """SHA-256 of the loss-mask file; null if there is none."""
 
     def __post_init__(self) -> None:
         if len(self.token_bytes) != self.vocab_size:
@@ -99,14 +99,14 @@ class _Manifest:
             if not name.isalnum():
                 raise ParamsError(f"splits: {name!r} is not the name of a split")
             for i, shard in enumerate(split.shards):
-                if shard.file != (wanted := file_name(name, i)):  # so that it is in the folder
+                if shard.file != (wanted := file_name(name, i)):  # so that the file is in the folder
                     raise ParamsError(f"splits.{name}.shards[{i}].file: {shard.file!r} must be {wanted!r}")
             if split.tokens != (total := sum(shard.tokens for shard in split.shards)):
                 raise ParamsError(f"splits.{name}.tokens: {split.tokens}, but its shards have {total}")
 
 
 def file_name(split: str, number: int) -> str:
-    """The name of one of the files of a split, in the folder of the manifest."""
+    """The name of a file of a split, in the folder of the manifest."""
     return f"{split}-{number:05d}.bin"
 
 
@@ -125,7 +125,7 @@ class Shards:
 
     @classmethod
     def open(cls, folder: Path) -> Shards:
-        """Read the manifest and check that every file exists and is complete; no token is read yet.
+        """Read the manifest and check that every file exists and is complete, without reading tokens.
 
         Raises `DataError`, naming file and key, for a manifest that is damaged, of another version or inconsistent, and for a
         shard that is missing or of the wrong size.
@@ -142,7 +142,7 @@ class Shards:
     def split(self, name: str) -> TokenStream:
         """Check the hashes and ids of the split's files, reading each once, and map them into memory.
 
-        Raises `DataError` naming a file that is not as written.
+        Raises `DataError` naming a file that was damaged or modified.
         """
         if name not in self.splits:
             raise DataError(f"{self.folder}: no split {name!r}; the splits are {', '.join(self.splits)}")
@@ -154,7 +154,7 @@ class Shards:
         return TokenStream(files, self.end_id, split["documents"], split["bytes"], split["words"], self._loss_mask(name))
 
     def check_tokenizer(self, digest: str) -> None:
-        """Raise `DataError` unless the tokenizer of the tokens has that digest."""
+        """Raise `DataError` unless the tokens were encoded with the tokenizer of that digest."""
         if digest != self.tokenizer:
             raise DataError(f"{self.folder}: made with tokenizer {self.tokenizer}, not {digest}; {AGAIN}")
 

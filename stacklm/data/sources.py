@@ -1,6 +1,6 @@
-"""Where text comes from: the standard library, local files, or a data set of the Hugging Face hub.
+"""Text sources: the standard library, local files, or a dataset of the Hugging Face hub.
 
-The stage `inputs` lists a source's files and `read_documents` reads them. Below them: the default corpus, which is the standard
+The stage `inputs` lists a source's files and `read_documents` reads them. Below: the default corpus, which is the standard
 library of the running interpreter without generated tables, cut into documents; and the files that `data.source.paths`
 names: paths, `~`, `{a,b}`, and globs with `*`, `?`, `[...]` and `**`.
 """
@@ -36,8 +36,8 @@ REMEMBERED_HASHES = Path(".stacklm/hashes.json")
 def list_inputs(config: Data, inputs: Path) -> None:
     """Stage `inputs`: write the source's identity, and each local file's name, size and SHA-256, as JSON to `inputs`.
 
-    Files that were skipped are listed with the reason. Raises `DataError` where a path matches nothing, a file is of no known
-    kind or not what its name says, or cannot be read.
+    Skipped files are listed with the reason. Raises `DataError` if a path matches nothing, or if a file has an unknown format,
+    does not match its name, or cannot be read.
     """
     source = config.source
     listing: dict = {"source": plain(source)}
@@ -50,7 +50,7 @@ def list_inputs(config: Data, inputs: Path) -> None:
         paths, skipped = find_files(source.paths)
         listing["files"] = [_entry(path, path.as_posix(), digest) for path, digest in zip(paths, _hashes(paths), strict=True)]
     else:
-        listing["files"] = []  # the pinned revision is all there is to say without asking the hub
+        listing["files"] = []  # without a request to the hub, only the pinned revision is known
     listing["skipped"] = skipped
     write_json(inputs, listing)
     size = sum(file["bytes"] for file in listing["files"])
@@ -58,10 +58,10 @@ def list_inputs(config: Data, inputs: Path) -> None:
 
 
 def read_documents(source: Source, files: list[dict], account: Account) -> Iterator[bytes]:
-    """Yield the documents of `files` (of `inputs.json`) or of the hub's data set, ending before `max_bytes` is exceeded.
+    """Yield the documents of `files` (from `inputs.json`) or of the hub's dataset, stopping before `max_bytes` is exceeded.
 
-    Empty documents are left out; all that was read is counted in `account`. Raises `DataError` naming the file if one changed
-    since it was listed.
+    Empty documents are left out; everything read is counted in `account`. Raises `DataError` naming a file that changed since it
+    was listed.
     """
     match source:
         case StdlibSource():
@@ -87,9 +87,9 @@ def read_documents(source: Source, files: list[dict], account: Account) -> Itera
 
 
 def _hashes(paths: list[Path]) -> list[str]:
-    """The SHA-256 of each file, remembered between runs for files whose size and times are what they were.
+    """The SHA-256 of each file, cached between runs for files with unchanged size and times.
 
-    Raises `DataError` where a file cannot be read, or where one that is not remembered is not what its name says.
+    Raises `DataError` if a file cannot be read, or if one that is not cached does not match its name.
     """
     known = _remembered()
     hashes: dict[str, str] = {}
@@ -108,7 +108,7 @@ def _hashes(paths: list[Path]) -> list[str]:
 
 
 def _remembered() -> dict[str, str]:
-    """The hashes of earlier runs; none where their file is absent or damaged, since they only save time."""
+    """The cached hashes of earlier runs; empty if the cache file is absent or damaged."""
     try:
         known = read_json(REMEMBERED_HASHES)
     except (OSError, ValueError):
@@ -130,7 +130,7 @@ def _entry(path: Path, name: str, digest: str) -> dict:
 
 
 def _unchanged(folder: Path, files: list[dict], account: Account) -> Iterator[Path]:
-    """The paths of listed files, one after the other, each after a check that it is what was listed."""
+    """Yield the path of each listed file after checking that it has not changed since it was listed."""
     for file in files:
         path = folder / file["name"]
         with _naming(path):
@@ -143,7 +143,7 @@ def _unchanged(folder: Path, files: list[dict], account: Account) -> Iterator[Pa
 
 
 def _read_hub(source: HuggingFaceSource, account: Account) -> Iterator[bytes]:
-    import datasets  # late: it takes a second to import
+    import datasets  # imported late: it takes a second
 
     place = f"data set {source.name} at revision {source.revision}"
     try:
@@ -152,7 +152,7 @@ def _read_hub(source: HuggingFaceSource, account: Account) -> Iterator[bytes]:
             yield from account.row(text_of(row, source.text_column, f"{place}, row {number}"))
     except DataError:
         raise
-    except Exception as error:  # many kinds, of several network libraries
+    except Exception as error:  # many types, from several network libraries
         raise DataError(
             f"{place}: cannot be read ({type(error).__name__}: {error}). Check data.source, and that this machine reaches the hub; "
             "without a network, use a source of kind files or stdlib"
@@ -160,10 +160,10 @@ def _read_hub(source: HuggingFaceSource, account: Account) -> Iterator[bytes]:
 
 
 NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "__pycache__"}
-"""Folders that hold other people's code, tests, code pages (tables, and one small module many times) or no source text."""
+"""Folders of third-party code, tests, code pages (tables, and one small module repeated many times) or no source text."""
 DOCUMENT_BYTES = 3072
 LITERAL = (b"'", b'"', b"(", b"[", b"{", b"b'", b'b"', b"-", *(b"%d" % digit for digit in range(10)))
-"""How a line begins that is a row of a table, or of a long text in pieces."""
+"""Starts of lines that are a row of a table, or a piece of a long string."""
 GENERATED = re.compile(rb"(?i)\bauto(?:-|matically )?generated\b")
 CUTS = (
     re.compile(rb"(?m)^(?:[#@].*\n)*(?:async +)?(?:def|class)\b"),  # at definitions, with their comments and decorators
@@ -171,7 +171,7 @@ CUTS = (
     re.compile(rb"(?m)(?<=^\n)(?=.)"),  # after blank lines
     re.compile(rb"(?m)^"),  # at lines
 )
-"""Where a file is cut, from the coarsest places to the finest."""
+"""Positions at which a file may be cut, from coarse to fine."""
 
 
 def library() -> Path:
@@ -179,7 +179,7 @@ def library() -> Path:
 
 
 def library_files(max_bytes: int) -> tuple[list[Path], dict[str, str]]:
-    """The library's source files by name, as many as fit into `max_bytes`, and the names that were left out with the reason."""
+    """The library's source files by name, up to `max_bytes` in total, and the names of skipped files with the reason."""
     found = []
     for folder, folders, names in os.walk(library()):
         folders[:] = [name for name in folders if name not in NOT_LIBRARY]
@@ -195,7 +195,7 @@ def library_files(max_bytes: int) -> tuple[list[Path], dict[str, str]]:
 
 
 def is_table(source: bytes) -> bool:
-    """Whether a source file is data and no code: it says that it was generated, or more than half of it are lines of literals."""
+    """Whether a source file is data, not code: it is marked as generated, or more than half of it is lines of literals."""
     lines = (line.lstrip() for line in source.splitlines())
     literal = sum(len(line) for line in lines if line.startswith(LITERAL) and not line.startswith((b"'''", b'"""')))
     return bool(GENERATED.search(source[:1024])) or 2 * literal > len(source)
@@ -204,8 +204,8 @@ def is_table(source: bytes) -> bool:
 def cut(text: bytes, cuts: tuple[re.Pattern[bytes], ...] = CUTS) -> Iterator[bytes]:
     """Cut a source file into documents of at most `DOCUMENT_BYTES`, if its lines are not longer; they concatenate to the file.
 
-    Neighbours are joined as long as they fit. What does not fit by itself begins a document and is cut at the next finer places,
-    so that after a change in a file the documents further on are soon the same again.
+    Neighbouring pieces are joined while they fit. A piece that is too long starts a new document and is cut at the next finer
+    positions, so that a change in a file affects only the documents near it.
     """
     if len(text) <= DOCUMENT_BYTES or not cuts:
         yield text
@@ -225,12 +225,12 @@ GLOB = re.compile(r"[*?[]")
 
 
 def find_files(patterns: Iterable[str]) -> tuple[list[Path], dict[str, str]]:
-    """The files that the patterns name: pattern by pattern, each in the order of names, each file once.
+    """The files that match the patterns, by pattern and then by name, each file once.
 
-    Also the names that were skipped, with the reason of each: dangling links, what is not a regular file, files of zero bytes,
-    other names of a file or a folder that is read already, and hidden files and folders, whose names no `*` or `**` matches.
-    A path that exists is taken as it is, whatever its characters. Raises `DataError` where a pattern, or one of its `{a,b}`
-    alternatives, names no file that can be read, names a folder or a file of unknown ending, or where a folder cannot be listed.
+    Also the names that were skipped, with the reason: dangling links, files that are not regular, empty files, other names of a
+    file or folder that was already read, and hidden files and folders, which `*` and `**` do not match. A path that exists is
+    taken literally, whatever its characters. Raises `DataError` if a pattern, or one of its `{a,b}` alternatives, matches no
+    readable file, names a folder or a file with an unknown extension, or if a folder cannot be listed.
     """
     found: dict[tuple[int, int], Path] = {}
     skipped: dict[str, str] = {}
@@ -240,7 +240,7 @@ def find_files(patterns: Iterable[str]) -> tuple[list[Path], dict[str, str]]:
                 _find(alternative, found, skipped)
         except DataError:
             raise
-        except (OSError, ValueError) as error:  # no permission, a name that is too long, a NUL in it
+        except (OSError, ValueError) as error:  # no permission, a name that is too long or contains NUL
             where = shown(getattr(error, "filename", None) or pattern)
             raise DataError(f"data.source.paths: {where}: {getattr(error, 'strerror', None) or error}") from error
     return list(found.values()), skipped
@@ -261,7 +261,7 @@ def _alternatives(pattern: str) -> Iterator[str]:
 
 
 def _find(pattern: str, found: dict[tuple[int, int], Path], skipped: dict[str, str]) -> None:
-    """Add the files of one pattern to `found`, by device and inode, and what else it matches to `skipped`."""
+    """Add the files that match one pattern to `found`, by device and inode, and its other matches to `skipped`."""
     named = Path(pattern)
     if named.is_dir():
         raise DataError(
@@ -273,7 +273,7 @@ def _find(pattern: str, found: dict[tuple[int, int], Path], skipped: dict[str, s
     for path in sorted(matches):
         why, identity = _state(path)
         if why == "folder" and "**" in named.parts[-2:]:
-            continue  # its own files are matched
+            continue  # its files are matched themselves
         first = found.get(identity)
         readable |= not why
         if not why and first is None:
@@ -288,7 +288,7 @@ def _find(pattern: str, found: dict[tuple[int, int], Path], skipped: dict[str, s
 
 
 def _state(path: Path) -> tuple[str, tuple[int, int]]:
-    """Why a path cannot be read, '' if it can, and its device and inode. Raises `DataError` for a file that has no known format."""
+    """Why a path cannot be read ('' if it can), and its device and inode. Raises `DataError` for a file of unknown format."""
     try:
         status = path.stat()
     except OSError as error:
@@ -309,9 +309,9 @@ def _state(path: Path) -> tuple[str, tuple[int, int]]:
 
 
 def _walk(pattern: Path, skipped: dict[str, str]) -> Iterator[Path]:
-    """Yield what matches the pattern, some of it twice. Links to folders are followed, to each folder once, after all real folders.
+    """Yield the paths that match the pattern, possibly twice. Links to folders are followed last, and each folder only once.
 
-    So loops of links end, and a file under a link has its real path's name wherever the pattern reaches that, too.
+    So loops of links terminate, and a file that is also reachable without a link is listed under its real path.
     """
     parts = tuple(part for part, following in pairwise([*pattern.parts, ""]) if not part == following == "**")
     parts += ("*",) if parts[-1] == "**" else ()
@@ -336,7 +336,7 @@ def _walk(pattern: Path, skipped: dict[str, str]) -> Iterator[Path]:
 
 
 def _steps(folder: Path, rest: tuple[str, ...], skipped: dict[str, str]) -> Iterator[tuple[Path, tuple[str, ...]]]:
-    """What the first part of a pattern matches in a folder, each with the parts that are left for it."""
+    """The entries of a folder that match the first part of a pattern, each with the remaining parts of the pattern."""
     part, after = rest[0], rest[1:]
     if part == "**":
         yield folder, after

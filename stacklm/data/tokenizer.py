@@ -1,7 +1,7 @@
-"""Byte-level BPE: learning the vocabulary, and an encoding that loses no byte.
+"""Byte-level BPE: training the vocabulary, and lossless encoding.
 
-Merges of byte pairs after Sennrich et al. 2016 (1508.07909), over bytes and cut into words by a regular expression
-as in GPT-2 (Radford et al. 2019) or by the `cl100k_base` expression of tiktoken that GPT-4 uses.
+Byte-pair merges after Sennrich et al. 2016 (1508.07909), over bytes, with the pre-tokenization pattern of GPT-2 (Radford et al.
+2019) or of GPT-4 (tiktoken's `cl100k_base`).
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ PATTERNS = {
 }
 TRAILING_SPACE = r"\s+(?!\S)"
 TRAILING_SPACE_IN_BLOCKS = r"\s++(?!\S)|(?=\s\s)(?:(?>\s{1024})(?=\s))*+(?:\s(?=\s))*+"
-"""The same matches. The engine of `tiktoken` keeps one state for each repetition, at most a million: by blocks it keeps
-a thousandth of them, so white space of any length can be encoded."""
+"""Has the same matches. The regular-expression engine of `tiktoken` keeps one state per repetition, at most a million: in blocks
+of 1024 it keeps a thousandth of them, so white space of any length can be encoded."""
 LONG_RUN = re.compile(r"(\s{1024}|\S{1024})")
-"""Where text to learn from is cut. `tokenizers` learns in time that grows with the square of a word, and its regular
-expressions give up after ten million steps back through white space."""
+"""Where training text is cut. Training time of `tokenizers` is quadratic in the length of a word, and its regular expressions
+fail after ten million backtracking steps through white space."""
 RECORD = "record.json"
 AGAIN = "run the stage `tokenizer` again"
 STRAY_BYTES = re.compile("([\udc80-\udcff]+)")
-"""How Python's `surrogateescape` spells bytes that are no UTF-8; no valid UTF-8 decodes to these."""
+"""Bytes that are not UTF-8, as decoded by Python's `surrogateescape`; valid UTF-8 never decodes to these."""
 
 
 def train_tokenizer(config: TokenizerConfig, documents: Path, tokenizer: Path) -> None:
-    """Stage `tokenizer`: learn exactly `vocab_size` tokens from the train split.
+    """Stage `tokenizer`: train a vocabulary of exactly `vocab_size` tokens on the train split.
 
-    Writes `tokenizer/tokenizer.json` (the format of Hugging Face tokenizers), `tokenizer/token_bytes.json` (the bytes
-    of text each id stands for) and `tokenizer/record.json` (which text it was trained on). Raises `DataError` if the text
-    supports fewer tokens, naming how many.
+    Writes `tokenizer/tokenizer.json` (the format of Hugging Face tokenizers), `tokenizer/token_bytes.json` (each token's length
+    in bytes of text) and `tokenizer/record.json` (the text it was trained on). Raises `DataError` if the text supports fewer
+    tokens, with their number.
     """
     bpe = tokenizers.Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -82,14 +82,14 @@ def train_tokenizer(config: TokenizerConfig, documents: Path, tokenizer: Path) -
 
 
 class Tokenizer:
-    """A learned vocabulary. Every sequence of bytes can be encoded and is decoded exactly.
+    """A trained tokenizer. Any sequence of bytes can be encoded, and decoding returns it exactly.
 
-    Text that spells a special token is encoded as the text it is. `tiktoken` encodes: several times as fast as
+    Text that spells a special token is encoded as ordinary text. `tiktoken` does the encoding: it is several times as fast as
     `tokenizers`, with the same ids.
     """
 
     def __init__(self, pattern: str, tokens: list[bytes], digest: str) -> None:
-        """`tokens` [V] are the bytes of every id, none for special tokens; a merge's rank is its place among them."""
+        """`tokens` [V] are the bytes of every id, empty for special tokens; the rank of a merge is its index in them."""
         self.bytes_per_token = np.array([len(token) for token in tokens], dtype=np.int64)
         self.digest = digest
         self.vocab_size = len(tokens)
@@ -101,9 +101,9 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
-        """Read the folder that `train_tokenizer` wrote. `digest` is the SHA-256 of its files.
+        """Load the tokenizer that `train_tokenizer` wrote to that folder. `digest` is the SHA-256 of its files.
 
-        Raises `DataError`, naming the file, where one is missing, damaged or not of this project's form.
+        Raises `DataError`, naming the file, if one is missing, damaged or not written by this project.
         """
         pattern, tokens = _parse(folder / "tokenizer.json", _read_tokenizer)
         sizes = _parse(folder / "token_bytes.json", list)
@@ -128,7 +128,7 @@ class Tokenizer:
             return list(pool.map(self.encode, texts))
 
     def decode(self, ids: Iterable[int]) -> bytes:
-        """The bytes that the ids stand for; special tokens stand for none. Raises `DataError` for an unknown id."""
+        """The bytes of the ids; special tokens have none. Raises `DataError` for an unknown id."""
         ids = [int(i) for i in ids]
         for i in ids:
             if not 0 <= i < self.vocab_size:
@@ -137,7 +137,7 @@ class Tokenizer:
 
 
 def _parse(path: Path, read: Callable[[Any], T]) -> T:
-    """What `read` makes of a JSON file of the tokenizer; whatever is wrong with it becomes a `DataError` with its name."""
+    """Apply `read` to a JSON file of the tokenizer; any error becomes a `DataError` that names the file."""
     if not path.exists():
         raise DataError(f"{path.parent}: no {path.name}; run the stage `tokenizer`")
     try:
@@ -147,9 +147,9 @@ def _parse(path: Path, read: Callable[[Any], T]) -> T:
 
 
 def _read_tokenizer(content: Any) -> tuple[str, list[bytes]]:
-    """The pre-tokenizer's pattern and the bytes of every token, of a `tokenizer.json`.
+    """The pre-tokenizer's pattern and the bytes of every token, from the contents of `tokenizer.json`.
 
-    Ids are special tokens, the 256 bytes, then the merges in their order: the ranks by which `tiktoken` merges.
+    Ids are special tokens, the 256 bytes, then the merges in order: the ranks by which `tiktoken` merges.
     """
     pattern = content["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
     if pattern not in PATTERNS.values():
@@ -169,7 +169,7 @@ def _read_tokenizer(content: Any) -> tuple[str, list[bytes]]:
 
 
 def _utf8_and_stray(text: bytes | str) -> list[str]:
-    """Valid text at the even places, runs of bytes that are no UTF-8 between them at the odd places."""
+    """Split into valid text, at even indices, and runs of bytes that are not UTF-8, at odd indices."""
     if isinstance(text, str):
         text = text.encode("utf-8", "surrogatepass")
     with contextlib.suppress(UnicodeDecodeError):
@@ -178,7 +178,7 @@ def _utf8_and_stray(text: bytes | str) -> list[str]:
 
 
 def check_trained_on(tokenizer: Path, text: TextRecord) -> None:
-    """Raise `DataError` unless the tokenizer in the folder was trained on this text, that of the train split, and no other."""
+    """Raise `DataError` unless the tokenizer in the folder was trained on exactly this text, that of the train split."""
     trained_on = _parse(tokenizer / RECORD, lambda content: content["trained_on"])
     if trained_on != text.plain():
         raise DataError(f"{tokenizer}: trained on another text than the train split: {trained_on}, not {text.plain()}; {AGAIN}")
@@ -194,7 +194,7 @@ def _training_text(documents: Path, text: TextRecord, bar: tqdm) -> Iterator[str
 
 
 def _byte_of_character() -> dict[str, int]:
-    """GPT-2's spelling of bytes: a printable Latin-1 character stands for itself, the others for 256, 257, ... in order."""
+    """GPT-2's characters for bytes: a printable Latin-1 character is itself, the others are 256, 257, ... in order."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = sorted(set(range(256)) - set(printable))
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(hidden)}
@@ -209,7 +209,7 @@ def _check_size(learned: int, config: TokenizerConfig) -> None:
 
 
 def _check_special_tokens(bpe: tokenizers.Tokenizer, config: TokenizerConfig) -> None:
-    """A special token that text was merged into would stand for that text, and for nothing at the same time."""
+    """Raise `DataError` for a special token that is also a merge: it would be ordinary text and a special token at once."""
     merges = json.loads(bpe.to_str())["model"]["merges"]
     spelled = {left + right for left, right in merges} | set(pre_tokenizers.ByteLevel.alphabet())
     for token in config.special_tokens:

@@ -23,11 +23,11 @@ class ModelConfig:
 
 
 def build(architecture: Architecture, vocab_size: int, context: int) -> LanguageModel:
-    """A fresh model.
+    """Build a model with freshly initialised weights.
 
     The weights come from torch's global generator, so `torch.manual_seed` fixes them. They are the same on every device if the
-    model is built on the CPU and then moved; inside `with torch.device("meta")` nothing is drawn or allocated. Raises `ParamsError`
-    for a model from a file that cannot be used.
+    model is built on the CPU and then moved; inside `with torch.device("meta")` nothing is sampled or allocated. Raises
+    `ParamsError` for a model from a file that cannot be used.
     """
     if isinstance(architecture, Python):
         return load_custom(architecture, vocab_size, context)
@@ -62,4 +62,4 @@ PRESETS: dict[str, ModelConfig] = {
         context_length=2048,
     ),
 }
-"""The two models that the project started from, as published: a vocabulary of 110,000, a context of 2,048, 4 heads."""
+"""The two published models on which the project is based: vocabulary 110,000, context 2,048, 4 heads."""

@@ -1,7 +1,7 @@
 """Decoding with a cache, so that each token is processed once.
 
-A decoder is the model's own module tree with the same parameters. Only the modules that mix across time are replaced, by ones
-that cache what they need of earlier tokens. There are two kinds of cache:
+A decoder is a copy of the model's module tree with the same parameters. Only the modules that mix across time are replaced, by
+ones that cache what they need from earlier tokens. There are two kinds of cache:
 
     KEYS_AND_VALUES   of every head: works for every model
     INPUTS            only x_s, C numbers per stack. Keys that are neither rotated nor normalised are a linear map of it, as values
@@ -28,14 +28,14 @@ from stacklm.model.stacked import FactoredAttention, PublishedAttention, SharedA
 
 
 class Cache:
-    """The number of tokens so far, U, and what is cached of them."""
+    """The number of tokens so far, U, and the tensors cached for them."""
 
     def __init__(self, context: int) -> None:
         self.context, self.tokens = context, 0
         self._pasts: list[Past] = []
 
     def past(self) -> Past:
-        """Register one more tensor to keep per token."""
+        """Register another tensor to cache per token."""
         self._pasts.append(Past(self))
         return self._pasts[-1]
 
@@ -67,7 +67,7 @@ class Past:
 
 
 class CountingPositions(nn.Module):
-    """Positions that continue from the previous tokens."""
+    """Positions that continue after the previous tokens."""
 
     def __init__(self, positions: Positions, cache: Cache) -> None:
         super().__init__()
@@ -217,7 +217,7 @@ class Decoder:
 
 
 def with_cache(module: Any, replacements: Replacements, cache: Cache) -> Any:
-    """A copy of the module tree with the same parameters and with the replacements in it."""
+    """A copy of the module tree with the same parameters, in which the replacements are made."""
     if type(module) in replacements:
         return replacements[type(module)](module, cache)
     twin = copy.copy(module)
@@ -235,7 +235,7 @@ def attend(q_BGTK: Tensor, k_BHUK: Tensor, v_BHUD: Tensor) -> Tensor:
 
 
 def look_back(q_BGTK: Tensor, k_BHUK: Tensor, v_BHUD: Tensor) -> Tensor:
-    """The same for few new positions and scaled queries. Reads the cache in place, without a copy per group of heads."""
+    """`attend` for few new positions, with scaled queries. Reads the cache in place, without a copy per group of heads."""
     heads, new, length = k_BHUK.shape[1], q_BGTK.shape[2], k_BHUK.shape[2]
     later_TU = torch.ones(new, length, dtype=torch.bool, device=q_BGTK.device).triu(length - new + 1)
     queries = q_BGTK.unflatten(1, (-1, heads)).transpose(1, 2).flatten(2, 3)  # [B, H, G / H * T, K]

@@ -19,10 +19,10 @@ from stacklm.model.measured import ROLES
 
 @dataclass(frozen=True)
 class Counts:
-    """Parameters by role and in total; floating-point operations (FLOPs) per token, a multiply-add being two.
+    """Parameters by role and in total; floating-point operations (FLOPs) per token, where a multiply-add counts as two.
 
-    FLOPs are those of matrix products and attention. A training step takes three times those of a forward pass: one for the loss,
-    one for the gradients of activations, one for those of weights.
+    FLOPs include matrix products and attention. A training step takes three times those of a forward pass: once for the loss,
+    once for the gradients of activations, once for those of weights.
     """
 
     parameters: dict[Role, int]
@@ -32,7 +32,7 @@ class Counts:
 
 
 def count(architecture: Architecture, vocab_size: int, context: int) -> Counts:
-    """Count a model of that architecture. With causal attention a token attends to (T + 1) / 2 positions on average."""
+    """Count parameters and FLOPs. With causal attention a token attends to (T + 1) / 2 positions on average."""
     try:
         return _counted(architecture, vocab_size, context, "meta")
     except Exception:

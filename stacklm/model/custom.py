@@ -91,7 +91,7 @@ class Custom(LanguageModel):
 
     @property
     def keeps(self) -> str:
-        """What decoding keeps of earlier tokens."""
+        """What decoding caches of earlier tokens, as shown to users."""
         return "all tokens read again" if getattr(self.net, "decode", None) is None else "its own cache"
 
     def _checked(self, found: Any, ids_BT: Tensor, method: str) -> Tensor:
@@ -183,7 +183,7 @@ class _Recomputed:
 
 
 def load_custom(architecture: Python, vocab_size: int, context: int) -> Custom:
-    """The user's model with fresh weights. Raises `ParamsError` about the settings, or with the user's own error and line."""
+    """The user's model with fresh weights. Raises `ParamsError` for wrong settings or with the user's error and line."""
     files = _files(architecture)
     guard = partial(shown_as_theirs, files)
     kind = _class(architecture, files)
@@ -204,8 +204,8 @@ def models_in(architecture: Python) -> list[str]:
 
 
 def model_named(target: str, settings: Mapping[str, Any]) -> Python:
-    """The model named by `my_model.py` or `my_model.py:MyModel`. If no class is named, it is the only model class, or the only one
-    that takes `vocab_size` and `context_length`.
+    """The model that `my_model.py` or `my_model.py:MyModel` refers to. Without a class name it is the only model class, or the
+    only one that takes `vocab_size` and `context_length`.
 
     Raises `ParamsError` if there is none or more than one.
     """
@@ -266,7 +266,7 @@ def _module(architecture: Python, files: dict[Path, str]) -> ModuleType:
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     folder = str(file.parent)
-    sys.modules[spec.name] = module  # where dataclasses look for it
+    sys.modules[spec.name] = module  # dataclasses look up their module here
     sys.path.insert(0, folder)
     before = set(sys.modules)
     try:

@@ -73,7 +73,7 @@ def pretrained(path: str, context: int) -> tuple[Custom, HuggingFace, Callable[.
     """A model from a local folder or the hub, for sequences of up to `context` tokens; its configuration; and a function that
     builds it with fresh weights: in the same shape, or for another vocabulary and context.
 
-    No downloaded code is executed: weights are read from safetensors only. Raises `ParamsError` if that is not possible.
+    No downloaded code is executed, and weights are read only from safetensors. Raises `ParamsError` if that is not possible.
     """
     transformers = _library()
     try:
@@ -98,7 +98,7 @@ def pretrained(path: str, context: int) -> tuple[Custom, HuggingFace, Callable[.
 
 def _library() -> Any:
     try:
-        transformers = import_module("transformers")  # imported this way, type checkers do not read all of it
+        transformers = import_module("transformers")  # so that type checkers do not read all of it
     except ImportError:
         raise ParamsError("kind: huggingface needs transformers: `pip install 'stacklm[huggingface]'`") from None
     transformers.logging.set_verbosity_error()

@@ -1,7 +1,7 @@
 """Layers of the decoders.
 
 Dimension letters: B batch, T time, C inputs, E outputs, N parallel layers, K head dim, V vocabulary.
-Weights are drawn from a normal distribution, by default with the standard deviation that preserves the variance of the input.
+Weights are initialised from a normal distribution, by default with the standard deviation that preserves the input's variance.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from stacklm.model.kernels import project, rms_norm, squared_relu
 
 EMBEDDING_STD = 0.02
 SLOWEST = 10_000.0
-"""Wavelengths of positions grow geometrically from 2 pi to this many times 2 pi."""
+"""Base of position encodings: wavelengths grow geometrically from 2 pi to this multiple of 2 pi."""
 
 
 def normal_parameter(*shape: int, std: float) -> nn.Parameter:
     """A normally distributed parameter of that shape, from the global generator of torch's current device."""
     weight = torch.empty(shape)
-    if not weight.is_meta:  # on the meta device `normal_` draws nothing and costs two seconds of imports
+    if not weight.is_meta:  # on the meta device `normal_` does nothing and costs two seconds of imports
         weight.normal_(std=std)
     return nn.Parameter(weight)
 
@@ -68,9 +68,9 @@ class Head(Linear):
 
 
 class LanguageModel(nn.Module):
-    """The interface of a model to loss, decoding, audit and trainer: ids [B, T] to logits [B, T, V], in one step or two.
+    """The model interface used by loss, decoding, audit and trainer: ids [B, T] to logits [B, T, V], in one step or two.
 
-    Where the logits of all tokens need not exist at once, `features` and `head` are called separately. With
+    To avoid materialising the logits of all tokens at once, `features` and `head` are called separately. With
     `activation_checkpointing` the backward pass recomputes activations.
     """
 
@@ -165,7 +165,7 @@ class ShortConv(nn.Module):
         return self.slide(F.pad(x_BTC, (0, 0, self.reach, 0)))
 
     def slide(self, x_padded: Tensor) -> Tensor:
-        """The same for tokens preceded by `reach` others: [B, reach + T, C] to [B, T, C]."""
+        """The convolution of tokens preceded by `reach` others: [B, reach + T, C] to [B, T, C]."""
         length = x_padded.shape[1] - self.reach
         taps = (x_padded[:, self.reach - i : self.reach - i + length] * w_C for i, w_C in enumerate(self.weight, start=1))
         return x_padded[:, self.reach :] + sum(taps)
@@ -205,7 +205,7 @@ class DynamicSkip(nn.Module):
 
 
 class Positions(nn.Module):
-    """The positions of a sequence's tokens: 0 to T-1, float32 [T]. A decoder with a cache replaces it by one that continues.
+    """The positions of a sequence's tokens: 0 to T-1, float32 [T]. In a decoder with a cache, `CountingPositions` replaces it.
 
     The sequence is any tensor [B, T, ...]: ids, features, queries. Raises `ValueError` for more tokens than `context`.
     """

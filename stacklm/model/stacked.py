@@ -114,7 +114,7 @@ class PublishedAttention(nn.Module):
         return a_BTND + residual_BTW.unflatten(-1, folded.bias_ND.shape)
 
     def flops_per_token(self, attended: float) -> float:
-        """Excludes the folding itself, which is once per step."""
+        """FLOPs per token, without the folding itself, which happens once per step."""
         if self.folds_values:
             values, down = self.heads * self.features, 0
         else:
@@ -150,7 +150,7 @@ class PackedFeedForward(nn.Module):
 
 
 class Mix(nn.Module):
-    """Joins the features of the parallel layers: W -> hidden -> W. By default the initialisation preserves the variance."""
+    """Mixes the features of the parallel layers: W -> hidden -> W. By default the initialisation preserves the variance."""
 
     def __init__(self, width: int, hidden: int, std: float | None = None) -> None:
         super().__init__()
@@ -236,7 +236,7 @@ class StackedDecoder(LanguageModel):
 
 
 def skips_of(config: Stacked, depth: int, last: int) -> nn.ModuleList | None:
-    """One per stack except the first; if dynamic, one more for the head, which reads `last` features."""
+    """Skip connections, one per stack except the first; if dynamic, one more for the head, which reads `last` features."""
     if config.skip_connections == "none":
         return None
     if config.skip_connections == "dynamic":

@@ -25,7 +25,7 @@ AGAIN = "train the model again or restore the file"
 
 
 class StoreError(ValueError):
-    """Weights that cannot be used; the message says what is wrong and what to do."""
+    """A saved model that cannot be used; the message says what is wrong and what to do."""
 
 
 def save_model(
@@ -55,7 +55,7 @@ def contents(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file with the default permissions of new files: the library would make it readable by its owner only."""
+    """Write a safetensors file with the default permissions of new files; the library makes it readable only by its owner."""
     path.touch()
     mode = path.stat().st_mode
     save_file(tensors, path)
@@ -63,7 +63,7 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def load_model(folder: Path, tokenizer: str | None = None) -> tuple[LanguageModel, ModelConfig]:
-    """The model of that folder on the CPU, in training mode, in the dtype it was saved in.
+    """Load the model in that folder to the CPU, in training mode, in the dtype it was saved in.
 
     `tokenizer` is the digest of the tokenizer to be used with it: ids of another one of the same size would be in range but mean
     other text. The caller's random state is unchanged. Raises `StoreError` if a file is missing or damaged, if the weights are not

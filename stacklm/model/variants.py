@@ -1,4 +1,4 @@
-"""Variants of a stacked model: one setting changed at a time, and depth traded for parallel layers at a fixed budget."""
+"""Variants of a stacked model: changing one setting at a time, and trading depth for parallel layers at a fixed budget."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stacklm.model.count import Counts, count
 
 
 def variants(base: Stacked, context: int) -> dict[str, Stacked]:
-    """Each setting changed on its own, on the stacks of `base`, and two models that combine settings.
+    """Variants of `base` with the same stacks: each changes one setting, and the last two combine several.
 
     Attention settings change the factored form. At `context` tokens, `extra-stack` has one more stack. Variants that are invalid
     for these stacks are left out.
@@ -64,7 +64,7 @@ Axis = Literal["parameters", "flops"]
 
 @dataclass(frozen=True)
 class Trade:
-    """A model of the grid, its counts, and its relative deviation from the budget on the axis that is held fixed."""
+    """A model of the grid, its counts, and its relative deviation from the budget."""
 
     architecture: Stacked
     counts: Counts
@@ -74,9 +74,9 @@ class Trade:
 def grid(base: Stacked, vocab_size: int, context: int, axis: Axis = "parameters") -> list[Trade]:
     """The shapes (S, N) that cost as much as `base`, from the most parallel layers down to N = 1, a dense decoder.
 
-    The budget is all parameters, or the forward FLOPs per token at that context. N runs over the divisors of the width; S is
-    the largest number of stacks that fits with the hidden units of `base`, which are then increased to meet the budget. The last
-    stack stays as wide as that of `base`. An N for which not even one stack fits is left out.
+    The budget is the number of parameters, or the forward FLOPs per token at that context. N runs over the divisors of the width;
+    S is the largest number of stacks that fits with the hidden units of `base`, which are then increased to meet the budget. The
+    last stack stays as wide as that of `base`. An N for which not even one stack fits is left out.
     """
 
     def cost(architecture: Stacked) -> int:

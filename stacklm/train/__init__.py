@@ -1,4 +1,4 @@
-"""Training: one loop, bitwise reproducible on a CPU however often it is killed and resumed.
+"""Training: one loop, bitwise reproducible on a CPU even if it is killed and resumed.
 
 pretrain     the stage: builds a run, trains it, writes the model
 trainer      a run, its loop (`train`) and one optimizer step (`train_step`)
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 
 class NonFiniteError(RuntimeError):
-    """A loss, gradient or weight that is NaN or Inf. The last checkpoint is from before it."""
+    """A loss, gradient or weight became NaN or Inf. The last checkpoint is from before that."""
 
 
 class CheckpointError(RuntimeError):

@@ -4,7 +4,7 @@
     torchrun --nproc-per-node 2 -m stacklm.train --model dense
 
 It reads the same settings, shards and certificate as the stage `pretrain`, needs none of the pipeline's libraries, and
-writes to a folder of its own; the same command resumes a killed run. See docs/devices.md.
+writes to a separate folder; the same command resumes a killed run. See docs/devices.md.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class Progress:
 
 
 class Checkpoints:
-    """A run's checkpoints in `folder`: the last `keep`, the one of the best validation loss, and those of milestone steps.
+    """A run's checkpoints in `folder`: the last `keep`, the one with the best validation loss, and those of milestone steps.
 
     `identity` is a plain mapping of everything that defines the run; only a checkpoint of an identical run is resumed
     (`stacklm.train.resume`). All processes of `team` share the folder, and call `save` and `restore` together.
@@ -83,8 +83,8 @@ class Checkpoints:
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, valid_loss: float | None = None) -> None:
         """Write the checkpoint of this step, then remove those no longer needed.
 
-        `valid_loss` is that of this step. Raises `NonFiniteError` for weights or a loss that are not finite, and
-        `DiskFullError` if the disk is full; existing checkpoints are unchanged then.
+        `valid_loss` is that of this step. Raises `NonFiniteError` for weights or a loss that are NaN or Inf, and `DiskFullError`
+        if the disk is full; in both cases existing checkpoints are unchanged.
         """
         self.team.gather(lambda: _check_finite(model, progress.step, valid_loss))
         state = {"progress": asdict(progress), "valid_loss": valid_loss, "processes": self.team.size, "identity": self.identity}
@@ -190,12 +190,12 @@ def _lack_of_room(error: BaseException) -> BaseException | None:
         return error if error.errno in NO_ROOM else None
     if isinstance(error, SafetensorError):
         return error if any(f"os error {number}" in str(error) for number in NO_ROOM) else None
-    failures = (failure for failure, _ in getattr(error, "failures", {}).values())  # of a team's processes
+    failures = (failure for failure, _ in getattr(error, "failures", {}).values())  # from the processes of a team
     return next(filter(None, map(_lack_of_room, failures)), None)
 
 
 def _make_empty(folder: Path) -> None:
-    remove(folder)  # left by a kill
+    remove(folder)  # left by a killed process
     folder.mkdir(parents=True)
 
 

@@ -36,9 +36,9 @@ from stacklm.train.loss import Arithmetic, Objective
 
 T = TypeVar("T")
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""What `torchrun` sets in every process that it starts."""
+"""Environment variables that `torchrun` sets in every process it starts."""
 RESTARTS = 10
-"""How often processes are restarted before the run is given up."""
+"""Maximum number of restarts of the processes before the run fails."""
 FINAL = (ParamsError, DataError, NotCertifiedError, NonFiniteError, CheckpointError, DiskFullError, Interrupted)
 """Errors that a restart would not fix."""
 PRELOADED = ["stacklm.train.pretrain", "torch._dynamo", "torch.distributed.checkpoint"]
@@ -47,7 +47,7 @@ PRELOADED = ["stacklm.train.pretrain", "torch._dynamo", "torch.distributed.check
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process has rank `rank` of `size`; rank 0, the main process, alone writes files that exist once."""
+    """Processes that train one model: this one has rank `rank` of `size`. Only rank 0, the main process, writes shared files."""
 
     rank: int = 0
     size: int = 1
@@ -131,7 +131,7 @@ def _take_gpu(number: int) -> None:
 
 
 def full_tensor(tensor: Any) -> Tensor:
-    """The whole of a tensor that may be sharded; to be called by all processes."""
+    """The full tensor of one that may be sharded; to be called by all processes."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
@@ -246,7 +246,7 @@ def _member(work: Callable[..., None], arguments: tuple) -> Exception | None:
 
 
 def _end_with_parent() -> None:
-    """Exit with the parent: an orphan would write to the files of the next run. Files are whole at any time, so exit at once."""
+    """Exit when the parent dies: an orphan would write to the next run's files. Files are always complete, so exit at once."""
     if parent := multiprocessing.parent_process():
         parent.join()
     sys.stderr.write("stacklm: the process that started this one is gone; stopping\n")
@@ -279,7 +279,7 @@ class StopRequest:
     With `patient` it does not: one of several processes receives a single Ctrl-C twice, from the terminal and from its parent,
     which kills it if it does not stop in time. A signal that is ignored stays ignored: a shell starts background jobs with SIGINT
     ignored, since a Ctrl-C in its terminal is not for them. Only the main thread can receive signals: in other threads the block
-    changes nothing.
+    does nothing.
     """
 
     def __init__(self, patient: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Metrics for the first minutes of a run: whether every part of the model learns, and at what scale.
+"""Training health metrics: whether every part of the model learns, and at what scale.
 
 Metrics are named `health/<what>/<where>`:
 
@@ -52,8 +52,8 @@ class Health:
         row |= health.read()    also without a preceding step, as at step 0: then without gradients and updates
 
     Nothing synchronises with the device before `read`. Metrics depend only on weights, gradients and probe, so equal runs have
-    equal metrics. If the optimizer steps within the backward pass, no gradients are left, and their norms are missing; otherwise
-    the first call may be left out.
+    equal metrics. If the optimizer steps within the backward pass, gradients are freed and their norms are missing; otherwise the
+    first call may be left out.
 
     Updates are estimated from every k-th element of a parameter, with k coprime to their number, so that all rows and columns are
     sampled evenly; for parameters of up to `SAMPLE` elements they are exact.

@@ -1,8 +1,8 @@
 """The next-token prediction loss, without ever materialising the logits of all tokens.
 
 Logits are computed for a chunk of rows at a time: R of the B * T positions of a batch. Training computes the gradients of a chunk
-along with its loss, while its logits exist: the gradients of a sum of losses then lack only a factor, which the backward pass
-supplies (as in Liger Kernel, Hsu et al. 2024, arXiv:2410.10989). So nothing is computed twice.
+together with its loss, while its logits exist; the backward pass only multiplies them by a factor (as in Liger Kernel, Hsu et al.
+2024, arXiv:2410.10989). So nothing is computed twice.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROWS = 256
 """Rows per chunk: more do not speed up matrix products, fewer access the head's gradient more often."""
 
 LINEAR = (Head, Linear, nn.Linear)
-"""Heads that are one matrix product. Any other, such as that of a model whose features are its logits, gets all rows at once."""
+"""Heads that are one matrix product. Others, such as that of a model whose features are its logits, process all rows at once."""
 
 Arithmetic = Callable[[], AbstractContextManager]
 """Returns the context of forward passes: a null context for float32, or `torch.autocast`."""
@@ -128,12 +128,12 @@ def _linear(head: Head) -> list[Tensor]:
 
 
 def _for_products(*parts: Tensor) -> list[Tensor]:
-    """Cast as autocast, if enabled, would for matrix products: once instead of per chunk."""
+    """Cast tensors as autocast, if enabled, would for matrix products: once instead of per chunk."""
     device = parts[0].device.type
     autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return [part.to(torch.get_autocast_dtype(device)) if autocast else part for part in parts]
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    """At least float32, for softmax and sums."""
+    """The dtype, but at least float32, for softmax and sums."""
     return torch.promote_types(dtype, torch.float32)

@@ -30,14 +30,14 @@ GPU_MEMORY = {"cuda": torch.cuda.max_memory_allocated, "mps": torch.mps.driver_a
 
 
 def row_every(steps: int) -> int:
-    """Steps between rows in a run of that many steps."""
+    """Steps between rows in a run of `steps` steps."""
     return math.ceil(steps / MAX_ROWS)
 
 
 class JsonlWriter:
     """An append-only file of JSON rows, one for each reported step.
 
-    It begins with `rows`: those up to the checkpoint that the run resumes from. Later rows are written again.
+    It starts with `rows`: those up to the checkpoint that the run resumes from. Later rows are written again.
     """
 
     def __init__(self, path: Path, rows: Sequence[dict[str, Any]] = ()) -> None:
@@ -137,7 +137,7 @@ class Meter:
 
     @contextlib.contextmanager
     def training(self, tokens: int) -> Iterator[None]:
-        """Count the time inside the block as training on that many tokens."""
+        """Count the time inside the block as training on `tokens` tokens."""
         started = time.perf_counter()
         yield
         self.seconds += time.perf_counter() - started

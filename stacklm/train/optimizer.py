@@ -59,7 +59,7 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def build_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
-    """The optimizer of those settings, with one group per role; weight decay on matrices only.
+    """Build the optimizer with one group per role; weight decay on matrices only.
 
     Groups are by role, not by shape: packing N layers makes a gain two-dimensional. Each group keeps its peak learning rate besides
     the current one, for `set_lr`. The first group is that of the matrices.
@@ -151,7 +151,7 @@ def orthogonal(x: Tensor, steps: int) -> Tensor:
 
 
 class Adafactor(torch.optim.Optimizer):
-    """Keeps only the means over rows and over columns of a matrix's second moments.
+    """Adafactor: keeps only the means over rows and over columns of a matrix's second moments.
 
     Shazeer & Stern 2018, arXiv:1804.04235, without momentum; for unpacked parameters the same as `torch.optim.Adafactor`, which
     would factor packed biases over the layers, and scale and clip N packed matrices as one. Here groups have a `role`: a parameter
@@ -183,7 +183,7 @@ class Adafactor(torch.optim.Optimizer):
 
 
 def _of_vectors(state: dict[str, Tensor], gradient: Tensor, fresh: float) -> Tensor:
-    """The second moments of vectors; `fresh` is the weight of the newest."""
+    """The second moments of vectors; `fresh` is the weight of the new gradient."""
     if "moments" not in state:
         state["moments"] = torch.zeros_like(gradient)
     return state["moments"].lerp_(gradient.square(), fresh).clone()
@@ -227,7 +227,7 @@ class AfterBackward:
         self._withheld: Tensor | None = None
 
     def clip_grad_norm(self) -> Tensor:
-        """Clip all gradients by their global norm, if there is a bound; return the norm before clipping, a scalar."""
+        """Clip all gradients by their global norm, if a maximum is set; return the norm before clipping, a scalar."""
         if self.max_grad_norm is None:
             gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
             return full_tensor(nn.utils.get_total_norm(gradients))

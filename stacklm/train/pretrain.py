@@ -38,8 +38,8 @@ def pretrain(
     Runs in this process, in `config.nproc` processes that it starts, or as one of those started by `torchrun`. A killed run
     resumes from the last checkpoint in `work`, and a longer one from a checkpoint of an identical run in the folders `earlier`; on
     a CPU both produce the same bytes as an uninterrupted run. Raises `ParamsError` if the settings do not fit the data,
-    `NotCertifiedError` unless the certificate says that this model, with the present code, cannot see the tokens that it predicts,
-    and whatever `train` raises.
+    `NotCertifiedError` unless the certificate says that this model, with the current code, cannot see the tokens that it predicts,
+    and what `train` raises.
     """
     check_team(config, model.optimizer, config.nproc)
     if config.nproc > 1 and not is_launched():
@@ -80,7 +80,7 @@ def _write(run: Run, model: Model, data: Shards, trained: Path, timing: Path) ->
     save_model(trained, run.model, model.architecture, data.vocab_size, run.config.context_length, data.tokenizer)
     shutil.copyfile(run.work / METRICS, trained / METRICS)
     *times, last = read_jsonl(run.work / TIMING)
-    digest = read_json(trained / CONFIG)["sha256"]  # ties these times to these weights
+    digest = read_json(trained / CONFIG)["sha256"]  # links these times to these weights
     write_jsonl(timing, [*times, {**last, "model_sha256": digest}])
     final = read_jsonl(trained / METRICS)[-1]
     print(

@@ -23,17 +23,17 @@ from stacklm.train.optimizer import lr_factor
 STATE, HASHES = "state.json", "hashes.json"
 NAME = re.compile(r"step-(\d{8,})")
 CURVE = ("max_steps", "warmup_steps", "lr_schedule", "decay_fraction", "final_lr_fraction")
-"""Settings of the learning rates: compared by the resulting rates."""
+"""Learning-rate settings, compared by the resulting rates."""
 ROUNDING = ("micro_batch_size", "activation_checkpointing", "compile", "threads", "device", "nproc", "strategy")
-"""Settings that change results by rounding."""
+"""Settings that change results only by rounding."""
 UPKEEP = ("hard_stop", "checkpoint_every", "keep_checkpoints", "keep_every", "resume")
-"""Settings that change no result."""
+"""Settings that do not change results."""
 ROWS = ("eval_every", "eval_tokens")
-"""Settings that change no weights, only the rows of the metrics."""
+"""Settings that change only the rows of the metrics, not the weights."""
 
 
 class DamagedError(Exception):
-    """A checkpoint whose files are not as written."""
+    """A checkpoint whose files were damaged or modified."""
 
 
 def step_of(folder: Path) -> int:
@@ -135,7 +135,7 @@ def _same_rates(then: Any, now: Any, step: int) -> bool:
 def warm_start(work: Path, earlier: Iterable[Path], identity: Mapping[str, Any], config: Train) -> None:
     """Copy the newest checkpoint of the `earlier` work folders that is valid for this run to `work`, with its log rows.
 
-    Does nothing if `work` has a checkpoint of its own; damaged checkpoints, or ones with damaged rows, are skipped. The timing row
+    Does nothing if `work` already has a checkpoint; damaged checkpoints, or ones with damaged rows, are skipped. The timing row
     of that step records the source as `goes_on_from`.
     """
     if saved(work / "checkpoints"):
@@ -150,7 +150,7 @@ def warm_start(work: Path, earlier: Iterable[Path], identity: Mapping[str, Any],
         write_jsonl(work / name, rows)
     try:
         publish(folder, work / "checkpoints" / folder.name)
-    except FileNotFoundError:  # the run that uses that folder has removed it meanwhile
+    except FileNotFoundError:  # removed meanwhile by the run that uses that folder
         return
     print(f"resuming from a checkpoint of an identical run at step {step:,} ({other.name})")
 
@@ -190,7 +190,7 @@ def _same_rows(then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 
 
 def _until(rows: list[dict[str, Any]], step: int, config: Train) -> list[dict[str, Any]]:
-    """The rows up to a step as this run would have written them: the earlier one also validated at its own end."""
+    """The rows up to a step as this run would have written them: the earlier run also validated at its last step."""
     kept = []
     for row in (row for row in rows if row["step"] <= step):
         if row["step"] % config.eval_every and row["step"] != config.last_step:

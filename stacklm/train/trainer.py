@@ -46,15 +46,15 @@ from stacklm.train.optimizer import AfterBackward, InBackward, build_optimizer, 
 from stacklm.train.validate import Score
 
 MOST_SKIPPED = 10
-"""Consecutive steps that may be skipped before the run is given up."""
+"""Number of consecutive NaN or Inf updates at which the run stops."""
 
 
 class Run:
     """A model with fresh weights, determined by the settings, and everything needed to train it.
 
     `name` labels the progress bar, `validate` scores a model, `probe_BT` are the ids used for its health metrics, `identity`
-    determines which checkpoints it may resume from, and `work` holds everything needed to resume. Weights are drawn on the CPU, so
-    they are the same on every device and process of a team; later random numbers, such as those of dropout, differ.
+    determines which checkpoints it may resume from, and `work` holds everything needed to resume. Weights are initialised on the
+    CPU, so they are the same on every device and process of a team; later random numbers, such as those of dropout, differ.
     """
 
     def __init__(

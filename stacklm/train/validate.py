@@ -23,9 +23,9 @@ Batches = Iterable[Batch]
 
 @dataclass(frozen=True)
 class Score:
-    """Sums over scored tokens: `nats` over all of them, `text_nats` over those that represent text, `bytes` long in total.
+    """Sums over scored tokens: `nats` over all of them, `text_nats` over those with text, whose total length is `bytes`.
 
-    Special tokens represent no text: they count in the loss, but neither in bits per byte nor in word perplexity.
+    Special tokens have no text: they count in the loss, but not in bits per byte or word perplexity.
     """
 
     tokens: int
@@ -89,7 +89,7 @@ def scored_tokens(model: LanguageModel, batches: Batches, token_bytes_V: np.ndar
 
 
 def _shared(batches: Batches, team: ProcessGroup) -> Iterator[Batch]:
-    """Every n-th batch, for this one of n processes.
+    """Every n-th batch, for this process of n.
 
     If the batches do not divide evenly, some processes repeat the last one with an all-false mask: processes with sharded weights
     must run all forward passes together.
@@ -101,7 +101,7 @@ def _shared(batches: Batches, team: ProcessGroup) -> Iterator[Batch]:
 
 
 def _first(batches: Batches, tokens: int) -> Iterator[Batch]:
-    """The same batches, with the mask false after that many positions."""
+    """The same batches, with the mask false after the first `tokens` positions."""
     left = tokens
     for inputs_BT, targets_BT, mask_BT in batches:
         yield inputs_BT, targets_BT, mask_BT & (torch.arange(mask_BT.numel()).view_as(mask_BT) < left)

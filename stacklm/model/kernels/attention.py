@@ -1,9 +1,9 @@
 """Causal attention with values narrower than keys, with a kernel for each device.
 
-Fused kernels want one head dim, so values of D features are padded to the K of the keys and all work after the softmax is
-K wide. On a CPU the blocked kernel below keeps it D wide, and stores no T x T map either: a block of queries attends to all keys
-up to its own end, for several heads at a time per thread, and the backward pass recomputes the scores (as FlashAttention does,
-Dao et al. 2022, arXiv:2205.14135, with whole rows instead of a running softmax).
+Fused kernels require a single head dim, so values of D features are padded to the K of the keys and all work after the softmax is
+K wide. On a CPU the blocked kernel below keeps it D wide, and does not store the T x T scores either: a block of queries attends
+to all keys up to its own end, for several heads at a time per thread, and the backward pass recomputes the scores (as in
+FlashAttention, Dao et al. 2022, arXiv:2205.14135, but with whole rows instead of a running softmax).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from torch.utils.flop_counter import register_flop_formula
 from stacklm.model.kernels.threads import each
 
 QUERIES = 128
-"""Maximum queries per block: few waste little work above the diagonal, many make efficient matrix products."""
+"""Maximum queries per block: with fewer less work is wasted above the diagonal, with more matrix products are more efficient."""
 BLOCKS = 4
 """Minimum blocks per sequence."""
 SCORES = 2**19
-"""Maximum scores per block, 2 MB in float32: fewer mean more per-operation overhead, more take more memory."""
+"""Maximum scores per block, 2 MB in float32: with fewer there is more overhead, more take more memory."""
 
 
 def causal_attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHD: Tensor) -> Tensor:
@@ -66,9 +66,9 @@ def fused_attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHD: Tensor) -> Tensor:
 
 @torch.library.custom_op("stacklm::blocked_attention", mutates_args=())
 def blocked_attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHD: Tensor) -> Tensor:
-    """The same in blocks; a custom op, so that activation checkpointing can keep its result and FLOPs are counted.
+    """Causal attention in blocks; a custom op, so that activation checkpointing can keep its result and FLOPs are counted.
 
-    Inputs in a narrower format are copied to float32, so scores, softmax and sums are no less exact than in a fused kernel.
+    Inputs of lower precision are copied to float32, so scores, softmax and sums are as exact as in a fused kernel.
     """
     a_BTHD = torch.empty_like(v_BTHD)
     *inputs, a_BHDT = (part.permute(0, 2, 3, 1) for part in (q_BTHK, k_BTHK, v_BTHD, a_BTHD))
@@ -138,7 +138,7 @@ def _weights(q_BHKQ: Tensor, k_BHKU: Tensor, later_QQ: Tensor) -> Tensor:
 
 
 def _copy(x: Tensor) -> Tensor:
-    """Contiguous, and at least float32."""
+    """A contiguous copy, at least float32."""
     return x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
 
 
@@ -184,7 +184,7 @@ checkpointed = partial(
     use_reentrant=False,
     context_fn=partial(create_selective_checkpoint_contexts, [torch.ops.stacklm.blocked_attention.default]),
 )
-"""`checkpointed(function, *inputs)`: the same outputs and gradients, with activation checkpointing (Chen et al. 2016, 1604.06174).
+"""`checkpointed(function, *inputs)` runs it with activation checkpointing (Chen et al. 2016, 1604.06174); results are the same.
 
 Only `inputs` and the output of blocked attention, small but most of the work, are kept for the backward pass; it recomputes all
 other activations.

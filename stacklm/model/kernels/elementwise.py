@@ -52,7 +52,7 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def _by_layer_norm(grad: Tensor, x: Tensor, gain_C: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
-    """In one pass, with LayerNorm's kernel and a mean of zero; it subtracts a mean of the gradient, which is added back here."""
+    """The gradients of x and gain in one pass, by LayerNorm's kernel with mean zero; the mean that it subtracts is added back."""
     kernel, mean = torch.ops.aten.native_layer_norm_backward, torch.zeros_like(inverse)
     grad_x, grad_gain_C, _ = kernel(grad, x, gain_C.shape, mean, inverse, gain_C, None, [True, True, False])
     return grad_x.addcmul_((grad @ gain_C).unsqueeze(-1), inverse, value=1 / x.shape[-1]), grad_gain_C

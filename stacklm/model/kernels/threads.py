@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def each(work: Callable[[T], None], pieces: Sequence[T]) -> None:
-    """Do the work on every piece, without autocast or gradients, on as many threads as torch uses.
+    """Run `work` on every piece, without autocast or gradients, on as many threads as torch uses.
 
     The result does not depend on which thread runs a piece.
     """
