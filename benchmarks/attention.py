@@ -1,10 +1,10 @@
-"""Attention with narrow values on a CPU: by blocks, and by torch's fused kernel with the values padded.
+"""Speed of attention with narrow values on a CPU: blocked kernel against torch's fused kernel with padded values.
 
     python benchmarks/attention.py [--threads 1 2] [--repeats 5]
 
-Both have their inputs as they want them in memory: blocks with time innermost, the kernel with the head dim. They take turns;
-times are of a forward and a backward pass, medians by the clock, so nothing else should be running. `x` is how much sooner
-the blocks are done.
+Each kernel gets its inputs in the memory layout it prefers: time innermost for the blocked kernel, head dim innermost for the
+fused one. Runs alternate; times are medians of wall time for a forward and a backward pass, so nothing else should be running.
+`x` is the speedup of the blocked kernel.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SHAPES = {
     "seed-4x8": (1, 512, 64, 128, 32),
     "default": (16, 256, 32, 24, 8),
 }
-"""Rows, tokens, heads of all layers, key dim, features."""
+"""Rows, tokens, total heads of all layers, key dim, features."""
 
 
 def time_innermost(rows: int, tokens: int, heads: int, dim: int) -> Tensor:
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def measure(shape: tuple[int, int, int, int, int], repeats: int) -> list[float]:
-    """Seconds of each form, in the order of `FORMS`."""
+    """Median seconds of each form, in the order of `FORMS`."""
     *sizes, key_dim, features = shape
     steps = []
     for attention, drawn in FORMS.values():

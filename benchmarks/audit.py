@@ -1,9 +1,9 @@
-"""What an audit costs, as CPU seconds and in steps of the training that it precedes.
+"""Cost of an audit, in CPU seconds and in training steps.
 
     python benchmarks/audit.py [--params params.yaml] [--rounds 3]
 
-CPU seconds are those of all threads, because other work on the machine hardly disturbs them; medians of rounds in which the
-audit and 10 training steps of each model take turns. Imports are not in them, nor is the check of the token shards.
+CPU seconds are summed over all threads, because other work on the machine hardly affects them. Figures are medians over rounds
+that alternate the audit with 10 training steps of each model. Imports and the check of the token shards are excluded.
 """
 
 from __future__ import annotations

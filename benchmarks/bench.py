@@ -36,7 +36,7 @@ class Timed(NamedTuple, Generic[T]):
 
 
 def timed(work: Callable[[], T]) -> Timed[T]:
-    """Call once, and wait for the GPU if one is in use."""
+    """Call `work` once and time it; wait for the GPU if one is in use."""
     wall, cpu = time.perf_counter(), time.process_time()
     result = work()
     if torch.cuda.is_initialized():
@@ -60,7 +60,7 @@ def parameters_of(model: nn.Module) -> int:
 
 
 def stream_of(ids: np.ndarray, end_id: int = 0) -> TokenStream:
-    """Token ids as one document, one byte per token."""
+    """A stream of token ids as one document, one byte per token."""
     return TokenStream([ids], end_id, documents=1, bytes=len(ids), words=0)
 
 

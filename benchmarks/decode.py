@@ -1,14 +1,14 @@
-"""Milliseconds and cache bytes per token against the number of tokens before it.
+"""Decoding speed: milliseconds and cache bytes per token, by context length.
 
     python benchmarks/decode.py [--size laptop|seed-2x64|seed-4x8] [--contexts 128 512 2048] [--repeats 5] [--json FILE]
 
-One new token of one sequence, for a stacked model and a dense one with about as many parameters, by each of:
+One new token of one sequence, for a stacked model and a dense one with about as many parameters, with each of these caches:
 
-    keys and values   of every head are kept
-    stack inputs      x_s alone is kept (stacked)
-    recompute         nothing is kept: a full forward
+    keys and values   keys and values of every head
+    stack inputs      only the stack inputs x_s (stacked models)
+    recompute         no cache: a full forward pass
 
-Models and ways take turns; figures are medians. Weights are random, and logits are not counted: they cost the same by every way.
+Runs of models and caches alternate; figures are medians. Weights are random. Logits are excluded: they cost the same in all cases.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def measure(architectures: dict[str, Architecture], context: int, repeats: int, device: str) -> list[dict]:
-    """The figures of all models for the last token of a context, by every way that is exact for each."""
+    """The figures of all models for the last token of a context, for every kind of cache that works with each."""
     ids_1T = torch.randint(VOCAB, (1, context), device=device)
     rows: list[dict] = []
     steps: list[Callable[[], object]] = []
@@ -82,7 +82,7 @@ def measure(architectures: dict[str, Architecture], context: int, repeats: int, 
         model = build(architecture, VOCAB, context).to(device).eval()
         parameters = parameters_of(model)
         for way, replacements in WAYS.items():
-            with suppress(ValueError):  # where these replacements are not enough for this model
+            with suppress(ValueError):  # this kind of cache does not work with this model
                 run, size = step(model, ids_1T, replacements)
                 steps.append(run)
                 rows.append({"model": name, "parameters": parameters, "way": way, "context": context, "bytes_per_token": size})
@@ -91,7 +91,7 @@ def measure(architectures: dict[str, Architecture], context: int, repeats: int, 
 
 
 def step(model: nn.Module, ids_1T: torch.Tensor, replacements: Replacements | None) -> tuple[Callable[[], object], int]:
-    """What makes the features of the last token, as often as asked, and the bytes it keeps of each token."""
+    """A function that computes the features of the last token, repeatably, and the bytes cached per token."""
     if replacements is None:
         return torch.no_grad()(lambda: model.features(ids_1T)[:, -1]), 0
     decoder = Decoder(model, ids_1T.shape[1], replacements)

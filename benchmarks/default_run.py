@@ -1,9 +1,9 @@
-"""The default comparison for the README: run after `make repro`.
+"""Write the default comparison to the README, after `make repro`.
 
     python benchmarks/default_run.py [CHECKOUT]
 
 Reads the results in the checkout's `out/` and the times in `.stacklm/history.jsonl`. Writes docs/measurements/default.md, the
-report's plot of verdicts beside it as default.svg, and the part of README.md between the `measured` comments.
+report's plot of verdicts as default.svg beside it, and the part of README.md between the `measured` comments.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def table(comparison: Mapping[str, Any]) -> str:
 
 
 def sentence(comparison: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    """The finding, what the numbers are worth, and how long the stages took on which machine."""
+    """The finding with its statistics, and the duration of the stages, the machine and the date."""
     latest = {row["stage"]: row for row in rows}.values()
     seconds = max(row["started"] + row["seconds"] for row in latest) - min(row["started"] for row in latest)
     day = datetime.fromtimestamp(max(row["started"] for row in latest), UTC).date()

@@ -1,10 +1,10 @@
-"""How fast text is encoded: ours, which takes any bytes, against plain `tiktoken` with the same merges, on the same text.
+"""Encoding speed: stacklm's tokenizer, which accepts any bytes, against plain `tiktoken` with the same merges.
 
     python benchmarks/encoding.py [--rounds 9]
 
-The text is the default corpus, the vocabulary that of params.yaml, learned on it. Both encoders run in turn, each round on the
-same documents; the median of the rounds is taken of MB per second of CPU time (user and system) and of their ratio.
-`tokenizers`, which learns the vocabulary, is measured beside them in one round. The ids are compared.
+The text is the default corpus, and the vocabulary that of params.yaml, trained on it. Both encoders alternate on the same
+documents; figures are medians over rounds of MB per second of CPU time (user and system), and of their ratio. `tokenizers`,
+which trains the vocabulary, is measured in one round. All ids are compared.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Encoder = Callable[[bytes], list[int]]
 
 
 def encoders(folder: Path, pattern: str) -> dict[str, Encoder]:
-    """Ours, plain `tiktoken` and `tokenizers`, with the vocabulary in the folder."""
+    """The encoders of stacklm, plain `tiktoken` and `tokenizers`, with the vocabulary in the folder."""
     ours = Tokenizer.load(folder)
     ranks = {ours.decode([i]): i for i in range(ours.vocab_size) if ours.bytes_per_token[i]}
     plain = tiktoken.Encoding("plain", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
@@ -47,7 +47,7 @@ def encoders(folder: Path, pattern: str) -> dict[str, Encoder]:
 
 
 def seconds(encode: Encoder, texts: list[bytes]) -> float:
-    """Of CPU time, for all texts."""
+    """CPU seconds to encode all texts."""
     return timed(lambda: [encode(text) for text in texts]).cpu
 
 
@@ -64,7 +64,7 @@ def main() -> None:
         train_tokenizer(config, folder / "documents", folder / "tokenizer")
         documents = list(read_split(folder / "documents", "train"))
         ways = encoders(folder / "tokenizer", PATTERNS[config.pretokenizer])
-    documents = [text for text in documents if text.decode("utf-8", "ignore").encode() == text]  # all that tiktoken can take
+    documents = [text for text in documents if text.decode("utf-8", "ignore").encode() == text]  # tiktoken accepts only UTF-8
     size = sum(map(len, documents)) / 1e6
     rows = []
     for kind, texts in (("documents", documents), ("one text", [b"".join(documents)])):

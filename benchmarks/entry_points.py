@@ -1,9 +1,9 @@
-"""Seconds until each entry point of an up-to-date project says that there is nothing to do, and until help appears.
+"""Time of each entry point in a project that is up to date, and of `--help`.
 
     python benchmarks/entry_points.py [--repeats 5]
 
-Run it in a project in which `dvc repro` has finished. The figures are medians of interleaved runs; aims: 0.5 s for help,
-5 s for `dvc repro`, 15 s for the flow (which starts a Prefect server of its own and stops it).
+Run it in a project in which `dvc repro` has finished. Figures are medians of interleaved runs in seconds; targets: 0.5 s for help,
+5 s for `dvc repro`, 15 s for the flow (which starts its own Prefect server and stops it).
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def main() -> None:
         (name, f"{statistics.median(seconds[name]):.2f}", f"{min(seconds[name]):.2f}", f"{aim:.1f}")
         for name, (_command, aim) in COMMANDS.items()
     ]
-    print(f"seconds, {repeats} runs\n{table(('command', 'median', 'best', 'aim'), rows)}")
+    print(f"seconds, {repeats} runs\n{table(('command', 'median', 'best', 'target'), rows)}")
 
 
 def run(command: list[str], root: Path) -> str:
-    """What a command, which must end well, printed."""
+    """The output of a command, which must succeed."""
     return subprocess.run(command, cwd=root, env=environment(), capture_output=True, text=True, check=True).stdout
 
 

@@ -1,10 +1,10 @@
-"""CPU seconds per trial of an experiment that are not training: processes, files, the certificate, Prefect and its server.
+"""Overhead of a lab trial: CPU seconds besides training, for processes, files, the certificate, Prefect and its server.
 
     python benchmarks/lab.py [--trials 20]
 
-Run it in a project that has token shards (`dvc repro shards`). Trials of a tiny model run as `stacklm run-flow lab` runs
-them, one at a time, and the same are trained and scored in this process without anything around. The difference is what
-the machinery takes; the aim is below 2 s. Starting and stopping is not in it: one trial has run before.
+Run it in a project that has token shards (`dvc repro shards`). Trials of a tiny model run as in `stacklm run-flow lab`, one at
+a time, and are then trained and scored again in this process without the flow. The difference is the overhead; the target is
+below 2 s. Startup and shutdown are excluded: the first trial does not count.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ EXPERIMENT = {
 
 def main() -> None:
     parser = command_line(__doc__)
-    parser.add_argument("--trials", type=int, default=20, help="at least 12")
+    parser.add_argument("--trials", type=int, default=20, help="number of trials, at least 12")
     wanted = parser.parse_args().trials
     project = Project.find()
     with tempfile.TemporaryDirectory() as folder:
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def through_the_flow(files: Files) -> tuple[float, list]:
-    """CPU seconds per trial of this process and all its children, over all but the first trial; and those trials."""
+    """CPU seconds per trial of this process and all its children, for all trials but the first; and those trials."""
     server = connect(files.work / "prefect")
     from prefect import flow
     from prefect.task_runners import ThreadPoolTaskRunner
@@ -101,7 +101,7 @@ def through_the_flow(files: Files) -> tuple[float, list]:
 
 
 def without_anything(files: Files, trials: list) -> float:
-    """CPU seconds of each of the trials, trained and scored in this process."""
+    """CPU seconds per trial if the trials are trained and scored in this process."""
     data, seconds = Shards.open(files.shards), 0.0
     for trial in trials:
         assert trial.data == sha256(files.shards / "manifest.json")
@@ -117,7 +117,7 @@ def without_anything(files: Files, trials: list) -> float:
 
 
 def cpu() -> float:
-    """CPU seconds of this process and its children so far, those that have ended included."""
+    """CPU seconds of this process and its children so far, including children that have exited."""
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
     times = [process.cpu_times() for process in processes]
     return sum(t.user + t.system + getattr(t, "children_user", 0) + getattr(t, "children_system", 0) for t in times)

@@ -1,8 +1,8 @@
-"""What scoring one sequence at a time costs, and what batches of equal length would change: minimal pairs of BLiMP.
+"""Cost of scoring one sequence at a time, compared with batches of sequences of equal length, on BLiMP's minimal pairs.
 
     stacklm run-flow pretrain && python benchmarks/likelihood.py ../shared/data/blimp/blimp.jsonl.zst
 
-Prints a row for each trained model of the first seed; times are CPU seconds of one thread.
+Prints a row for each model trained with the first seed; times are CPU seconds of one thread.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BATCH = 32
 
 
 def batched(scorer: Scorer, pairs: list[tuple[list[int], list[int]]]) -> list[float]:
-    """The log-likelihood of each continuation, scored in batches of sequences of one length."""
+    """The log-likelihood of each continuation, scored in batches of sequences of equal length."""
     found = [0.0] * len(pairs)
     by_length: dict[int, list[int]] = defaultdict(list)
     for i, (context, continuation) in enumerate(pairs):

@@ -1,10 +1,10 @@
-"""What the loss costs in time and memory, forward and backward: with all logits, in our chunks, and as torch has it.
+"""Time and memory of the loss, forward and backward: with all logits, in stacklm's chunks, and with torch's chunked loss.
 
     python benchmarks/loss.py [--repeats 3] [--threads 2] [--json FILE]
 
-Each form works on the same features and head, in a process of its own for each repeat, and the forms take turns. Time is
-that of the process on the CPU, over all threads, because other work on the machine hardly disturbs it; memory is the most
-that the process held above its features and its head, so the gradients are in it (Linux only). Medians of the repeats.
+All forms use the same features and head, alternate, and run in a new process for each repeat. Time is CPU time over all
+threads, because other work on the machine hardly affects it; memory is the peak of the process above its features and head,
+including gradients (Linux only). Figures are medians over the repeats.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ COLUMNS = (
 
 
 class Features(nn.Module):
-    """Features that are there already, and a head."""
+    """A model of constant features and a head."""
 
     def __init__(self, tokens: int, width: int, vocab_size: int) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def compare(size: str, repeats: int, threads: int) -> list[dict]:
-    """All forms at one size; ratios are to the plain one."""
+    """The figures of all forms at one size; ratios are relative to the plain form."""
     found: dict[str, list[dict]] = {form: [] for form in FORMS}
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         for _ in range(repeats):
@@ -101,11 +101,11 @@ def compare(size: str, repeats: int, threads: int) -> list[dict]:
 
 
 def measure(size: tuple[int, int, int], form: str, threads: int) -> dict[str, float]:
-    """Seconds of a loss with its gradients after a first one, bytes above what was there, and the mean loss."""
+    """CPU seconds of the second loss with its gradients, peak bytes above features and head, and the mean loss."""
     setup_device("cpu", threads)
     torch.manual_seed(0)
     loss = FORMS[form]
-    step(Features(8, 8, 8), torch.zeros(1, 8, dtype=torch.long), loss)  # what torch loads at its first step is no cost of a form
+    step(Features(8, 8, 8), torch.zeros(1, 8, dtype=torch.long), loss)  # exclude what torch loads in its first step
     model = Features(*size)
     targets_BT = torch.randint(size[2], (1, size[0]))
     held = psutil.Process().memory_info().rss

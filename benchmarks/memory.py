@@ -1,12 +1,12 @@
-"""Measured peaks of memory on a CPU, and the line that `stacklm plan` adds to the tensors.
+"""Measured peak memory on a CPU, and the linear fit with which `stacklm plan` estimates it from the size of the tensors.
 
     python benchmarks/memory.py [--only NAME ...] [--write]
 
-Each configuration trains for a few steps in a process of its own, a fork of one that has imported everything and trained a
-tiny model. Measured is the most memory that the process ever held (VmHWM), minus what it held after steps of the tiny model. On
-every second configuration a line through the tensors' peaks is fitted, by least squares of the total's relative errors; the
-others test it. `--write` puts the table into docs/measurements/memory.md; the constants that it states belong into
-stacklm/plan/memory.py. Linux only, as VmHWM is.
+Each configuration trains for a few steps in a separate process, forked from one that has imported everything and trained a tiny
+model. The measured value is the peak memory of the process (VmHWM) minus its memory after steps of the tiny model. A line
+through the tensors' peaks is fitted to every second configuration, by least squares of the relative errors of the total; the
+others test it. `--write` writes the table to docs/measurements/memory.md; copy its constants to stacklm/plan/memory.py. Linux
+only, because of VmHWM.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def main() -> None:
 
 
 def fitted(rows: list[dict[str, Any]], process: int) -> tuple[float, float]:
-    """Overhead and bytes per byte of tensors, by least squares of the relative errors of the total, imports included."""
+    """Overhead and bytes per byte of tensors, by least squares of the relative errors of the total, including imports."""
     tensors, peaks = (np.array([row[key] for row in rows], dtype=float) for key in ("tensors", "peak"))
     weights = 1 / (process + peaks)
     overhead, per_byte = np.linalg.lstsq(np.stack([weights, weights * tensors], axis=1), weights * peaks, rcond=None)[0]
@@ -133,7 +133,7 @@ def fitted(rows: list[dict[str, Any]], process: int) -> tuple[float, float]:
 
 
 def report(rows: list[dict[str, Any]], process: int) -> str:
-    """The page of the measurement."""
+    """The measurement as a Markdown page."""
     overhead, per_byte = fitted(rows[::2], process)
     estimates = [overhead + per_byte * row["tensors"] for row in rows]
     errors = [(process + estimate) / (process + row["peak"]) - 1 for row, estimate in zip(rows, estimates, strict=True)]
@@ -168,8 +168,8 @@ def _summary(errors: list[float]) -> str:
 
 
 def measure(name: str) -> dict[str, Any]:
-    """The peak of training that configuration, in bytes above what this process holds after the tiny model."""
-    steps(TINY)  # a fork maps the libraries' pages again as it uses them
+    """The peak memory of training that configuration, in bytes above the memory of this process after the tiny model."""
+    steps(TINY)  # a fork maps the libraries' pages again when it uses them
     before = psutil.Process().memory_info().rss
     steps(CASES[name])
     return {"name": name, "peak": peak_memory() - before}

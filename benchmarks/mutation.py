@@ -1,13 +1,13 @@
-"""Mutation testing on a random sample: what changes of the code does no quick test notice?
+"""Mutation testing on a random sample: find code changes that no quick test detects.
 
-    python benchmarks/mutation.py --sample 100 --minutes 30        (`make mutate`); once more, it resumes
-    python benchmarks/mutation.py --again                          the survivors once more, after new tests
+    python benchmarks/mutation.py --sample 100 --minutes 30        (`make mutate`); run again to resume
+    python benchmarks/mutation.py --again                          retry the survivors, after new tests
 
 mutmut (https://mutmut.readthedocs.io) makes mutants of the code in `[tool.mutmut]` of pyproject.toml, each with one small change.
-Which tests reach a function mutmut finds out by running them all, and it does not see what runs in child processes. So a mutant
-is judged here by the tests of its module, `tests/unit/PACKAGE/test_MODULE.py`, and if none of them fails by the others of the
-package that import the module. A survivor is a change that none of them noticed: a missing test, or a change that makes no
-difference. Slow tests are left out, so a mutant that only they kill counts as a survivor.
+To find the tests that reach a function, mutmut would run all of them, and it does not see child processes. So here a mutant is
+tried with the tests of its module, `tests/unit/PACKAGE/test_MODULE.py`, and if none of them fails, with the others of the package
+that import the module. A survivor is a change that none of them detects: a missing test, or a change without effect. Slow tests
+are left out, so a mutant that only they kill counts as a survivor.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ AGAIN = ("survived", "not covered")
 ENDS = {pytest.ExitCode.OK: "survived", pytest.ExitCode.NO_TESTS_COLLECTED: "not covered"}
 PACKAGES = ("audit", "data", "model", "pipeline", "train")
 QUICK = 90
-"""Seconds of the clock that the tests of a module may take; those that take longer without a mutant do not count."""
+"""Time limit for the tests of a module in seconds; tests that exceed it without a mutant do not count."""
 TOO_SLOW = ("integration/pipeline/test_dvc.py", "integration/train/test_devices.py", "integration/train/test_faults.py")
 FIRST_BATCH = "integration/train/test_pretrain.py::test_the_first_batch_is_the_first_of_the_train_split_and_each_is_seen_once"
 OWN = {
@@ -64,13 +64,13 @@ OWN = {
     "stacklm.data.formats": ["unit/data/test_formats.py", "unit/data/test_magic.py"],
     "stacklm.data.sources": ["unit/data/test_sources.py", "unit/data/test_paths.py"],
 }
-"""The tests of modules without a test file of their name, or whose file starts many trainings."""
+"""The tests of modules that have no test file of the same name, or whose file starts many training runs."""
 EQUIVALENT: dict[tuple[str, str], str] = {}
-"""Survivors that change nothing that can be observed: the function and the last changed line of the diff, and why."""
+"""Survivors without observable effect: the function and the last changed line of the diff, and the reason."""
 
 
 class Result(NamedTuple):
-    """What became of a mutant of a function with that hash, how long its tests ran, and which of them failed."""
+    """The status of a mutant, the hash of its function, the duration of its tests, and the test that failed."""
 
     mutant: str
     code: str
@@ -81,10 +81,10 @@ class Result(NamedTuple):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sample", type=int, default=100, help="mutants to try at most, of each package")
-    parser.add_argument("--minutes", type=float, default=30, help="to stop after (0: only report); what was tried by then counts")
-    parser.add_argument("--seed", type=int, default=1, help="of the sample")
-    parser.add_argument("--again", action="store_true", help="try the survivors of the sample once more")
+    parser.add_argument("--sample", type=int, default=100, help="maximum number of mutants per package")
+    parser.add_argument("--minutes", type=float, default=30, help="time limit (0: only report); mutants tried until then count")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the sample")
+    parser.add_argument("--again", action="store_true", help="retry the survivors of the sample")
     parser.add_argument("--report", type=Path, default=REPORT)
     options = parser.parse_args()
     options.report = options.report.absolute()
@@ -106,8 +106,8 @@ def main() -> None:
 
 
 def make_mutants() -> dict[str, str]:
-    """A copy of the project with all mutants in it, which the environment variable MUTANT_UNDER_TEST turns on: their names, each
-    with the hash of its function."""
+    """Copy the project with all mutants, which the environment variable MUTANT_UNDER_TEST enables; return the hash of the function
+    of each mutant, by name."""
     Path("mutants").mkdir(exist_ok=True)
     mutmut.copy_src_dir()
     mutmut.copy_also_copy_files()
@@ -122,7 +122,7 @@ def make_mutants() -> dict[str, str]:
 
 
 def drawn(names: Iterable[str], size: int, seed: int) -> dict[str, list[str]]:
-    """A random sample in random order, of every package as many."""
+    """A random sample in random order, of the same size for every package."""
     of_package = defaultdict(list)
     for name in sorted(names):
         of_package[package(name)].append(name)
@@ -130,14 +130,14 @@ def drawn(names: Iterable[str], size: int, seed: int) -> dict[str, list[str]]:
 
 
 def results(mutants: dict[str, str]) -> dict[str, Result]:
-    """The last result of each mutant whose function is still the same."""
+    """The last result of each mutant whose function has not changed."""
     lines = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.exists() else []
     rows = [Result(**json.loads(line)) for line in lines]
     return {row.mutant: row for row in rows if mutants.get(row.mutant) == row.code}
 
 
 def run(to_try: dict[str, list[str]], mutants: dict[str, str], end: float) -> None:
-    """Try mutants one at a time until the monotonic clock shows `end`; in all, each package gets as much of the time."""
+    """Try mutants one at a time until the monotonic clock shows `end`; all packages get equal time in total."""
     preload()
     spent = dict.fromkeys(to_try, 0.0)
     for result in results(mutants).values():
@@ -154,7 +154,7 @@ def run(to_try: dict[str, list[str]], mutants: dict[str, str], end: float) -> No
 
 
 def judged(mutant: str) -> tuple[str, str]:
-    """What became of a mutant, and the test that killed it, which must pass without the mutant."""
+    """The status of a mutant, and the test that killed it, which must pass without the mutant."""
     status = "not covered"
     for tests in judges(module(mutant)):
         found, test = tested(mutant, tests)
@@ -169,12 +169,12 @@ def judged(mutant: str) -> tuple[str, str]:
 
 @cache
 def clean(tests: tuple[str, ...]) -> str:
-    """What becomes of the code as it is."""
+    """The status of the unchanged code."""
     return tested("", tests)[0]
 
 
 def preload() -> None:
-    """Import the mutants and their tests, of which each run gets a copy by `fork`."""
+    """Import the mutants and their tests, which each run inherits by `fork`."""
     sys.path.insert(0, str(Path("mutants").absolute()))
     os.environ["MUTANT_UNDER_TEST"] = ""
     import torch
@@ -188,7 +188,7 @@ def preload() -> None:
 
 
 def tested(mutant: str, tests: tuple[str, ...]) -> tuple[str, str]:
-    """What those tests say of a mutant, and the test that failed; more than `QUICK` seconds of them are not waited for."""
+    """The status of a mutant after these tests, and the test that failed; they are stopped after `QUICK` seconds."""
     started = time.monotonic()
     if not (child := os.fork()):
         os.setsid()
@@ -222,7 +222,7 @@ def judges(module: str) -> tuple[tuple[str, ...], ...]:
 
 
 def test_files(package: str) -> dict[str, Path]:
-    """By the path below `tests/`."""
+    """The test files of a package, by path relative to `tests/`."""
     paths = [path for tier in ("unit", "integration") for path in Path("tests", tier, package).glob("test_*.py")]
     return {name: path for path in paths if (name := path.relative_to("tests").as_posix()) not in TOO_SLOW}
 
@@ -281,13 +281,13 @@ def module(mutant: str) -> str:
 
 
 def function(mutant: str) -> str:
-    """Its function by the name that it has in the code, such as `stacklm.data.batches.TrainBatches.batch`."""
+    """The name of the mutant's function in the code, such as `stacklm.data.batches.TrainBatches.batch`."""
     mangled = mangled_name_from_mutant_name(mutant).rpartition(".")[2]
     return f"{module(mutant)}.{mangled.removeprefix('x_').removeprefix('xǁ').replace('ǁ', '.')}"
 
 
 def diff(name: str) -> tuple[tuple[str, str], str]:
-    """The key of a mutant in `EQUIVALENT`, and all of its changed lines under the function's name."""
+    """The key of a mutant in `EQUIVALENT`, and its changed lines below the function's name."""
     lines = [line for line in get_diff_for_mutant(name).splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---")]
     return (function(name), f"{lines[-1][0]} {lines[-1][1:].strip()}"), "\n".join([f"# {function(name)}", *lines])
 

@@ -1,13 +1,13 @@
-"""What an optimizer costs: time of an update against fused AdamW, and bytes a parameter.
+"""Cost of optimizers: time of an update relative to fused AdamW, and bytes per parameter.
 
     python benchmarks/optimizers.py [--size laptop|seed-2x64|seed-4x8] [--repeats 5] [--threads 2] [--json FILE]
 
-Updates of all kinds take turns on the same random gradients; a time is the median of its ratios to AdamW's of the same turn,
-and `lowest` and `highest` tell how far they vary. It does not depend on the batch, as that of a forward and backward pass does.
+Updates of all optimizers alternate on the same random gradients; a time is the median of its ratios to AdamW's in the same round,
+and `lowest` and `highest` are the extremes. Unlike a forward and backward pass, an update does not depend on the batch.
 
-Bytes come from the plan's tracer: the optimizer's state, and the highest peak of a training step on a few tokens, so that
-activations are next to nothing, with the update after the backward pass and within it. The vocabulary is small while times
-are measured (embedding and head are cheap in time) and the preset's own for bytes.
+Bytes come from the memory trace of `stacklm plan`: the optimizer's state, and the peak of a training step on a few tokens, so
+that activations are negligible, with the update after the backward pass and within it. The vocabulary is small when times are
+measured (embedding and head take little time) and the preset's own for bytes.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ def main() -> None:
 
 
 def update_times(architecture: Architecture, repeats: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of `repeats` updates by each kind, which take turns."""
+    """Seconds of `repeats` updates by each optimizer, which alternate."""
     torch.manual_seed(0)
     model = build(architecture, SMALL_VOCAB, TOKENS).to(device)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
     optimizers = {kind: build_optimizer(model, settings) for kind, settings in KINDS.items()}
     times: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    for turn in range(1 + repeats):  # the first makes the state
+    for turn in range(1 + repeats):  # the first allocates the state
         for kind, optimizer in optimizers.items():
             seconds = timed(optimizer.step).wall
             if turn:
@@ -82,14 +82,14 @@ def update_times(architecture: Architecture, repeats: int, device: torch.device)
 
 
 def bytes_a_parameter(architecture: Architecture, vocab_size: int, settings: Optimizer) -> dict[str, float]:
-    """The optimizer's state, and the peaks of steps with the update after the backward pass and within it."""
+    """Bytes per parameter of the state, and at the peaks of steps with the update after and within the backward pass."""
     state, peak = traced(architecture, vocab_size, settings, in_backward=False)
     _, within = traced(architecture, vocab_size, settings, in_backward=True)
     return {"state": state, "peak": peak, "peak_in_backward": within}
 
 
 def traced(architecture: Architecture, vocab_size: int, settings: Optimizer, in_backward: bool) -> tuple[float, float]:
-    """Bytes a parameter of the state and at the highest peak of two steps."""
+    """Bytes per parameter of the state, and at the peak of two steps."""
     with tracing(vocab_size) as timeline:
         model = build(architecture, vocab_size, TOKENS)
         timeline.follow(model)

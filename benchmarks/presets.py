@@ -1,10 +1,10 @@
-"""A model built for real, and steps of training by the trainer's own `train_step`: seconds, loss and the most memory held.
+"""Build a large model and train it for a few steps with the trainer's `train_step`: seconds, loss and peak memory.
 
     python benchmarks/presets.py seed-2x64|seed-4x8|PARAMS_FILE [--steps 1] [--threads 2] [--device cpu] [--json FILE]
 
-A preset trains on one window at the published vocabulary of 110,000 and context of 2,048, in float32 with AdamW; of a params
-file the first model trains by its settings. Tokens are random, and the loss of an untrained model is close to ln V, that of a
-uniform guess. On a GPU `--memory 8e9` lets torch take no more than so many bytes.
+A preset trains on one sequence with the published vocabulary of 110,000 and context of 2,048, in float32 with AdamW; from a
+params file the first model is trained with its settings. Tokens are random, and the loss of an untrained model is close to ln V,
+that of a uniform distribution. On a GPU `--memory 8e9` limits the memory that torch may allocate.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main() -> None:
     parser = command_line(__doc__)
     parser.add_argument("what", help="a preset or a params file")
     parser.add_argument("--steps", type=int, default=1)
-    parser.add_argument("--memory", type=float, help="bytes that torch may take of a GPU")
+    parser.add_argument("--memory", type=float, help="maximum bytes that torch may allocate on a GPU")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path)
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def settings(what: str, threads: int) -> tuple[Train, Model, int]:
-    """How to train which model, and its vocabulary."""
+    """The training settings, the model and its vocabulary size."""
     if what in PRESETS:
         config = PRESETS[what]
         train = Train(max_steps=100, context_length=config.context_length, global_batch_size=1, micro_batch_size=1, threads=threads)
@@ -62,7 +62,7 @@ def settings(what: str, threads: int) -> tuple[Train, Model, int]:
 
 
 def measure(config: Train, model: Model, vocab_size: int, device: torch.device, steps: int) -> dict[str, float]:
-    """Build the model and train it for some steps on random tokens."""
+    """Build the model and train it for `steps` steps on random tokens."""
     batches = random_batches(config, vocab_size, steps)
     built = timed(lambda: fresh_run(model, vocab_size, config, batches, device))
     run = built.result

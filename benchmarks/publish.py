@@ -1,9 +1,9 @@
-"""Run benchmarks and keep what they print as a page of docs/measurements/.
+"""Run benchmarks and write their output to a page of docs/measurements/.
 
     python benchmarks/publish.py loss -- python benchmarks/loss.py --threads 2      writes docs/measurements/loss.md
 
-Several commands, each after a `--` of its own, make one page. It names each command, the day and the machine. Text that people
-wrote below a line `## Notes` stays.
+A page may have several commands, each after its own `--`. It names each command, the date and the machine. Text below a line
+`## Notes`, written by hand, is kept.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ NOTES = "## Notes"
 
 def main(folder: Path = FOLDER) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("page", help="the page's name without .md")
-    parser.add_argument("commands", nargs=argparse.REMAINDER, help="each after `--`")
+    parser.add_argument("page", help="name of the page, without .md")
+    parser.add_argument("commands", nargs=argparse.REMAINDER, help="commands to run, each after `--`")
     options = parser.parse_args()
     commands = [list(words) for dashes, words in groupby(options.commands, lambda word: word == "--") if not dashes]
     if not commands:
@@ -42,7 +42,7 @@ def main(folder: Path = FOLDER) -> None:
 
 
 def page(name: str, printed: Mapping[str, str], before: str) -> str:
-    """The text of the page, from what each command printed; the heading and the notes of the page before are kept."""
+    """The text of the page, from the output of each command; the heading and the notes of the previous page are kept."""
     heading = re.match(r"# .+", before)
     notes = before.partition(f"\n{NOTES}\n")[2]
     day, machine = datetime.now(UTC).date(), f"{os.cpu_count()} CPUs, {platform.system()} {platform.machine()}"

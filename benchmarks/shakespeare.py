@@ -1,10 +1,10 @@
-"""The small recipe for a CPU: characters of tiny Shakespeare, 2,000 steps of 12 windows of 64 of them.
+"""nanoGPT's CPU recipe: character-level tiny Shakespeare, 2,000 steps of 12 sequences of 64 characters.
 
     python benchmarks/shakespeare.py FILE [--models dense stacked] [--rates 2e-3 4e-3 8e-3] [--steps 2000] [--seed 1] [--json FILE]
 
-A dense decoder, 4 layers of width 128, and a stacked one with as many parameters in the body, each trained at every rate by the
-trainer as it is. The first nine tenths of the file are for training; the loss is that of the whole rest, in nats a character, in
-windows of 64 that begin where the last one ended. Published for this recipe, with a GPT of that size: 1.88 (nanoGPT's README).
+A dense decoder, 4 layers of width 128, and a stacked one with as many parameters in the body, each trained with every learning
+rate by the unchanged trainer. The first nine tenths of the file are for training; the loss is that of all the rest, in nats per
+character, in adjacent sequences of 64. Published for this recipe, with a GPT of that size: 1.88 (nanoGPT's README).
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def trained(
     valid_stream: TokenStream,
     device: torch.device,
 ) -> float:
-    """Nats a character of all of the validation stream, after training at that peak learning rate."""
+    """Nats per character of the whole validation stream, after training with that peak learning rate."""
     sizes_V = np.array([0] + [1] * (vocab_size - 1))
     with tempfile.TemporaryDirectory() as work:
         run = Run(
@@ -120,7 +120,7 @@ def trained(
 
 
 def streams(text: str) -> tuple[int, TokenStream, TokenStream]:
-    """The number of tokens, 0 to end a text and one for each character, and the first nine tenths of the text and the rest."""
+    """The vocabulary size (the end token 0, and one token per character), and streams of the first nine tenths and the rest."""
     characters = sorted(set(text))
     id_of = {character: number for number, character in enumerate(characters, start=1)}
     ids = np.array([id_of[character] for character in text], dtype=np.uint16)

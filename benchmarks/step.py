@@ -1,22 +1,21 @@
-"""One training step of the same model in five forms: seconds, operations, memory.
+"""One training step of the same model in five forms: seconds, FLOPs, memory.
 
     python benchmarks/step.py [--sizes laptop seed-2x64 ...] [--threads 2] [--repeats 5] [--seconds 20] [--json FILE]
 
-    published   a Python loop over layers and heads, every attention map written out
+    published   a Python loop over layers and heads, with explicit attention weights
     plain loop  a Python loop over layers, each an ordinary module with torch's `scaled_dot_product_attention`
-    packed      all layers at once, every map where the published form has it
-    folded      all layers at once, maps multiplied together first: what stacklm trains with
-    checkpointed  the same with activation checkpointing: of each stack only the input is kept, and the rest computed again
+    packed      all layers at once, with the same matrix products as the published form
+    folded      all layers at once, with weights multiplied together first: what stacklm trains with
+    checkpointed  the same with activation checkpointing: only the input of each stack is kept, the rest is recomputed
 
-A step is a forward pass, the loss and a backward pass; the optimizer, which costs all forms the same, is left out. Every form
-has a process of its own, so that its peak of memory is its own: what the process held at most, less what it held after its
-imports and a step of a tiny model (on a GPU what was allocated at most). `kept` is that without the weights and their
-gradients, which are the same in all forms. All start from the same weights, and have to agree on logits and gradients
-before anything is timed. Then they take turns, each up to `--repeats` times or until it has used up its `--seconds`;
-figures are medians. On a machine that others use as well, read the CPU seconds, at one thread.
+A step is a forward pass, the loss and a backward pass; the optimizer, which costs the same in all forms, is left out. Each form
+runs in a separate process. Peak memory is that of the process, minus its memory after imports and a step of a tiny model (on a
+GPU: peak allocated memory); `kept` is the same without weights and their gradients, which are equal in all forms. All forms start
+from the same weights, and their logits and gradients are compared before timing. Then they alternate, each up to `--repeats`
+times or until it has used up its `--seconds`; figures are medians. On a shared machine, use the CPU seconds, with one thread.
 
-`floor` are the seconds that a form's operations take at the rate of large matrix products, measured between the turns. With
-`--json` a file is kept; the sizes that it already holds are shown and not measured again. Linux only.
+`floor` is the time that a form's FLOPs take at the rate of large matrix products, measured between the steps. `--json` writes a
+file; sizes that it already contains are shown and not measured again. Linux only.
 """
 
 from __future__ import annotations
@@ -49,14 +48,14 @@ from support.reference import DecoderLayer, ReferenceDecoder, unpack
 
 VOCAB = 512
 LOGITS, GRADIENTS = 1e-4, 1e-2
-"""Relative errors that pass. Rounding decides whether a ReLU lets through what is about zero, and with it a token's share."""
+"""Tolerated relative errors. Rounding decides whether a ReLU is active near zero, and so a token's part of a gradient."""
 SIDE = 2048
-"""Of the square matrices whose products give the machine's rate."""
+"""Size of the square matrices whose products give the machine's FLOP rate."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """A model and its batch: `rows` windows of `context` tokens."""
+    """A model and its batch: `rows` sequences of `context` tokens."""
 
     architecture: Stacked
     context: int
@@ -75,7 +74,7 @@ SIZES = {
 
 
 class PlainLayer(DecoderLayer):
-    """A decoder layer as it is usually written."""
+    """A decoder layer in the usual form."""
 
     def attention(self, x_BTC: Tensor) -> Tensor:
         parts = (part(x_BTC).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.value))
@@ -84,14 +83,14 @@ class PlainLayer(DecoderLayer):
 
 
 class Unfolded(PublishedAttention):
-    """N layers at once, with every map where the published form has it."""
+    """N layers at once, with the same matrix products as the published form."""
 
     def forward(self, x_BTC: Tensor, rotation: Rotation | None = None) -> Tensor:
         return self.unfolded(x_BTC)
 
 
 def in_a_loop(layer: type[DecoderLayer], model: nn.Module, size: Size) -> nn.Module:
-    """The same weights, layer by layer."""
+    """A model with the same weights that loops over layers."""
     with torch.device("meta"):
         twin = ReferenceDecoder(size.architecture, VOCAB, size.context, layer)
     twin.load_state_dict(unpack(model.state_dict()), assign=True)
@@ -141,12 +140,12 @@ COLUMNS = (
     ("x", "{x[kept]:.2f}"),
 )
 MAPS = 3e9
-"""Bytes of attention maps above which the published form is left out; it holds several times as much."""
+"""Bytes of attention weights above which the published form is left out; it needs several times as much."""
 
 
 @register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu)
 def _flops(q_BHTK, k_BHTK, v_BHTK, *_, out_shape=None, **__) -> int:
-    """As torch counts its kernels on a GPU."""
+    """Counted as torch counts its kernels on a GPU."""
     return sdpa_flop_count(q_BHTK, k_BHTK, v_BHTK)
 
 
@@ -157,7 +156,7 @@ def _flops_backward(grad_BHTK, q_BHTK, k_BHTK, v_BHTK, *_, out_shape=None, **__)
 
 @dataclass(frozen=True)
 class Digest:
-    """What a step gave, to be compared: logits, and of each gradient its length and where it points."""
+    """Results of a step for comparison: logits, and the norm and direction of each gradient."""
 
     logits: np.ndarray
     norms: np.ndarray
@@ -166,7 +165,7 @@ class Digest:
 
 
 class Bench:
-    """One form in this process."""
+    """Measures one form in this process."""
 
     def __init__(self, form: str, size: Size, threads: int, device: str) -> None:
         self.device = setup_device(device, threads)
@@ -183,13 +182,13 @@ class Bench:
         return timed(self.step.run)[:2]
 
     def memory(self) -> dict[str, int]:
-        """The peak so far above what the process held at first, and the part of it that weights and gradients take."""
+        """The peak memory so far above that at the start, and the part taken by weights and gradients."""
         peak = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else peak_memory() - self.before
         return {"peak": peak, "weights": 2 * sum(p.nbytes for p in self.step.model.parameters())}
 
 
 class Rate:
-    """The machine's rate, in a process of its own."""
+    """Measures the machine's FLOP rate, in a separate process."""
 
     def __init__(self, threads: int, device: str) -> None:
         self.device = setup_device(device, threads)
@@ -197,13 +196,13 @@ class Rate:
         self.time()
 
     def time(self) -> tuple[float, float]:
-        """Wall and CPU seconds of an operation."""
+        """Wall and CPU seconds per FLOP."""
         found = timed(lambda: self.left @ self.right)
         return found.wall / (2 * SIDE**3), found.cpu / (2 * SIDE**3)
 
 
 class Step:
-    """A training step of one form, the same each time."""
+    """A training step of one form, identical each time."""
 
     def __init__(self, form: str, size: Size, device: torch.device) -> None:
         torch.manual_seed(0)
@@ -212,14 +211,14 @@ class Step:
         self.model, self.size = FORMS[form](model, size), size
 
     def run(self) -> Tensor:
-        """Forward, loss and backward; the logits [B, T, V]."""
+        """Run forward pass, loss and backward pass; return the logits [B, T, V]."""
         self.model.zero_grad()
         logits_BTV = self.model(self.ids_BT[:, :-1])
         F.cross_entropy(logits_BTV.flatten(0, 1), self.ids_BT[:, 1:].flatten()).backward()
         return logits_BTV.detach()
 
     def digest(self) -> Digest:
-        """A step, looked at. Causal kernels are counted by the half of the pairs that they need."""
+        """Run a step and record its results. Causal kernels count only the pairs that they need, about half."""
         causal = (self.size.context + 1) / (2 * self.size.context)
         with FlopCounterMode(display=False) as counter:
             logits = self.run()
@@ -234,21 +233,21 @@ class Step:
 
     def gradients(self) -> dict[str, Tensor]:
         named = self.model.named_parameters()
-        found = {name: parameter.grad for name, parameter in named if not name.endswith("key.bias")}  # which is not trained
+        found = {name: parameter.grad for name, parameter in named if not name.endswith("key.bias")}  # it is not trained
         return found if isinstance(self.model, ReferenceDecoder) else unpack(found)
 
 
 def _wave(tensor: Tensor) -> Tensor:
-    """A direction in which no gradient lies by chance."""
+    """A fixed direction with which a gradient is not aligned by chance."""
     return torch.arange(tensor.numel(), device=tensor.device).cos()
 
 
 class Worker:
-    """An object that lives in a process of its own; its methods are called by name."""
+    """An object in a separate process; its methods are called by name."""
 
     def __init__(self, kind: type, *arguments: object) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["support.reference", "torch._dynamo"])  # what takes long to import
+        context.set_forkserver_preload(["support.reference", "torch._dynamo"])  # slow to import
         self.pool = ProcessPoolExecutor(1, context, initializer=_make, initargs=(kind, *arguments))
 
     def ask(self, method: str) -> object:
@@ -287,7 +286,7 @@ def main() -> None:
 
 
 def report(name: str, threads: int, device: str, rows: list[dict]) -> str:
-    """One size; all figures are of one step, and `x` compares with the plain loop."""
+    """The table of one size; all figures are for one step, and `x` is relative to the plain loop."""
     size, clock = SIZES[name], "wall" if device == "cuda" else "cpu"
     figures = [{**row, "kept": row["peak"] - row["weights"], "floor": row[f"floor_{clock}"]} for row in rows]
     plain = next(row for row in figures if row["form"] == REFERENCE)
@@ -301,7 +300,7 @@ def report(name: str, threads: int, device: str, rows: list[dict]) -> str:
 
 
 def measure(size: Size, threads: int, device: str, repeats: int, seconds: float) -> list[dict]:
-    """The figures of all forms of that size, a row each."""
+    """The figures of all forms at that size, one row per form."""
     maps = 4 * size.rows * size.context**2 * size.architecture.n_heads * sum(stack.layers for stack in size.architecture.stacks)
     forms = [form for form in FORMS if form != "published" or maps <= MAPS]
     workers = {form: Worker(Bench, form, size, threads, device) for form in forms}
@@ -330,7 +329,7 @@ def measure(size: Size, threads: int, device: str, repeats: int, seconds: float)
 
 
 def check(form: str, found: Digest, wanted: Digest) -> None:
-    """Raises `AssertionError` where a form computes something else. Gradients that are zero in theory are rounding errors."""
+    """Raise `AssertionError` if a form has other results. Gradients that are zero in theory are rounding errors."""
     scale = wanted.norms + 1e-3 * wanted.norms.max()
     errors = {
         "logits": (np.abs(found.logits - wanted.logits).max() / np.abs(wanted.logits).max(), LOGITS),

@@ -1,17 +1,18 @@
-"""Tokens per second of training: a dense and a stacked model beside a plain textbook GPT, and the loader beside them.
+"""Training throughput in tokens per second: a dense and a stacked model compared with a textbook GPT, and the data loader.
 
     python benchmarks/throughput.py [--sizes small medium] [--device cpu] [--threads 2] [--rounds 5] [--json FILE]
 
-Ours are trained by the trainer's own `train_step`, the textbook's model by a textbook's loop (below): learned positions, LayerNorm,
-GELU, all logits at once, an optimizer as torch makes it by default. All see the same tokens, the sources of Python's own library
-as bytes, in the same batches at the same learning rates. They take turns: a round is some steps of each, and figures are medians
-over the rounds. `CPU` is the ratio of the times that the processors spent, which other work on the machine disturbs less than
-the clock's. `loss` is the mean over the last round, and `equal loss` how much sooner than the textbook's, by processor time (on a
-GPU by the clock), a model first had a round as good as the textbook's last one (0: not yet). Utilisation is the rate of a model's
-own operations (`stacklm.model.count`; for the textbook's, its matrices and causal attention) over that of a large matrix product,
-measured in every round.
+The dense and stacked models are trained with the trainer's `train_step`, the textbook GPT with a textbook loop (below): learned
+positions, LayerNorm, GELU, all logits at once, torch's default optimizer. All see the same tokens, the source code of Python's
+standard library as bytes, in the same batches with the same learning rates. They alternate: a round is a few steps of each, and
+figures are medians over rounds. `CPU` is the ratio of CPU times, which other work on the machine affects less than wall time.
+`loss` is the mean over the last round. `equal loss` is the speedup over the textbook GPT, in CPU time (on a GPU wall time), to the
+first round with at most the textbook's final loss (0: not reached). Utilisation is the rate of a model's FLOPs
+(`stacklm.model.count`; for the textbook GPT its matrices and causal attention) divided by that of a large matrix product, measured
+in every round.
 
-The loader is a `TrainBatches` over a memory-mapped file, in batches per second and as a multiple of what the fastest model takes.
+The data loader is a `TrainBatches` over a memory-mapped file, in batches per second and as a multiple of what the fastest model
+needs.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from stacklm.train.optimizer import lr_factor
 from stacklm.train.trainer import Prefetch, train_step
 
 END, BYTES = 256, 2**22
-"""The end token, after the 256 bytes, and how much text is enough."""
+"""The end token, after the 256 bytes, and the maximum bytes of text."""
 COLUMNS = (
     ("model", "{model}"),
     ("parameters", "{parameters:,}"),
@@ -59,7 +60,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Size:
-    """The textbook's shape, a batch, ours of about as many parameters, and the steps of a round."""
+    """The shape of the textbook GPT, the batch, stacklm's models with about as many parameters, and the steps per round."""
 
     layers: int
     width: int
@@ -106,7 +107,7 @@ SIZES = {
 
 
 class Textbook(nn.Module):
-    """GPT-2 (Radford et al. 2019) without dropout, as it is written in tutorials."""
+    """GPT-2 (Radford et al. 2019) without dropout, as written in tutorials."""
 
     def __init__(self, size: Size) -> None:
         super().__init__()
@@ -150,7 +151,7 @@ class TextbookBlock(nn.Module):
 
 @dataclass(frozen=True)
 class Runner:
-    """A model in training: `step` takes the step of that number and returns the loss before it."""
+    """A model in training: `step` takes the training step of that number and returns the loss before it."""
 
     name: str
     parameters: int
@@ -187,10 +188,10 @@ def ours(name: str, size: Size, config: Train, batches: TrainBatches, device: to
 def main() -> None:
     parser = command_line(__doc__)
     parser.add_argument("--sizes", choices=SIZES, nargs="+", default=["small", "medium"])
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="on cuda in bf16")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="device; cuda uses bf16")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--compile", action="store_true", help="ours by torch.compile")
+    parser.add_argument("--compile", action="store_true", help="compile the dense and stacked models with torch.compile")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     device = setup_device(options.device, options.threads)
@@ -220,7 +221,7 @@ def main() -> None:
 
 
 def compare(name: str, size: Size, runners: list[Runner], rounds: int, device: torch.device) -> list[dict]:
-    """The figures of each after a first round that does not count for its time."""
+    """The figures of each model; the time of the first round does not count."""
     clocks: dict[str, list[tuple[float, float]]] = {runner.name: [] for runner in runners}
     losses: dict[str, list[float]] = {runner.name: [] for runner in runners}
     rates = []
@@ -255,20 +256,20 @@ def compare(name: str, size: Size, runners: list[Runner], rounds: int, device: t
 
 
 def matrix_rate(device: torch.device) -> float:
-    """Operations per second of the fastest of some square products, in the format of the training."""
+    """FLOPs per second of the fastest of several square matrix products, in the dtype of training."""
     width, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (1536, torch.float32)
     left, right = torch.randn(2, width, width, device=device, dtype=dtype)
     return 2 * width**3 / min(timed(lambda: left @ right).wall for _ in range(5))
 
 
 def loader(batches: TrainBatches, count: int = 200) -> float:
-    """Batches per second."""
-    batches.batch(0)  # draws the order of the epoch
+    """Batches per second of the data loader."""
+    batches.batch(0)  # generates the order of the epoch
     return count / timed(lambda: [batches.batch(step) for step in range(1, count + 1)]).wall
 
 
 def library(file: Path) -> TokenStream:
-    """The beginning of Python's own library in bytes, memory-mapped as shards are."""
+    """The start of Python's standard library as bytes, memory-mapped like shards."""
     sources = (path.read_bytes() for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")))
     np.frombuffer(b"".join(sources)[:BYTES], dtype=np.uint8).astype("<u2").tofile(file)
     return stream_of(np.memmap(file, dtype="<u2", mode="r"), END)

@@ -1,4 +1,4 @@
-"""Audit a model of your own for causality: here one with a fault, to show what is found.
+"""Audit your own model for causality: here also a faulty one, to show how the fault is reported.
 
 python examples/audit_your_model.py
 """

@@ -1,4 +1,4 @@
-"""What a model consists of and costs, before it is built: parameters by role, FLOPs per token, memory of training.
+"""Count a model without building it: parameters by role, FLOPs per token, training memory.
 
 python examples/count_model.py
 """

@@ -15,7 +15,7 @@ from stacklm.model.store import load_model
 
 def main(prompt: str = "def ", name: str = "stacked-1", out: Path = Path("out")) -> None:
     tokenizer = Tokenizer.load(out / "tokenizer")
-    model, config = load_model(out / "models" / name, tokenizer.digest)  # refuses another tokenizer, and damaged weights
+    model, config = load_model(out / "models" / name, tokenizer.digest)  # fails for a wrong tokenizer or damaged weights
     decoder = Decoder(model.eval(), config.context_length)
     print(prompt, end="")
     for piece in stream(decoder, tokenizer, prompt, Sample(max_new_tokens=100, temperature=0.8, top_k=50, seed=1)):

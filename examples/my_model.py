@@ -1,4 +1,4 @@
-"""A model of your own in one file, with all that its class may say: a gated recurrence, h_t = a_t h_{t-1} + (1 - a_t) v_t.
+"""Your own model in one file, with all optional methods: a gated recurrence, h_t = a_t h_{t-1} + (1 - a_t) v_t.
 
 python examples/my_model.py counts and audits it; `stacklm try examples/my_model.py` compares it with a dense decoder.
 """
@@ -12,7 +12,7 @@ class Layer(nn.Module):
         super().__init__()
         self.norm, self.ffn_norm = nn.RMSNorm(d_model), nn.RMSNorm(d_model)
         self.gates, self.out = nn.Linear(d_model, 3 * d_model), nn.Linear(d_model, d_model)
-        self.timescales = nn.Parameter(torch.linspace(0, 4, d_model)[None])  # [1, C]: of two dimensions, and yet a vector
+        self.timescales = nn.Parameter(torch.linspace(0, 4, d_model)[None])  # [1, C]: two-dimensional, but a vector
         self.ffn = nn.Sequential(nn.Linear(d_model, d_ff), nn.GELU(), nn.Linear(d_ff, d_model))
 
     def forward(self, x, h=None):
@@ -36,14 +36,14 @@ class MyModel(nn.Module):
     def forward(self, ids):
         return self.decode(ids)[0]
 
-    def decode(self, ids, cache=None):  # optional: the logits of the next tokens, and what is kept of all so far
+    def decode(self, ids, cache=None):  # optional: the logits of the next tokens, and the cache of all so far
         x, states = self.embedding(ids), []
         for layer, h in zip(self.layers, cache or [None] * len(self.layers), strict=True):
             x, h = layer(x, h)
             states.append(h)
         return self.head(x), states
 
-    def role_of(self, name):  # optional: where the types of modules do not tell
+    def role_of(self, name):  # optional: for parameters whose role is not clear from the module type
         return "vector" if name.endswith("timescales") else None
 
 
