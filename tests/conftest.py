@@ -14,20 +14,20 @@ from filelock import FileLock
 from flows.server import Server
 from support.checkout import GIT_USER, Checkout, make_checkout
 
-# A job that a shell starts in the background has SIGINT ignored, and so would all that the tests start.
+# A background job of a shell ignores SIGINT, and so would all processes that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 KERNEL_SETTINGS = ["ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long ones come first, those that need the finished project before all: one process makes it while the other has
-    something else to do, and the short ones fill up the end."""
+    """Order tests: first those that need the finished project, then other end-to-end tests, then the rest. So one process makes
+    the project while the other has something to do, and short tests come last."""
     items.sort(key=lambda item: ("finished" not in getattr(item, "fixturenames", ()), "e2e" not in item.path.parts))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say which kernels the numbers came from: another processor has others."""
+    """Print which kernels produced the numbers: they depend on the processor."""
     import torch
 
     facts = [torch.backends.cpu.get_cpu_capability(), f"{torch.get_num_threads()} threads", f"torch {torch.__version__}"]
@@ -51,7 +51,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Checko
 
 @pytest.fixture
 def checkout(finished: Checkout, tmp_path: Path, prefect_server: Server) -> Checkout:
-    """A private copy of the finished checkout, with a Prefect server that runs already."""
+    """A private copy of the finished checkout, with a running Prefect server."""
     private = finished.copy(tmp_path / "project")
     private.extra["PREFECT_API_URL"] = prefect_server.url
     return private
@@ -65,7 +65,7 @@ def fresh(tmp_path: Path) -> Checkout:
 
 @pytest.fixture
 def git_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A git of no particular user, who can commit, also in this process."""
+    """A git user for commits, also in this process, independent of the user's own settings."""
     for name, value in {**GIT_USER, "GIT_CONFIG_GLOBAL": os.devnull}.items():
         monkeypatch.setenv(name, value)
 

@@ -1,8 +1,8 @@
-"""Run the numerical tests as on other processors: `make test-numerics`.
+"""Run the numerical tests with the kernels of other processors: `make test-numerics`.
 
-Three things differ between machines: the kernels that torch brings itself, those of the libraries for matrix products (oneDNN
-and MKL, numpy's OpenBLAS), and the number of threads. Each value of one meets each value of another, in 6 runs instead of 12.
-A processor can only be asked for less than it has: kernels newer than its own are seen on a newer machine only.
+Three things differ between machines: torch's own kernels, those of the libraries for matrix products (oneDNN and MKL, numpy's
+OpenBLAS), and the number of threads. Every pair of values of two of these is tested, in 6 runs instead of 12. Only older kernels
+than those of the processor can be selected: newer ones need a newer machine.
 """
 
 from __future__ import annotations

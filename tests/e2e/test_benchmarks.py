@@ -1,4 +1,4 @@
-"""Benchmarks as a user runs them: as a command, and as part of the pipeline."""
+"""Benchmarks as run by a user: as a command, and as part of the pipeline."""
 
 from __future__ import annotations
 

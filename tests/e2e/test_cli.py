@@ -1,4 +1,4 @@
-"""Commands as a user runs them, in a project that is trained and in one that is not."""
+"""Commands as run by a user, in a trained project and in an untrained one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`stacklm serve` as a user runs it: what it prints works, it says what `generate` says, and it ends when it is told to."""
+"""`stacklm serve` as run by a user: the commands it prints work, it returns the text of `generate`, and it stops on request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two entry points, the same results: `dvc repro` and `stacklm run-flow` on the real pipeline, as a user runs them."""
+"""Two entry points with the same results: `dvc repro` and `stacklm run-flow` on the real pipeline."""
 
 from __future__ import annotations
 

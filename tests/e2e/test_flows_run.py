@@ -1,4 +1,4 @@
-"""Flows from the command line, as Prefect and the user see them."""
+"""Flows run from the command line: their output and their states in Prefect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An experiment from its file to its verdict, as a user runs it."""
+"""An experiment from its file to its verdict, as run by a user."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every command in the README is executed: as it stands, or by what stands for it where it takes minutes or never ends."""
+"""Every command in the README is executed, or a replacement for those that take minutes or never end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tutorials are executed: what trains nothing on every change, all of it with the slow tests."""
+"""The tutorials are executed: completely with the slow tests, without the commands that train otherwise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The package as a wheel: it holds all that a new project needs, and one runs with nothing but it."""
+"""The package as a wheel: it contains everything that a new project needs, and one runs with only the wheel installed."""
 
 from __future__ import annotations
 

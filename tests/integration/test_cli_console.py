@@ -1,4 +1,4 @@
-"""Consoles of other encodings lose no output: what they cannot show is printed as an escape."""
+"""Consoles with other encodings lose no output: characters they cannot show are escaped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`stacklm lab show` without a name: what all experiments found, from the records in git."""
+"""`stacklm lab show` without a name: the findings of all experiments, from the records in git."""
 
 from __future__ import annotations
 

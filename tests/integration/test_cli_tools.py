@@ -1,4 +1,4 @@
-"""What a command needs from the machine and does not find is named, with what to do."""
+"""Commands name what is missing on the machine, with advice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An exported folder is the model: transformers finds the same logits, text and loss, also where stacklm is not installed."""
+"""An exported model has the same logits, text and loss in transformers, even if stacklm is not installed."""
 
 from __future__ import annotations
 

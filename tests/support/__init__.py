@@ -1,4 +1,4 @@
-"""What several test files need."""
+"""Helpers shared by several test files."""
 
 import time
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-"""The repository."""
+"""The repository's root."""
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 120, interval: float = 0.05) -> None:
@@ -17,7 +17,7 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120, interval: float
 
 
 def edit(path: Path, old: str, new: str) -> None:
-    """Replace the first occurrence of a text in a file, where it must be."""
+    """Replace the first occurrence of a text in a file, which must contain it."""
     text = path.read_text()
     assert old in text, f"{path}: no {old!r}"
     path.write_text(text.replace(old, new, 1))

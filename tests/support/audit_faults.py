@@ -1,4 +1,4 @@
-"""Faults to plant into real models and into the way they are trained, and models without any."""
+"""Faults to plant in real models and in their training, and models without faults."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def made(kind: str, plant: Callable[[nn.Module], None] = lambda model: None, con
 
 
 def builder(plant: Callable[[nn.Module], None]) -> Callable[..., nn.Module]:
-    """`build`, with the fault in what it builds."""
+    """A version of `build` that plants the fault in the model."""
 
     def planted(*arguments: object) -> nn.Module:
         model = build(*arguments)
@@ -55,7 +55,7 @@ def builder(plant: Callable[[nn.Module], None]) -> Callable[..., nn.Module]:
 
 
 class Around(nn.Module):
-    """Stands in place of an attention, and has it within."""
+    """Wraps an attention module."""
 
     def __init__(self, attention: nn.Module) -> None:
         super().__init__()
@@ -63,14 +63,14 @@ class Around(nn.Module):
 
 
 class Backwards(Around):
-    """Attention with its mask the wrong way round: what it does in time, it does in reversed time."""
+    """Attention with its mask reversed in time."""
 
     def forward(self, x_BTC: Tensor, *rest: object) -> Tensor:
         return self.inner(x_BTC.flip(1), *rest).flip(1)
 
 
 class ForgetsItsMask(Around):
-    """Attention that looks both ways in one of the modes."""
+    """Attention without a mask in one of the modes."""
 
     def __init__(self, attention: nn.Module, in_training: bool) -> None:
         super().__init__(attention)
@@ -82,7 +82,7 @@ class ForgetsItsMask(Around):
 
 
 class OffByOne(nn.Module):
-    """A convolution over 3 tokens with one of its two zeros behind the sequence."""
+    """A convolution over 3 tokens with one of its two padding zeros after the sequence."""
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         return F.pad(x_BTC, (0, 0, 1, 1)).unfold(1, 3, 1).sum(dim=-1)
@@ -94,21 +94,21 @@ class NormOverTime(nn.Module):
 
 
 class Echo(nn.Module):
-    """Every sequence of a batch hears the others."""
+    """Every sequence of a batch depends on the others."""
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         return x_BTC + 0.1 * x_BTC.mean(dim=0)
 
 
 class Counted(nn.Module):
-    """Knows how long the sequence is."""
+    """Depends on the length of the sequence."""
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         return x_BTC * x_BTC.shape[1]
 
 
 class Ahead(nn.Module):
-    """Adds a `share` of the next position at some `positions` of some `rows`, `when` something holds."""
+    """Adds a `share` of the next position at some `positions` of some `rows`, if `when` is true."""
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ class Ahead(nn.Module):
 
 
 class Gated(nn.Module):
-    """Looks ahead through a gate that is shut until training opens it, in a parameter that is not wholly zero."""
+    """Looks ahead through a gate that is closed until training opens it, in a parameter that is not all zero."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class Gated(nn.Module):
 
 
 class Remembers(nn.Module):
-    """Keeps something of the batch before, in one of the modes."""
+    """Keeps state from the previous batch, in one of the modes."""
 
     before: Tensor | float = 0.0
 
@@ -158,7 +158,7 @@ class Remembers(nn.Module):
 
 
 class Hears(nn.Module):
-    """One row of a batch has a little of another one."""
+    """One row of a batch contains a small share of another one."""
 
     def __init__(self, row: int, other: int) -> None:
         super().__init__()
@@ -172,7 +172,7 @@ class Hears(nn.Module):
 
 
 class OneHeadUnmasked(Around):
-    """Attention whose last head looks both ways; of packed layers, that of the last."""
+    """Attention whose last head has no mask; with packed layers, the last head of the last layer."""
 
     def forward(self, x_BTC: Tensor, *rotation: object) -> Tensor:
         dense = isinstance(self.inner, Attention)
@@ -187,7 +187,7 @@ class OneHeadUnmasked(Around):
 
 
 class OnlyItself(Around):
-    """Instead of attention: every position sees but itself."""
+    """Replaces attention: every position sees only itself."""
 
     def forward(self, x_BTC: Tensor, *rest: object) -> Tensor:
         given = [rotation for rotation in rest if rotation is not None]
@@ -196,7 +196,7 @@ class OnlyItself(Around):
 
 
 def attentions(wrap: Callable[[nn.Module], nn.Module], which: slice = slice(None)) -> Callable[[nn.Module], None]:
-    """Plants in place of every attention, or of some of them."""
+    """A function that wraps all attention modules of a model, or some of them."""
 
     def plant(model: nn.Module) -> None:
         for part in [module for module in model.modules() if hasattr(module, "attention")][which]:
@@ -207,11 +207,11 @@ def attentions(wrap: Callable[[nn.Module], nn.Module], which: slice = slice(None
 
 EMBEDDING = "embedding_norm"
 LAST_BLOCK = "blocks.1.feed_forward_norm"
-"""A place in a dense decoder, in what is compiled or computed again."""
+"""A module of a dense decoder in the part that is compiled or recomputed."""
 
 
 def behind(name: str, module: Callable[[], nn.Module]) -> Callable[[nn.Module], None]:
-    """Plants behind a part of the model."""
+    """A function that plants a module after the named module of a model."""
 
     def plant(model: nn.Module) -> None:
         model.set_submodule(name, nn.Sequential(model.get_submodule(name), module()))
@@ -220,7 +220,7 @@ def behind(name: str, module: Callable[[], nn.Module]) -> Callable[[nn.Module], 
 
 
 class Copies(TrainBatches):
-    """Labels shifted by nothing: the targets are the inputs."""
+    """Targets that are not shifted: they are the inputs."""
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         inputs_BT, _ = super().batch(step)
@@ -228,7 +228,7 @@ class Copies(TrainBatches):
 
 
 class Overlapping(TrainBatches):
-    """Windows that begin every half sequence."""
+    """Overlapping sequences, one starting every half sequence."""
 
     def __init__(self, stream, context: int, batch_size: int, seed: int) -> None:
         super().__init__(stream, context, batch_size, seed)
@@ -248,7 +248,7 @@ class Repeating(TrainBatches):
 
 
 class ShiftedTwice(Objective):
-    """Shifts labels which are shifted already."""
+    """Shifts targets that are already shifted."""
 
     def forward(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
         return super().forward(inputs_BT[:, :-1], targets_BT[:, 1:])
@@ -260,13 +260,13 @@ def shifted_evaluation(*arguments: object) -> Iterator[tuple[Tensor, Tensor, Ten
 
 
 def unmasked(*arguments: object) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Batches whose padding counts."""
+    """Evaluation batches whose mask includes the padding."""
     for inputs_BT, targets_BT, mask_BT in evaluation_batches(*arguments):
         yield inputs_BT, targets_BT, torch.ones_like(mask_BT)
 
 
 def careless_score(model: nn.Module, batches: Iterator, token_bytes_V: object) -> Score:
-    """A score that takes padding for text, and counts the right number of tokens."""
+    """A score that includes padding as text, but reports the right number of tokens."""
     kept = list(batches)
     result = score(model, [(inputs, targets, torch.ones_like(mask)) for inputs, targets, mask in kept], token_bytes_V)
     return replace(result, tokens=int(sum(mask.sum() for _, _, mask in kept)))
@@ -280,9 +280,9 @@ MODEL_FAULTS = {
     "normalisation over time": behind(EMBEDDING, NormOverTime),
 }
 LONG = 48
-"""A context that is longer than the sequences in which every pair of positions is looked at."""
+"""A context longer than the sequences in which every pair of positions is tested."""
 BORDERS = 16
-"""Blocks at whose borders alone there is a leak."""
+"""Size of blocks that leak only at their borders."""
 
 
 def where_checkpointed(model: nn.Module) -> None:
@@ -290,7 +290,7 @@ def where_checkpointed(model: nn.Module) -> None:
 
 
 def hidden(plant: Callable[[nn.Module], None], named: str, kind: str = "dense", **settings: object) -> tuple:
-    """A fault of a model as it is trained with those settings, and how what is said of it begins."""
+    """A fault of a model that is trained with these settings, and the start of the message about it."""
     return kind, plant, settings, named
 
 

@@ -1,4 +1,4 @@
-"""A small project of its own for a test, and commands run in it as a user would."""
+"""A small project for a test, and commands run in it as by a user."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from support import ROOT
 GIT_USER = {f"GIT_{who}_{what}": "t@example.com" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 COPIED = {"stacklm", "flows", ".dvc", ".dvcignore", ".gitignore", "dvc.yaml"}
 EXPERIMENTS = {f"experiments/{name}.yaml" for name in ("dvc", "default", "learning-rate", "short-convolution")}
-"""Those that the README names."""
+"""The experiments that the README names."""
 
 TINY_PARAMS = """\
 data:
@@ -71,11 +71,11 @@ TINY_SETTINGS = [
     "evaluate.sample.max_new_tokens=8",
     "seeds=[1]",
 ]
-"""The same for a project with models of its own."""
+"""The same settings for a project with its own models."""
 
 
 class Checkout:
-    """A copy of this project with tiny settings, under git, in which commands run as in a user's shell."""
+    """A copy of this project with tiny settings, in git, in which commands run as in a user's shell."""
 
     def __init__(self, root: Path, **extra: str) -> None:
         self.root = root
@@ -84,7 +84,7 @@ class Checkout:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Isolated from the user's own git, DVC, Prefect and MLflow."""
+        """Environment variables that isolate commands from the user's own git, DVC, Prefect and MLflow."""
         theirs = ("PREFECT_", "MLFLOW_", "DVC_", "STACKLM_")
         own = {name: value for name, value in os.environ.items() if not name.startswith(theirs)}
         return {
@@ -112,7 +112,7 @@ class Checkout:
             )
 
     def run(self, *command: str, code: int | None = 0, **environment: str) -> str:
-        """Run a command to its end, which is to be with this exit code (None: with any), and return all it printed."""
+        """Run a command, check its exit code (None: any), and return its output."""
         done = subprocess.run(
             command,
             cwd=self.root,
@@ -130,13 +130,13 @@ class Checkout:
         return self.run("dvc", "repro", *arguments, **keywords)
 
     def stacklm(self, *arguments: str, **keywords) -> str:
-        """The command line with the code of this copy."""
+        """Run `stacklm` in a new process with the code of this copy; return its output."""
         return self.run(sys.executable, "-m", "stacklm", *arguments, **keywords)
 
     def cli(self, *arguments: str, stdin: bytes = b"", code: int = 0, folder: str = "") -> str:
-        """The command line in this process, with the code that is tested, for commands that need no process of their own.
+        """Run `stacklm` in this process, with the code under test, in a folder of the checkout; return its output.
 
-        All that it printed, in a folder of the checkout. A start of the interpreter with torch takes seconds, a call does not.
+        For commands that do not need a new process: starting the interpreter with torch takes seconds, a call does not.
         """
         import torch
 
@@ -169,7 +169,7 @@ class Checkout:
 
 
 def run_main(main: Callable[[], Any], *arguments: str) -> str:
-    """What a program's main function prints with these arguments: in this process, which has imported torch already."""
+    """The output of a program's main function with these arguments, run in this process, which has already imported torch."""
     import torch
 
     threads, printed = torch.get_num_threads(), io.StringIO()  # a program sets its own
@@ -181,7 +181,7 @@ def run_main(main: Callable[[], Any], *arguments: str) -> str:
 
 
 def write_project(root: Path, params: str = TINY_PARAMS, **experiments: str) -> Project:
-    """Settings and files of experiments, for commands that need neither git nor stages of DVC."""
+    """Write settings and experiment files, for commands that need neither git nor DVC stages."""
     write_text(root / "params.yaml", params)
     write_text(root / "dvc.yaml", "stages: {}\n")
     for name, text in experiments.items():
@@ -190,7 +190,7 @@ def write_project(root: Path, params: str = TINY_PARAMS, **experiments: str) -> 
 
 
 def make_checkout(root: Path) -> Checkout:
-    """A checkout of the working tree, with few experiments and no records: to plan all of them takes half a minute."""
+    """A checkout of the working tree, with few experiments and no records, since planning all of them takes half a minute."""
     files = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.splitlines()

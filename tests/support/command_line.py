@@ -1,4 +1,4 @@
-"""Command lines and what the parser makes of them, without running anything."""
+"""Parsing command lines without running them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GROUP: Any = typer.main.get_command(app)
 
 
 def parse(words: list[str]) -> None:
-    """Let the parser of the command take the words after `stacklm`. Raises what it raises."""
+    """Parse the words after `stacklm` with the command's parser. Raises what the parser raises."""
     command: Any = GROUP
     while hasattr(command, "commands"):
         name, *words = words
@@ -26,7 +26,7 @@ def parse(words: list[str]) -> None:
 
 
 def commands(group: Any = GROUP, names: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
-    """Every command with its whole name, such as `lab plan`."""
+    """Every command with its full name, such as `lab plan`."""
     for name, command in group.commands.items():
         if hasattr(command, "commands"):
             yield from commands(command, (*names, name))

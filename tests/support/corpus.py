@@ -1,4 +1,4 @@
-"""Texts, and what the stages `inputs`, `download` and `tokenizer` make of them."""
+"""Texts, and the outputs of the stages `inputs`, `download` and `tokenizer` for them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from stacklm.files import write_json, write_jsonl
 
 
 def write_texts(path: Path, texts: Iterable[str | None]) -> None:
-    """A file of JSON lines with a text each."""
+    """Write a JSON-lines file with one text per line."""
     write_jsonl(path, ({"text": text} for text in texts))
 
 
 def write_documents(folder: Path, texts: Mapping[str, Sequence[bytes]]) -> Path:
-    """The documents of each split, and their record, without a source."""
+    """Write the documents of each split, and their record, without a source."""
     for split in SPLITS:
         with written_split(folder, split) as writer:
             for text in texts[split]:
@@ -32,7 +32,7 @@ def write_documents(folder: Path, texts: Mapping[str, Sequence[bytes]]) -> Path:
 
 
 def download_documents(root: Path, data: Data, name: str = "documents") -> Path:
-    """The folder of the documents of a source, whose paths start at `root`."""
+    """Run the stages `inputs` and `download` for a source with paths relative to `root`; return the folder of documents."""
     with contextlib.chdir(root):
         list_inputs(data, Path("inputs.json"))
         download(data, Path("inputs.json"), Path(name))
@@ -40,7 +40,7 @@ def download_documents(root: Path, data: Data, name: str = "documents") -> Path:
 
 
 def prepare_tokenizer(root: Path, source: FilesSource, vocab_size: int) -> Path:
-    """The folder of a tokenizer, beside that of the documents of a source on which it was trained."""
+    """Train a tokenizer on the documents of a source; return its folder, which is beside that of the documents."""
     documents = download_documents(root, Data(source, valid_fraction=0.2, test_fraction=0.2))
     train_tokenizer(TokenizerConfig(vocab_size), documents, root / "tokenizer")
     return root / "tokenizer"

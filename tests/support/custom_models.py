@@ -1,4 +1,4 @@
-"""Models that nobody here designed for, as a user would name them in params.yaml, and files with faults to be written."""
+"""Models from outside this package, as a user would name them in params.yaml, and model files with faults."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MODELS = {
     "linear-attention": Python(f"{FOLDER}/linear_attention.py", "Gated"),
     "llama": HuggingFace("LlamaConfig", settings=LLAMA),
 }
-"""By default of two layers of width 16 or 32."""
+"""Models with two layers of width 16 or 32 by default."""
 needs_transformers = pytest.mark.skipif(find_spec("transformers") is None, reason="transformers is not installed")
 every_model = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=needs_transformers if name == "llama" else ()) for name in MODELS]
@@ -40,7 +40,7 @@ class Mine(nn.Module):
 
 
 def written(folder: Path, *changes: tuple[str, str], name: str = "mine.py", **settings: object) -> Python:
-    """The model above in a file, with changes of its text."""
+    """Write the model above to a file, with text replacements."""
     text = HEADER + PLAIN
     for old, new in changes:
         assert old in text

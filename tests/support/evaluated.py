@@ -1,4 +1,4 @@
-"""A project's text, tokenizer, shards and untrained models, to be evaluated."""
+"""A project with text, tokenizer, shards and untrained models to evaluate."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONFIG = Evaluate(batch_size=4, sample=Sample(prompt="the", max_new_tokens=6), d
 
 
 class Project:
-    """Text, tokenizer and shards; `save` adds a model, `evaluate` judges it."""
+    """Text, tokenizer and shards; `save` adds a model, `evaluate` evaluates it."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.shards, self.vocab_size = root, root / "shards", 280

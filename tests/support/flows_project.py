@@ -1,4 +1,4 @@
-"""A project whose stages take no time: the real table of stages, settings, DVC and Prefect, but scripts for the work."""
+"""A project with fast stages: the real stages, settings, DVC and Prefect, but scripts that do the work."""
 
 from __future__ import annotations
 
@@ -90,14 +90,14 @@ def _definition(stage: Stage) -> dict[str, Any]:
 
 
 def flow(project: Checkout, server: Server, name: str = "pretrain", **keywords) -> str:
-    """Run a flow to its end against a server; what it printed."""
+    """Run a flow to its end against a server; return its output."""
     return project.stacklm("run-flow", name, PREFECT_API_URL=server.url, **keywords)
 
 
 def start_hanging_flow(
     root: Path, name: str = "pretrain", *, launcher: Sequence[str] = (), **environment: str
 ) -> tuple[Checkout, subprocess.Popen]:
-    """A new project, and a flow that stays in its first stage until the file `hang` is gone."""
+    """A new project, and a flow that stays in its first stage until the file `hang` is removed."""
     project = make_project(root)
     (root / "hang").touch()
     running = project.start(*launcher, sys.executable, "-m", "stacklm", "run-flow", name, **environment)
@@ -106,23 +106,23 @@ def start_hanging_flow(
 
 
 def ran(project: Checkout) -> list[str]:
-    """The stages that did work so far, without the one that looks at the inputs each time."""
+    """The stages that ran so far, except `inputs`, which always runs."""
     return [line for line in (project.root / "ran.txt").read_text().split() if line != "inputs"]
 
 
 def ask(server: Server, path: str, **query: Any) -> Any:
-    """A question to the server's REST API."""
+    """Send a request to the server's REST API."""
     return httpx.post(f"{server.url}/{path}", json=query, timeout=60).raise_for_status().json()
 
 
 def flow_runs(project: Checkout, server: Server) -> list[dict]:
-    """The runs that took this project's lock, oldest first."""
+    """The flow runs that took this project's lock, oldest first."""
     place = f"{platform.node()}:{project.root}"
     return [run for run in ask(server, "flow_runs/filter", sort="START_TIME_ASC") if run["labels"].get("stacklm.project") == place]
 
 
 def task_states(server: Server, run: dict) -> dict[str, str]:
-    """The state of each task run of a flow run. The server writes them down a moment after the flow's end."""
+    """The state of each task run of a flow run. The server records them shortly after the flow ends."""
 
     def states() -> dict[str, str]:
         found = ask(server, "task_runs/filter", flow_runs={"id": {"any_": [run["id"]]}})

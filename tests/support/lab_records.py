@@ -1,4 +1,4 @@
-"""An experiment with made-up scores in place of trainings."""
+"""An experiment with made-up scores instead of training runs."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ seeds: {tune: [101], judge: [1, 2, 3]}
 rates: 3
 """
 TWO_HUNDRED = SWIGLU.replace("[101]", str([*range(101, 111)])).replace("[1, 2, 3]", str([*range(1, 11)])) + "sizes: [1, 2]\n"
-"""The same with two hundred trials."""
+"""The same experiment with two hundred trials."""
 TRUTH = {"baseline": 2.0, "better": 1.96, "equal": 2.0, "worse": 2.06}
 BEST = {"baseline": 1e-3, "better": 3e-3, "equal": 1e-3, "worse": 1.6e-2}
 
 
 def lab_of(experiment: Experiment | str, params: Params = PARAMS) -> Lab:
-    """An experiment, or the text of its file, in a tiny project."""
+    """The lab of an experiment, given as object or as text of its file, in a tiny project."""
     if isinstance(experiment, str):
         experiment = read(Experiment, YAML(typ="safe").load(experiment))
     return Lab(experiment, arms(experiment, params), settings(experiment, params), data="d" * 64, code="c" * 64)
@@ -60,7 +60,7 @@ def make_lab(sizes: str = "[1, 2]") -> Lab:
 
 
 def shaped_findings(shapes: Sequence[tuple[int, int]], truth: Mapping[str, float]) -> Findings:
-    """An experiment on stacked models of these (S, N) beside dense ones, with made-up scores around `truth`."""
+    """The findings of an experiment on stacked models of these (S, N) and dense ones, with made-up scores around `truth`."""
     tree = YAML(typ="safe").load(FILE) | {"budget": "tokens", "sizes": [1], "candidates": {}}
     for S, N in shapes:
         stacks = [{"layers": N, "features": 24 // N, "d_ff": 24}] * S
@@ -72,7 +72,7 @@ def shaped_findings(shapes: Sequence[tuple[int, int]], truth: Mapping[str, float
 
 
 def measured(planned: Planned, truth: Mapping[str, float] = TRUTH, best: Mapping[str, float] = BEST) -> dict:
-    """A bowl over the learning rate, with noise of its own for each seed and less for each arm."""
+    """Made-up scores: quadratic in the log of the learning rate, with noise per seed and less noise per arm."""
     name, seed, rate = planned.arm.name, planned.trial.train.seed, planned.trial.model.optimizer.peak_lr
     noise = 0.004 * random.Random(f"{seed}").gauss(0, 1) + 0.001 * random.Random(f"{seed}{name}").gauss(0, 1)
     bits = truth[name] / planned.arm.size**0.1 * (1 + noise + 0.01 * math.log2(rate / best[name]) ** 2)
@@ -80,7 +80,7 @@ def measured(planned: Planned, truth: Mapping[str, float] = TRUTH, best: Mapping
 
 
 def course(lab: Lab, at_once: int = 1, record=measured) -> tuple[dict, list[Planned]]:
-    """All trials in the order in which that many workers would run them."""
+    """The records of all trials, and the trials in the order in which `at_once` workers would run them."""
     records, done = {}, []
     while pending := lab.pending(records):
         for planned in pending[:at_once]:
@@ -91,7 +91,7 @@ def course(lab: Lab, at_once: int = 1, record=measured) -> tuple[dict, list[Plan
 
 
 def recorded(planned: Planned, **scores: Mapping[str, float]) -> dict:
-    """A whole record of a trial with made-up scores, of a test set of 40 documents."""
+    """A complete record of a trial with made-up scores on a test set of 40 documents."""
     found, common, own = measured(planned, **scores), random.Random("documents"), random.Random(planned.trial.identity)
     sizes = [common.randint(500, 4_000) for _ in range(40)]
     nats = found["test"]["bits_per_byte"] * math.log(2)
@@ -111,7 +111,7 @@ def recorded(planned: Planned, **scores: Mapping[str, float]) -> dict:
 
 
 def timed(arms: Sequence[Arm], medians: Sequence[float]) -> Latency:
-    """A measurement of decoding with made-up seconds; quartiles are a tenth below the median and a fifth above."""
+    """Made-up decoding times; the quartiles are a tenth below the median and a fifth above."""
     return Latency(
         machine={"system": "Linux", "kernels": "AVX2"},
         measured="2026-01-02",

@@ -1,4 +1,4 @@
-"""Every variant of the family at a size for tests, the larger bases that they must also build on, and what is done with models."""
+"""All architecture variants at test size, the larger bases on which they must also build, and helpers for models."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def scattered(module: M, share: float = 0.3) -> M:
-    """The module with no parameter at zero or one, so that each of them matters."""
+    """The module with noise added to all parameters, so that none is zero or one and each matters."""
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -30,19 +30,19 @@ def scattered(module: M, share: float = 0.3) -> M:
 
 
 def loss_of(model: nn.Module, ids_BT: Tensor) -> Tensor:
-    """The mean loss of next-token prediction."""
+    """The mean next-token prediction loss."""
     return F.cross_entropy(model(ids_BT[:, :-1]).flatten(0, 1), ids_BT[:, 1:].flatten())
 
 
 def gradients(model: nn.Module, ids_BT: Tensor) -> dict[str, Tensor]:
-    """Of that loss, by the names of the trained parameters."""
+    """The gradients of that loss, by the names of the trained parameters."""
     model.zero_grad()
     loss_of(model, ids_BT).backward()
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def overfit(model: nn.Module, steps: int = 150) -> float:
-    """The loss of one batch after some steps on it."""
+    """The loss on one batch after `steps` steps on it."""
     ids_BT = torch.randint(VOCAB, (4, CONTEXT + 1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(steps):

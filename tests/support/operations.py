@@ -1,4 +1,4 @@
-"""How often each operation of torch really runs."""
+"""Counts how often each torch operation actually runs."""
 
 from __future__ import annotations
 

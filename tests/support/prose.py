@@ -1,4 +1,4 @@
-"""Commands, settings and links that stand in Markdown files."""
+"""Commands, settings and links in Markdown files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LINK = re.compile(r"\]\((?!\w+:)([^)\s#]*)(?:#([^)\s]+))?\)")
 
 
 def pages() -> list[Path]:
-    """Every page that people read."""
+    """Every page of the documentation."""
     found = [path for pattern in ("*.md", "docs/**/*.md", "examples/*.md") for path in ROOT.glob(pattern)]
     return sorted(path for path in found if path.name != "LOG.md")  # entries of the log show the commands of their day
 

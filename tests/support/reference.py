@@ -1,7 +1,7 @@
-"""The models as one would write them down: a loop over layers, a loop over heads, nothing packed or folded.
+"""Reference implementations of the models: plain loops over layers and heads, nothing packed or folded.
 
-They are slow and check the packed ones: `ReferenceDecoder` is the whole published decoder with one tensor per layer, whose weights
-`unpack` makes; `in_loops` puts loops in place of any packed attention of a model, on the same parameters.
+They are slow and used to check the packed ones: `ReferenceDecoder` is the published decoder with one tensor per layer, whose
+weights `unpack` returns; `in_loops` replaces every packed attention of a model by loops over the same parameters.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stacklm.model.stacked import FactoredAttention, Mix, PublishedAttention, QK
 
 
 def attend(q_BTK: Tensor, k_BTK: Tensor, v_BTD: Tensor) -> Tensor:
-    """One head, its map [B, T, T] written out: [B, T, D]."""
+    """One head with explicit attention weights [B, T, T]: [B, T, D]."""
     scores_BTT = q_BTK @ k_BTK.transpose(1, 2) / math.sqrt(q_BTK.shape[-1])
     later_TT = torch.ones_like(scores_BTT[0], dtype=torch.bool).triu(diagonal=1)
     return scores_BTT.masked_fill(later_TT, -math.inf).softmax(dim=-1) @ v_BTD
@@ -72,7 +72,7 @@ class ReferenceStack(nn.Module):
 
 
 class ReferenceDecoder(nn.Module):
-    """What `StackedDecoder` computes, with the same parameters, one tensor a layer. `layer` is the kind of its layers."""
+    """Computes the same as `StackedDecoder` with the same parameters, one tensor per layer. `layer` is the class of its layers."""
 
     def __init__(self, config: Stacked, vocab_size: int, context: int, layer: type[DecoderLayer] = DecoderLayer) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class ReferenceDecoder(nn.Module):
 
 
 def unpack(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors named after the parameters of a `StackedDecoder` (weights, gradients, moments) by the names of a `ReferenceDecoder`.
+    """Rename tensors of the parameters of a `StackedDecoder` (weights, gradients, moments) to those of a `ReferenceDecoder`.
 
     `stacks.0.attention.query.weight` [N, C, C] becomes `stacks.0.layers.0.query.weight` [C, C] and so on.
     """
@@ -124,7 +124,7 @@ class InLoops(nn.Module):
 
 
 def published_layer(packed: PublishedAttention, x_BTC: Tensor, rotation: Rotation | None, n: int) -> Tensor:
-    """Layer n with its three maps behind the softmax, [B, T, D]."""
+    """Layer n with its three maps after the softmax, [B, T, D]."""
     q_BTC, k_BTC, v_BTC = (x_BTC @ part.weight[n].T + part.bias[n] for part in (packed.query, packed.key, packed.value))
     heads = zip(*(part_BTC.chunk(packed.heads, dim=-1) for part_BTC in (q_BTC, k_BTC, v_BTC)), strict=True)
     a_BTC = torch.cat([attend(*head) for head in heads], dim=-1) @ packed.output.weight[n].T + packed.output.bias[n]
@@ -132,7 +132,7 @@ def published_layer(packed: PublishedAttention, x_BTC: Tensor, rotation: Rotatio
 
 
 def factored_layer(packed: FactoredAttention, x_BTC: Tensor, rotation: Rotation | None, n: int) -> Tensor:
-    """Layer n with one map a head behind the softmax, [B, T, D]."""
+    """Layer n with one map per head after the softmax, [B, T, D]."""
     r_BTD = x_BTC @ packed.reduce.weight[n].T
     maps = (part.weight[n].chunk(packed.heads) for part in (packed.query, packed.key, packed.value))
     for query_KC, key_KC, value_DC in zip(*maps, strict=True):
@@ -153,7 +153,7 @@ def shared_layer(packed: SharedAttention, x_BTC: Tensor, rotation: Rotation | No
 
 
 def transformed(transforms: QKTransforms, rotation: Rotation | None, q_BTK: Tensor, k_BTK: Tensor) -> tuple[Tensor, Tensor]:
-    """One head's queries and keys, normalised and rotated as the packed ones are."""
+    """One head's queries and keys, normalised and rotated like the packed ones."""
     if transforms.query_norm is not None:
         q_BTK, k_BTK = normalised(q_BTK, transforms.query_norm.weight), normalised(k_BTK, transforms.key_norm.weight)
     if transforms.rope:
@@ -166,7 +166,7 @@ def normalised(x_BTK: Tensor, gain_K: Tensor) -> Tensor:
 
 
 def rotated(x_BTK: Tensor, rotation: Rotation) -> Tensor:
-    """Pairs (i, i + K/2) as complex numbers, multiplied by those of the rotation."""
+    """Treat pairs (i, i + K/2) as complex numbers and multiply them by those of the rotation."""
     cos_T1K, sin_T1K = rotation
     turn_TK = torch.complex(cos_T1K, sin_T1K)[:, 0]
     complex_BTK = torch.complex(*x_BTK.chunk(2, dim=-1)) * turn_TK
@@ -177,7 +177,7 @@ LAYERS = {PublishedAttention: published_layer, FactoredAttention: factored_layer
 
 
 def in_loops(module: nn.Module) -> nn.Module:
-    """The same tree of modules with the same parameters, but every packed attention is one in loops."""
+    """The same module tree with the same parameters, with every packed attention replaced by loops."""
     if type(module) in LAYERS:
         return InLoops(module, LAYERS[type(module)])
     twin = copy.copy(module)

@@ -1,4 +1,4 @@
-"""The files that training and evaluation leave behind, made up for tests: the form of the real ones, curves like theirs."""
+"""Made-up outputs of training and evaluation for tests, in the real formats and with realistic curves."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ SAMPLE = 'parse(self, text):\n    if text < 0 and text > "<b>":\n        return 
 
 
 class Folders:
-    """The folders that `compare` reads, filled for the models of `floors`, at which their losses end.
+    """The folders that `compare` reads, for the models in `floors`, which gives their final losses.
 
-    A seed adds to the loss what `noise` gives for model and seed.
+    `noise` for a model and seed is added to the loss.
     """
 
     def __init__(self, root: Path, floors: dict[str, float], noise: dict[tuple[str, int], float] | None = None):

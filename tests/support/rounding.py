@@ -1,4 +1,4 @@
-"""How far two ways to compute the same numbers may be apart: from the sizes of what is summed, never from one machine's output."""
+"""Tolerances for two ways to compute the same numbers, derived from the sizes of sums, never from the output of one machine."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 SAFETY = 8
-"""Roundings are taken as independent; that they are not quite, and that inputs of a sum are rounded too, is allowed for by this."""
+"""Safety factor: rounding errors are assumed to be independent, which is not quite true, and inputs of a sum are rounded too."""
 
 
 def rounding(dtype: torch.dtype, terms: int) -> float:
-    """A bound on the difference of two sums of `terms` products in an order of their own, relative to the size of the summands.
+    """A bound on the difference of two sums of `terms` products in different orders, relative to the size of the summands.
 
     Each addition rounds by up to eps / 2 of the size, at random, so n of them by about eps * sqrt(n) / 2 (Higham and Mary 2019).
     """
@@ -20,7 +20,7 @@ def rounding(dtype: torch.dtype, terms: int) -> float:
 
 
 def terms_of(model: nn.Module, length: int) -> int:
-    """The terms of all sums that a number passes through on its way forward through a model and back, over `length` positions."""
+    """The total number of terms of the sums in a forward and backward pass of a model over `length` positions."""
     return 2 * sum(parameter.shape[-1] + length for parameter in model.parameters())
 
 
@@ -29,7 +29,7 @@ def relative_error(found: Tensor, wanted: Tensor) -> float:
 
 
 def assert_same(found: Tensor, wanted: Tensor, terms: int, what: object = "") -> None:
-    """Equal but for the rounding of sums of `terms` products, in the narrower of both formats, by the norm of the whole."""
+    """Assert that tensors are equal up to rounding of sums of `terms` products in the narrower dtype, by the norm of the whole."""
     narrow = max(found.dtype, wanted.dtype, key=lambda dtype: torch.finfo(dtype).eps)
     error, bound = (found.double() - wanted.double()).norm().item(), rounding(narrow, terms) * wanted.double().norm().item()
     assert error <= bound, f"{what}: off by {error:.1e}, rounding explains {bound:.1e}"

@@ -1,4 +1,4 @@
-"""A server in a thread of the test, with a model of random weights."""
+"""A server in a thread of the test, with a randomly initialised model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support import wait_for
 
 
 class Served:
-    """A server that runs, and clients for it."""
+    """A running server, and clients for it."""
 
     def __init__(self, engine: Engine, port: int, server: uvicorn.Server) -> None:
         self.engine, self.server = engine, server

@@ -1,4 +1,4 @@
-"""Settings as nested mappings and lists, and what is said of those that cannot work."""
+"""Settings as nested mappings and lists, and the error messages for invalid ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def changed(tree: dict, key: str, value: object) -> dict:
 
 
 def refusal(tree: object) -> str:
-    """The message with which settings are refused."""
+    """The error message for invalid settings."""
     with pytest.raises(ParamsError) as caught:
         parse(tree)
     return str(caught.value)

@@ -1,4 +1,4 @@
-"""Models and tokenizers for tests of what is generated: one that recites a text, and some of random weights."""
+"""Models and tokenizers for tests of generation: one model that recites a text, and some with random weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TEXT_VOCAB = 260
 
 
 def write_text_models(root: Path) -> Path:
-    """The folders `tokenizer`, `stacked` and `dense`, and of models that do not fit it, `other` and `unknown`."""
+    """Write the folders `tokenizer`, `stacked` and `dense`, and two models with another tokenizer, `other` and `unknown`."""
     for i in range(40):
         write_text(root / f"{i}.txt", f"the sum of {i} and {i * i} is {i + i * i}\n" * 3)
     digest = Tokenizer.load(prepare_tokenizer(root, FilesSource(paths=(f"{root}/*.txt",)), TEXT_VOCAB)).digest
@@ -48,7 +48,7 @@ class Bytes:
 
 
 class Reciting(nn.Module):
-    """Says a text whose every id is new, then the first id again, from wherever it is asked to go on."""
+    """Continues a text of distinct ids from any position, and starts again after the last id."""
 
     def __init__(self, ids: list[int]) -> None:
         super().__init__()

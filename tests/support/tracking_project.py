@@ -1,4 +1,4 @@
-"""A small project whose files are written by hand in their real formats, as if stages had run; no training."""
+"""A small project with hand-written files in the real formats, as if stages had run; without training."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ VOCAB = 257
 
 
 def metrics(steps: int) -> list[dict]:
-    """The rows of steps 0 to `steps`, with a validation every 5."""
+    """The metrics rows of steps 0 to `steps`, with a validation every 5."""
     rows = [{"step": s, "tokens": 16 * s, "flops": 1000 * s} for s in range(steps + 1)]
     for row in rows[1:]:
         row.update(train_loss=3.5 - 0.1 * row["step"], lr=1e-3, grad_norm=1.0)
@@ -45,7 +45,7 @@ def metrics(steps: int) -> list[dict]:
 
 
 def timing(steps: int) -> list[dict]:
-    """Half a second a step."""
+    """The timing rows, half a second per step."""
     return [
         {
             "step": s,
@@ -70,7 +70,7 @@ def pretraining(model: str, seed: int = 1) -> Instance:
 
 
 def record(project: Project, model: str, seed: int = 1) -> dict:
-    """What the stage runner would record of a pretraining."""
+    """The record that the stage runner would write for a pretraining."""
     record = {
         "stage": f"pretrain@{model}-{seed}",
         "params": {"train": {**plain(TRAIN), "seed": seed}, f"models.{model}": plain(MODELS[model])},
@@ -83,7 +83,7 @@ def record(project: Project, model: str, seed: int = 1) -> dict:
 
 @cache
 def bytes_tokenizer() -> str:
-    """A tokenizer.json of the end token and one token per byte."""
+    """A tokenizer.json with the end token and one token per byte."""
     bpe = tokenizers.Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -99,7 +99,7 @@ def bytes_tokenizer() -> str:
 
 
 def prepare_data(project: Project) -> None:
-    """Leave what the stages before pretrain leave."""
+    """Write the outputs of the stages before pretrain."""
     out = project.root / "out"
     write_text(out / "tokenizer" / "tokenizer.json", bytes_tokenizer())
     write_json(out / "tokenizer" / "token_bytes.json", [0] + [1] * 256)
@@ -124,7 +124,7 @@ def prepare_data(project: Project) -> None:
 
 
 def publish_model(project: Project, model: str, weights: int = 1, seed: int = 1) -> None:
-    """Leave what pretrain leaves, with random weights."""
+    """Write the outputs of pretrain, with random weights."""
     out, run = project.root / "out", f"{model}-{seed}"
     torch.manual_seed(weights)
     architecture = MODELS[model].architecture
@@ -138,7 +138,7 @@ def publish_model(project: Project, model: str, weights: int = 1, seed: int = 1)
 
 
 def publish_evaluation(project: Project, model: str, loss: float = 1.5, seed: int = 1) -> None:
-    """Leave what evaluate leaves."""
+    """Write the outputs of evaluate."""
     out, run = project.root / "out", f"{model}-{seed}"
     split = {
         "tokens": 80,
@@ -161,7 +161,7 @@ def publish_evaluation(project: Project, model: str, loss: float = 1.5, seed: in
 
 
 def publish_report(project: Project, *models: str, best: str | None = None) -> None:
-    """Leave what compare leaves of these models."""
+    """Write the outputs of compare for these models."""
     out = project.root / "out"
     write_text(out / "report" / "report.md", "# Comparison\n")
     facts = {model: {"seeds": {"1": {"test": 1.0}, "2": {"test": 1.1}}} for model in models}
@@ -171,7 +171,7 @@ def publish_report(project: Project, *models: str, best: str | None = None) -> N
 
 
 def make_project(root: Path, database: Path) -> Project:
-    """A project in which all is ready to pretrain, tracked in a copy of MLflow's empty database."""
+    """A project that is ready to pretrain, tracked in a copy of an empty MLflow database."""
     project = Project(root, root / ".stacklm")
     project.state.mkdir(parents=True)
     shutil.copyfile(database, project.state / "mlflow.db")
@@ -193,25 +193,25 @@ def client(project: Project):
 
 
 def runs(project: Project) -> list:
-    """The trainings in the project's experiment."""
+    """The training runs in the project's experiment."""
     return [run for run in all_runs(project) if "stacklm.fingerprint" in run.data.tags]
 
 
 def all_runs(project: Project) -> list:
-    """All runs of the project's experiment, those of the pipeline included."""
+    """All runs in the project's experiment, including those of the pipeline."""
     tracker, experiment = connect(project)
     return list(tracker.search_runs([experiment]))
 
 
 def logged_model(project: Project):
-    """The only model that is logged in the project's experiment."""
+    """The only model logged in the project's experiment."""
     tracker, experiment = connect(project)
     (model,) = tracker.search_logged_models([experiment])
     return model
 
 
 def curve(project: Project, key: str) -> list[tuple[int, float]]:
-    """The points of the only run's curve, by step, repeated ones included."""
+    """The points of the only run's curve, by step, including repeated ones."""
     (run,) = runs(project)
     return sorted((metric.step, metric.value) for metric in client(project).get_metric_history(run.info.run_id, key))
 

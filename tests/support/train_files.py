@@ -1,4 +1,4 @@
-"""A tiny training run for tests: token shards of a cycle that can be learnt, settings, and runs in processes of their own."""
+"""Tiny training runs for tests: token shards of a cycle that can be learnt, settings, and runs in separate processes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from stacklm.train.distributed import launch, start_method
 
 VOCAB = 16
 CYCLE = np.array([3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 0], dtype="<u2")
-"""The text of the tiny shards, over and over: the token after 5, 1, 3 or 9 can only be told from those before."""
+"""The text of the tiny shards, repeated: the token after 5, 1, 3 or 9 can only be predicted from those before."""
 
 TRAIN = Train(
     max_steps=24,
@@ -48,12 +48,12 @@ MODELS = {
 
 
 def write_cycle(folder: Path, tokens: int = 4000) -> Path:
-    """Shards of `tokens` train tokens; a token's text is as long as its id, so the end token 0 has none."""
+    """Write shards of `tokens` train tokens; a token's text is as long as its id, so the end token 0 has none."""
     return write_ids(folder, {name: np.resize(CYCLE, n) for name, n in {"train": tokens, "valid": 150, "test": 90}.items()})
 
 
 def write_text(folder: Path, **instead: np.ndarray) -> Path:
-    """Shards of documents of random tokens, of which none is in two splits, or of other ids `instead`."""
+    """Write shards of documents of random tokens, none of them in two splits, or of the ids in `instead`."""
     splits = {}
     for seed, (name, documents) in enumerate({"train": 40, "valid": 15, "test": 10}.items()):
         ids_DL = np.random.default_rng(seed).integers(1, VOCAB, (documents, 10), dtype="<u2")
@@ -63,7 +63,7 @@ def write_text(folder: Path, **instead: np.ndarray) -> Path:
 
 
 def write_ids(folder: Path, ids_of: Mapping[str, np.ndarray]) -> Path:
-    """Shards of one file for each split, with a true manifest."""
+    """Write shards with one file per split and a valid manifest."""
     splits = {}
     folder.mkdir(parents=True, exist_ok=True)
     for name, ids in ids_of.items():
@@ -77,7 +77,7 @@ def write_ids(folder: Path, ids_of: Mapping[str, np.ndarray]) -> Path:
 
 
 def write_certificate(path: Path, model: Model, context: int, passed: bool = True, config: Train = TRAIN) -> Path:
-    """What the audit leaves of a model, in short."""
+    """Write a short certificate, as the audit would for this model."""
     subject, code = plain(ModelConfig(model.architecture, VOCAB, context)), audited_code(model.architecture)
     write_json(path, {"passed": passed, "subject": subject, "form": form_of(config), "code": code, "checks": []})
     return path
@@ -101,10 +101,10 @@ class Lab:
         earlier: Sequence[str] = (),
         **changes: Any,
     ) -> int:
-        """Train in a process of its own, which may resume from `earlier` runs, and return its exit code.
+        """Train in a separate process, which may resume from `earlier` runs, and return its exit code.
 
-        `die` = (signal, "module:attribute", n) sends the signal when the attribute is called for the n-th time. Of several
-        processes it is the last that does so, the first time that it runs.
+        `die` = (signal, "module:attribute", n) sends the signal when the attribute is called for the n-th time. With several
+        processes only the last one does so, before any restart.
         """
         if changes.get("nproc", 1) > 1:
             return self._run_team(name, self._arguments(name, model, die, earlier, changes))
@@ -115,7 +115,7 @@ class Lab:
     def start(
         self, name: str, model: str | Model = "stacked", die: tuple | None = None, earlier: Sequence[str] = (), **changes: Any
     ) -> BaseProcess:
-        """As `run`, without waiting."""
+        """Like `run`, without waiting."""
         process = forkserver().Process(target=_train, args=self._arguments(name, model, die, earlier, changes))
         process.start()
         return process
@@ -126,7 +126,7 @@ class Lab:
         return self.root / name, self.shards, MODELS.get(model, model), replace(TRAIN, **changes), die, works
 
     def _run_team(self, name: str, arguments: tuple) -> int:
-        """As `pretrain` starts a team, but from this process: its own would have to import all that this one has."""
+        """Start a team as `pretrain` does, but from this process, which has imported everything already."""
         forkserver()
         try:
             launch(arguments[3].nproc, _train, *arguments)
@@ -137,25 +137,25 @@ class Lab:
         return 0
 
     def log(self, name: str) -> str:
-        """All that the runs of that name printed."""
+        """The output of all runs of that name."""
         return (self.root / name / "log.txt").read_text()
 
     def rows(self, name: str, file: str = "trained/metrics.jsonl") -> list[dict]:
         return read_jsonl(self.root / name / file)
 
     def result(self, name: str) -> dict[str, bytes]:
-        """The bytes of all that a run made that must not vary."""
+        """The bytes of a run's outputs that must be reproducible."""
         trained = self.root / name / "trained"
         return {path.name: path.read_bytes() for path in sorted(trained.iterdir())}
 
 
 def forkserver() -> Any:
-    """Where the system can fork: processes from a server that has imported torch already, so that each starts at once."""
+    """A context whose processes start at once, from a fork server that has imported torch, if the system has one."""
     return multiprocessing.get_context(start_method("torch.distributed.launcher.api", "torch.distributed.fsdp"))
 
 
 def quiet(log: Path) -> None:
-    """From now on, append to a file all that this process prints."""
+    """Redirect the output of this process to a file, in append mode."""
     with log.open("a") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
@@ -174,7 +174,7 @@ def _train(folder: Path, shards: Path, model: Model, config: Train, die: tuple |
 
 
 def _die_at(number: signal.Signals, where: str, n: int) -> None:
-    """Replace a function by one that sends this process a signal at its n-th call, before it does its work."""
+    """Replace a function by one that sends this process a signal at its n-th call, before the original is called."""
     module, _, path = where.partition(":")
     *owners, name = path.split(".")
     owner = importlib.import_module(module)

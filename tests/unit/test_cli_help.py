@@ -1,4 +1,4 @@
-"""Help ends with examples that can be used as they stand, and a shell completes what a project has."""
+"""Help ends with examples that work, and the shell completes names of the project."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The package's source as data: what identifies code, and what does not."""
+"""The identity of code: which changes count, and which do not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the pages show can be used as it stands: commands parse, settings load, links lead somewhere."""
+"""The contents of the documentation are valid: commands parse, settings load, links have a target."""
 
 from __future__ import annotations
 

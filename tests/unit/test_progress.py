@@ -1,4 +1,4 @@
-"""Progress bars off a terminal are few whole lines."""
+"""Progress bars outside a terminal print a few whole lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An inner ring never imports an outer one, and what training needs is little."""
+"""An inner ring never imports an outer one, and training needs few packages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""lm-eval and our own scorers agree on every item, to the last digit, whatever the batch size."""
+"""lm-eval and the project's scorers agree exactly on every item, for every batch size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server of our own: it starts with the installed packages, stays on this machine, and never outlives us."""
+"""The project's own Prefect server: it starts with the installed packages, listens only locally, and never outlives its parent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model from a file in the pipeline and in the lab: its code is part of what a result belongs to."""
+"""A model from a file in the pipeline and in the lab: its code is part of the identity of results."""
 
 from __future__ import annotations
 

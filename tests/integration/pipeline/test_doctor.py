@@ -1,4 +1,4 @@
-"""`stacklm doctor` names what is not right, says what to do, and ends with 1 where the main job cannot run."""
+"""`stacklm doctor` reports problems with advice, and exits with 1 if the pipeline cannot run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DVC asked by a flow: what it did, what the stage printed, and the same last error that `dvc repro` shows."""
+"""DVC run by a flow: its actions, the output of stages, and the same last error as with `dvc repro`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`stacklm try` as a command, with made-up scores in place of trainings: what it keeps, refuses, prints and returns."""
+"""`stacklm try` with made-up scores instead of training runs: what it keeps, refuses, prints and returns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`stacklm init` makes a project in which every command works, out of what this project is made of."""
+"""`stacklm init` makes a project in which every command works, from the files of this project."""
 
 from __future__ import annotations
 

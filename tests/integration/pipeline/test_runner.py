@@ -1,4 +1,4 @@
-"""What the stage runner leaves behind, and that several of them may tidy up at once."""
+"""The files that the stage runner leaves, and concurrent clean-up by several runners."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trials in processes of their own, and how they end."""
+"""Trials in separate processes, and how they end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page in a real browser: type, generate, stop, see an error. Skipped where no Chromium is installed."""
+"""The page in a real browser: type, generate, stop, see an error. Skipped if Chromium is not installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server with the clients that people have: `openai`, and plain HTTP for what that does not let one say."""
+"""The server with common clients: `openai`, and plain HTTP for requests that `openai` cannot send."""
 
 from __future__ import annotations
 

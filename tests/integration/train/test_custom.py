@@ -1,4 +1,4 @@
-"""Models from a file: training that a kill does not change, evaluation, a text, and weights that only their own code reads."""
+"""Models from a file: training that is unchanged by a kill, evaluation, generation, and weights that only their own code loads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several processes that train one model: here two, on a CPU, that talk by gloo."""
+"""Several processes train one model: here two, on a CPU, over gloo."""
 
 from __future__ import annotations
 

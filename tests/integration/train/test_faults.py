@@ -1,4 +1,4 @@
-"""What may happen to a run on its way, all of it to one run: in the end its bytes are those of a run that nothing happened to."""
+"""Many faults in one training run: it ends with the same bytes as an undisturbed run."""
 
 from __future__ import annotations
 

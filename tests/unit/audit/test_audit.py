@@ -1,4 +1,4 @@
-"""Whole certificates: of models as they are, and of every planted fault, by its name."""
+"""Complete certificates: of sound models, and of every planted fault, which is named."""
 
 import json
 from dataclasses import replace

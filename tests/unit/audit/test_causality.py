@@ -1,4 +1,4 @@
-"""Each check passes what is right and names what is wrong."""
+"""Each check passes correct models and names faults."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The audit of models from a file: sound ones pass whatever they are made of, and what is wrong with others is told."""
+"""The audit of models from a file: sound ones of any kind pass, and faults of others are named."""
 
 from __future__ import annotations
 

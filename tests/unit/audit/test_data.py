@@ -1,4 +1,4 @@
-"""The checks of batches and losses pass ours, and name what is planted."""
+"""The checks of batches and losses pass the project's own, and name planted faults."""
 
 import math
 import re

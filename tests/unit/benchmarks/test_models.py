@@ -1,4 +1,4 @@
-"""The benchmarks of models: each runs, at a size that takes no time, and compares like with like."""
+"""The benchmarks of models run at a tiny size, and their comparisons are fair."""
 
 from __future__ import annotations
 

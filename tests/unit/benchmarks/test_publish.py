@@ -1,4 +1,4 @@
-"""Pages of measurements are written from what a command prints."""
+"""Pages of measurements are written from the output of commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the settings' check accepts works: any such model takes optimizer steps and writes, and the largest can be laid out."""
+"""Accepted settings work: such models take optimizer steps and generate, and the largest can be built without memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings that cannot work are refused when they are read, with their key; what is accepted works."""
+"""Invalid settings are refused when they are read, with their key; accepted settings work."""
 
 from __future__ import annotations
 

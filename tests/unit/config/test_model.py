@@ -1,4 +1,4 @@
-"""Settings of a model that contradict each other are named; the depth follows the context."""
+"""Contradictory model settings are reported; the depth depends on the context."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""params.yaml as shipped, contradictions across values, and changing single values."""
+"""The params.yaml in the repository, contradictions between values, and changing single values."""
 
 from __future__ import annotations
 

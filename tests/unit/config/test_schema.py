@@ -1,4 +1,4 @@
-"""The strict reader: what it accepts, and that each error names key, value, the allowed ones and the nearest key."""
+"""The strict reader: what it accepts, and errors that name key, value, the allowed values and the nearest key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Windows and batches."""
+"""Sequences and batches."""
 
 from collections import Counter
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""Benchmark files become items, and what is wrong with one is named with file, line and key."""
+"""Benchmark files are read as items, and errors name file, line and key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Documents become shards."""
+"""Encoding documents as shards."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, against what its name says."""
+"""Detecting the type of a file by its first bytes, compared with its name."""
 
 import bz2
 import gzip

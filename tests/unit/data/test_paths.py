@@ -1,4 +1,4 @@
-"""The files that paths and patterns name."""
+"""The files that match paths and patterns."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Token shards, read back."""
+"""Reading token shards."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What a source holds, and its documents."""
+"""The contents of a source, and its documents."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""The vocabulary, and encoding without loss."""
+"""Training a vocabulary, and lossless encoding."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Scores on benchmarks, against plain references and by hand."""
+"""Benchmark scores, compared with reference implementations and values computed by hand."""
 
 from __future__ import annotations
 

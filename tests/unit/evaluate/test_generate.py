@@ -1,4 +1,4 @@
-"""Ids and text as they come: equal to full forwards, whole characters, up to the end of the document."""
+"""Streaming ids and text: equal to full forward passes, in whole characters, up to the end of the document."""
 
 from __future__ import annotations
 

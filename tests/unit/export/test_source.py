@@ -1,4 +1,4 @@
-"""What goes with an exported model runs by itself: files that import each other, and no more of this package than it needs."""
+"""The code exported with a model runs by itself: files that import each other, with only what they need of this package."""
 
 from __future__ import annotations
 

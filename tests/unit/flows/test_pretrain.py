@@ -1,4 +1,4 @@
-"""What a flow is made of, asked without running it."""
+"""The structure of a flow, without running it."""
 
 from __future__ import annotations
 

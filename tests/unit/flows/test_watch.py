@@ -1,4 +1,4 @@
-"""Ctrl-C in a flow, also where other code swallows the exception."""
+"""Ctrl-C in a flow, even if other code swallows the exception."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trials of a synthetic task: scored where answers are due, and nowhere else."""
+"""Trials of a synthetic task: scored only at the positions of answers."""
 
 from __future__ import annotations
 

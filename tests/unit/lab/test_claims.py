@@ -1,4 +1,4 @@
-"""What was published, beside what is counted; most of it on models small enough to be counted by hand."""
+"""Published claims compared with counts, mostly on models small enough to count by hand."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The rank correlation of a synthetic task with bits per byte: known answers, and what is refused."""
+"""The rank correlation of a synthetic task with bits per byte: known results, and refused input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Experiment files: what they mean, and what is refused."""
+"""Experiment files: their meaning, and errors."""
 
 from __future__ import annotations
 

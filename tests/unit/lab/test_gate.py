@@ -1,4 +1,4 @@
-"""A gate is an ordinary experiment: the model exactly as given, the baseline at its budget, looks that are declared."""
+"""A gate is an ordinary experiment: the given model unchanged, the baseline at its budget, declared interim looks."""
 
 from __future__ import annotations
 

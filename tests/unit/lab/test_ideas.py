@@ -1,4 +1,4 @@
-"""The models of experiments/ideas.py and experiments/combined.py: forms of the package with changes that start as nothing."""
+"""The models of experiments/ideas.py and experiments/combined.py: this package's models with changes that initially do nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The planted leaks are what they are said to be, the audit names them, and the honest loss is not taken in by any."""
+"""The planted leaks are as described, the audit names them, and none of them deceives the honest evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Synthetic tasks: every answer against a solver that knows nothing of how it was drawn."""
+"""Synthetic tasks: every answer is compared with that of an independent solver."""
 
 from __future__ import annotations
 

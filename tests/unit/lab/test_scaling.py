@@ -1,4 +1,4 @@
-"""Scaling laws from simulated losses whose law is known."""
+"""Scaling laws fitted to simulated losses with a known law."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole course of an experiment, with made-up scores in place of trainings."""
+"""The whole course of an experiment, with made-up scores instead of training runs."""
 
 from __future__ import annotations
 

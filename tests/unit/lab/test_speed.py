@@ -1,4 +1,4 @@
-"""Decoding times stand beside the budgets of the arms, each with its distance from the baseline of its size."""
+"""Decoding times are shown beside the budgets of the arms, each relative to the baseline of its size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each estimator on simulated data with a known answer: bounds are four standard errors of the simulation."""
+"""Each estimator on simulated data with a known result; tolerances are four standard errors of the simulation."""
 
 from __future__ import annotations
 

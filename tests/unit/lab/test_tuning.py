@@ -1,4 +1,4 @@
-"""Learning rates are bracketed, with as many trials for every arm."""
+"""Learning rates are bracketed, with equally many trials for every arm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cached decoding equals the full forward, whatever is kept and however the tokens arrive."""
+"""Cached decoding equals the full forward pass for every kind of cache and any grouping of tokens."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""A model from a file of the user's: what it costs and consists of, and what is said of one that cannot be used."""
+"""A model from a user's file: its counts and structure, and the errors for one that cannot be used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values and gradients are those of the plain forms."""
+"""Values and gradients equal those of the plain definitions."""
 
 from __future__ import annotations
 

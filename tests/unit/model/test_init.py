@@ -1,4 +1,4 @@
-"""Weights start at the documented scales, family by family, and dropout acts where it is documented to."""
+"""Weights are initialised at the documented scales, by family, and dropout acts where documented."""
 
 from __future__ import annotations
 

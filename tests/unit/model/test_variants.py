@@ -1,4 +1,4 @@
-"""What must hold for every variant of the family, whatever it is made of."""
+"""Properties that must hold for every variant."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Reading dvc.lock; what `status` and flows make of it is tested with DVC in `test_entry_points.py` and `test_flows_run.py`."""
+"""Reading dvc.lock; its use by `status` and flows is tested with DVC in `test_entry_points.py` and `test_flows_run.py`."""
 
 from __future__ import annotations
 

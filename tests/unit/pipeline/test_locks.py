@@ -1,4 +1,4 @@
-"""Locks name their holder and vanish with it; a stage does not outlive its entry point."""
+"""Locks name their holder and are released when it ends; a stage does not outlive its entry point."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many trainings run at once: by the processors that are ours, and by the free memory of a GPU."""
+"""The number of parallel training runs, by available CPUs and by free GPU memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of stages is the truth: dvc.yaml, the functions and the code dependencies follow it."""
+"""The table of stages is the single source: dvc.yaml, the functions and the code dependencies match it."""
 
 from __future__ import annotations
 

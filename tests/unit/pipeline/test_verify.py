@@ -1,4 +1,4 @@
-"""What a trial that is trained again must agree in, and when."""
+"""What must be equal when a trial is trained again, and under which conditions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory is planned from tensors without data, which live and die as those with data do."""
+"""Memory is planned from tensors without data, which are allocated and freed like those with data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plan says what a run takes, from the settings alone, and finds settings that fit a budget."""
+"""The plan estimates the cost of a run from the settings alone, and finds settings that fit a budget."""
 
 from __future__ import annotations
 

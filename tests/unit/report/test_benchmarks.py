@@ -1,4 +1,4 @@
-"""Benchmarks in the comparison: means over seeds with their intervals, beside published scores."""
+"""Benchmarks in the comparison: means over seeds with intervals, beside published scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of leaks: one file, a curve and a certificate for each case, and what it pretends in words."""
+"""The report on leaks: one file, with a curve, a certificate and the apparent gain in words for each case."""
 
 from __future__ import annotations
 

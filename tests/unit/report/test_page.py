@@ -1,4 +1,4 @@
-"""The page and the Markdown: the same report, well formed, complete without other files, and never run."""
+"""The report as HTML and as Markdown: the same content, well formed, self-contained, and without executable user text."""
 
 from html.parser import HTMLParser
 

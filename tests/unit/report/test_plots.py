@@ -1,4 +1,4 @@
-"""The drawings: which there are, equal bytes for equal runs, and colours for light and dark pages."""
+"""The plots: which ones are drawn, equal bytes for equal runs, and colours for light and dark pages."""
 
 import dataclasses
 import re

@@ -1,4 +1,4 @@
-"""A completion's pieces: whole characters, nothing of a stop sequence, tokens where they begin, probabilities of the model."""
+"""The pieces of a completion: whole characters, no stop sequences, offsets of tokens, probabilities of the model."""
 
 from __future__ import annotations
 

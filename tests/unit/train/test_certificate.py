@@ -1,4 +1,4 @@
-"""A certificate holds for one model and the code that was audited."""
+"""A certificate is valid for one model and the code that was audited."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""Losses and gradients in chunks are those of the plain form: all logits, then torch's cross-entropy."""
+"""Losses and gradients in chunks equal those of the plain form: all logits, then torch's cross-entropy."""
 
 from __future__ import annotations
 

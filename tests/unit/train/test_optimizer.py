@@ -1,4 +1,4 @@
-"""Schedules, every kind of optimizer on dense weights and on packed ones, and when their steps are taken."""
+"""Schedules, all optimizers on dense and packed weights, and when their steps are taken."""
 
 from __future__ import annotations
 

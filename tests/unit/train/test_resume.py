@@ -1,4 +1,4 @@
-"""Which checkpoint of earlier runs a run starts from, and with which rows; the runs themselves are in `tests/integration/train`."""
+"""The checkpoint of earlier runs from which a run starts, and its rows; the runs themselves are in `tests/integration/train`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An experiment of the lab in MLflow, as its client sees it."""
+"""An experiment of the lab in MLflow, read with its client."""
 
 from __future__ import annotations
 

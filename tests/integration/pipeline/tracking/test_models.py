@@ -1,4 +1,4 @@
-"""Trained models by name, by run and by alias: loaded only where all that is on record fits, registered with a card, served."""
+"""Trained models by name, by run and by alias: loaded only if they match their record, registered with a card, served."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One run of the pipeline is one parent, with the models that it trained as children."""
+"""A run of the pipeline is a parent run in MLflow, with the models that it trained as children."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where runs are kept: addresses that are the same everywhere, and paths of any characters."""
+"""The location of runs: the same URI everywhere, and paths with any characters."""
 
 from __future__ import annotations
 

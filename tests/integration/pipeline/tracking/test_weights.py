@@ -1,4 +1,4 @@
-"""A logged model: text in, text out, by MLflow's own loading."""
+"""A logged model, loaded with MLflow: text in, text out."""
 
 from __future__ import annotations
 

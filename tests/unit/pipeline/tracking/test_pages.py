@@ -1,4 +1,4 @@
-"""The notes are Markdown: whatever a model writes or a user names stays text."""
+"""The notes are Markdown, in which generated text and users' names are escaped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report of an experiment: verdict first, the same bytes for the same records, and readable at every stage of the work."""
+"""The report of an experiment: verdict first, the same bytes for the same records, and readable before it is complete."""
 
 from __future__ import annotations
 
