@@ -311,7 +311,7 @@ class SharedAttention(nn.Module):
     """Like `FactoredAttention`, but head h of every layer reads the same keys and values, shared by the stack.
 
     After multi-query attention (Shazeer 2019, arXiv:1911.02150), with layers in place of heads. Each layer maps its heads' outputs
-    to its D features by a matrix of its own. The KV cache is N times smaller than with keys and values per layer.
+    to its D features by its own matrix. The KV cache is N times smaller than with keys and values per layer.
     """
 
     def __init__(

@@ -119,7 +119,7 @@ def init_process_group(device: torch.device) -> Iterator[ProcessGroup]:
         store = dist.distributed_c10d.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=size)
     yield ProcessGroup(rank, size)
-    if device.type == "cuda":  # nccl requires it; gloo may deadlock with a thread of its own that waits for the GIL
+    if device.type == "cuda":  # nccl requires it; gloo may deadlock with its own thread waiting for the GIL
         dist.destroy_process_group()
 
 
@@ -201,7 +201,7 @@ class Sharded(Objective):
 
 
 def launch(processes: int, work: Callable[..., None], *arguments: Any) -> None:
-    """Run `work(*arguments)` on that many processes of this machine, as one group, until all have succeeded.
+    """Run `work(*arguments)` in `processes` processes on this machine, as one group, until all have succeeded.
 
     This uses torch's elastic agent, as `torchrun` does: it notices within a tenth of a second that a process has died, ends the
     others and restarts all of them, and the run resumes from its last checkpoint. Re-raises an error of `work` that is one of
