@@ -1,4 +1,4 @@
-"""Scoring a synthetic task (`stacklm.lab.probes`): loss and accuracy of its answers, which are its only targets."""
+"""Score models on a synthetic task (`stacklm.lab.probes`): loss and accuracy on its answers, the only targets."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def score_answers(model: LanguageModel, data: Shards, split: str, context: int, 
 
 
 def learning(model: LanguageModel, run: Path, *arguments: Any) -> Iterator[tuple[int, float]]:
-    """Step and accuracy of each checkpoint that a run has kept, in order; afterwards the model has the weights of the last one.
+    """Yield step and accuracy of each kept checkpoint of a run, in order; afterwards the model has the weights of the last one.
 
     `arguments` are those of `score_answers` after the model.
     """

@@ -1,4 +1,4 @@
-"""Arms at an equal budget: what one costs on every axis, and the shape that meets the baseline's on the axis held equal."""
+"""Arms at an equal budget: the cost of an arm on every axis, and the shape that meets the baseline's on the axis held equal."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from stacklm.plan.plan import cache_bytes
 Axis = Literal["parameters", "training_flops", "tokens", "seconds"]
 
 CLOSE, FAR = 0.01, 0.05
-"""Relative mismatch on the axis held equal above which an experiment warns, and above which it is refused."""
+"""Relative mismatch on the axis held equal above which an arm gets a warning, and above which it is an error."""
 WIDEST = 1 << 20
 D_FF = ("d_ff", "intermediate_size")
-"""What the hidden width of feed-forward networks is called in settings; the second by `transformers`."""
+"""Names of the feed-forward hidden width in settings; the second is that of `transformers`."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one arm takes: trained parameters, FLOPs and tokens of a whole run, matrix products in series per token (the
-    serial depth), and bytes of keys and values per token while decoding (None where they are not cached). Of a model that is not
-    of this package the last two are not known."""
+    """Costs of one arm: trained parameters, FLOPs and tokens of a whole run, matrix products in series per token (the serial
+    depth), and KV cache bytes per token (None without a KV cache). The last two are unknown for a model from outside this
+    package."""
 
     parameters: int
     training_flops: int
@@ -39,7 +39,7 @@ class Cost:
 
 
 def cost(model: Model, train: Train, vocab_size: int) -> Cost:
-    """What a run of that model takes, counted without running it."""
+    """The costs of a run of that model, counted without running it."""
     architecture, context = model.architecture, train.context_length
     counts = count(architecture, vocab_size, context)
     tokens = train.last_step * train.tokens_per_step
@@ -53,7 +53,7 @@ def cost(model: Model, train: Train, vocab_size: int) -> Cost:
 
 
 def mismatch(arm: Cost, baseline: Cost) -> dict[str, float]:
-    """The relative difference on every axis that both have: `arm / baseline - 1`."""
+    """The relative difference on every axis known for both: `arm / baseline - 1`."""
     pairs = ((name, getattr(arm, name), getattr(baseline, name)) for name in Cost.__dataclass_fields__)
     return {name: ours / theirs - 1 for name, ours, theirs in pairs if ours is not None and theirs}
 
@@ -61,12 +61,12 @@ def mismatch(arm: Cost, baseline: Cost) -> dict[str, float]:
 def scaled(architecture: Architecture, factor: float) -> Architecture:
     """The same architecture with all widths multiplied by `factor`: d_model, heads of the same dim, features and d_ff.
 
-    Raises `ParamsError` naming the first width that would not be a whole number, and for a model that is not of this package.
+    Raises `ParamsError` naming the first width that would not be a whole number, and for a model from outside this package.
     """
     if isinstance(architecture, (Python, HuggingFace)):
         if factor != 1:
             raise ParamsError(
-                f"sizes: {factor:g} multiplies widths, and those of kind {architecture.kind} are not known; write [1]"
+                f"sizes: {factor:g} multiplies widths, but the widths of kind {architecture.kind} are unknown; write [1]"
             )
         return architecture
     widths: dict[str, object] = {name: _times(name, getattr(architecture, name), factor) for name in ("d_model", "n_heads")}
@@ -93,10 +93,10 @@ def _times(name: str, width: int, factor: float) -> int:
 def fitted(
     name: str, model: Model, train: Train, vocab_size: int, target: Cost, axis: Axis, fit: bool = True
 ) -> tuple[Model, Cost]:
-    """The model with the d_ff that comes nearest to the target on the axis held equal, and what it takes.
+    """The model with the d_ff that comes nearest to the target on the axis held equal, and its costs.
 
-    The d_ff of several stacks keep their proportions. On the axes `tokens` and `seconds`, without `fit`, and of a model that has
-    no d_ff, shapes stay as they are. Raises `ParamsError` with the numbers where that does not come within `FAR`.
+    The d_ff of several stacks keep their proportions. On the axes `tokens` and `seconds`, without `fit`, and for a model without
+    d_ff, the shape is not changed. Raises `ParamsError` with the numbers if the mismatch is above `FAR`.
     """
     if axis == "seconds":
         return model, cost(model, train, vocab_size)
@@ -109,7 +109,7 @@ def fitted(
             return (counts.total if axis == "parameters" else counts.training_flops_per_token * target.tokens) - wanted
 
         above = _linear(missed, now)
-        if not isinstance(model.architecture, (Python, HuggingFace)):  # d_ff of further stacks are rounded, so not quite linear
+        if not isinstance(model.architecture, (Python, HuggingFace)):  # not quite linear: d_ff of further stacks are rounded
             while above < WIDEST and missed(above) < 0:
                 above += 1
             while above > 1 and missed(above - 1) >= 0:
@@ -122,21 +122,21 @@ def fitted(
         d_ff = d_ff_of(model.architecture)
         raise ParamsError(
             f"{name} cannot meet the budget: the nearest is {getattr(reached, axis):,} {axis} at "
-            f"{'its settings, which have no d_ff to choose' if d_ff is None else f'd_ff {d_ff}'}, {off:+.1%} of the baseline's "
+            f"{'its settings, which have no d_ff to adjust' if d_ff is None else f'd_ff {d_ff}'}, {off:+.1%} from the baseline's "
             f"{getattr(target, axis):,}; at most {FAR:.0%} is allowed: change its other widths or its number of layers"
         )
     return model, reached
 
 
 def _linear(missed: Callable[[int], int], now: int) -> int:
-    """The d_ff that misses nothing if costs are linear in it. A model may have to be built and run to be counted, so few widths are
-    tried, and no huge ones."""
+    """The d_ff that meets the target if costs are linear in it. Counting may require building and running the model, so few widths
+    are tried, and no huge ones."""
     slope = (missed(2 * now) - missed(now)) / now
     return now if slope <= 0 else min(WIDEST, max(1, math.ceil(now - missed(now) / slope)))
 
 
 def d_ff_of(architecture: Architecture) -> int | None:
-    """Of the first stack, or of every layer; None for a model that is not of this package and has no such setting."""
+    """The d_ff of the first stack, or of every layer; None for a model from outside this package without such a setting."""
     if isinstance(architecture, (Python, HuggingFace)):
         found = (architecture.settings.get(name) for name in D_FF)
         return next((value for value in found if isinstance(value, int)), None)
@@ -144,7 +144,7 @@ def d_ff_of(architecture: Architecture) -> int | None:
 
 
 def with_d_ff(architecture: Architecture, d_ff: int) -> Architecture:
-    """The architecture with that `d_ff_of`; those of further stacks in proportion."""
+    """The architecture with this d_ff, as in `d_ff_of`; those of further stacks in proportion."""
     if isinstance(architecture, (Python, HuggingFace)):
         name = next(name for name in D_FF if name in architecture.settings)
         return replace(architecture, settings={**architecture.settings, name: d_ff})

@@ -1,7 +1,6 @@
-"""What was published about these models, beside what this code counts and what the project's experiments have found.
+"""The published claims about these models, compared with what this code counts and what the project's experiments found.
 
-Only the claims themselves are written down here. Every figure in an answer is counted, or read from the records of trials, when
-it is asked for.
+Only the claims themselves are stored here. Every figure in an answer is counted, or read from the records of trials, on demand.
 """
 
 from __future__ import annotations
@@ -28,20 +27,20 @@ from stacklm.units import quantity
 
 WIDE, DEEP, WIDEST = "seed-2x64", "seed-4x8", "4 x 64 layers"
 FLOAT = 4
-"""Bytes of a number."""
+"""Bytes per float32 number."""
 HEAD_DIM = 64
-"""Of the dense decoders to compare with, whose widths are multiples of it."""
+"""Head dim of the dense decoders to compare with; their widths are multiples of it."""
 WIDTHS = 512, 1024, 1600, 2048
-"""The first is that of the model itself; then those of GPT-2 medium and XL, and of models of about 1 B parameters."""
+"""Widths of the model itself, of GPT-2 medium and XL, and of models of about 1 B parameters."""
 
 
 MEASURED = "hundred-steps", "published-forms", "forms", "context-256", "context-512"
-"""The experiments that claims rest on."""
+"""The experiments that test the claims."""
 COMMAND = "stacklm claims"
 
 
 class Claim(NamedTuple):
-    """What was said of which model, whether it holds, and the figures, a sentence each, with the commands that give them."""
+    """A claim about a model, the verdict on it, and the figures, one sentence each, with the commands that print them."""
 
     model: str
     text: str
@@ -54,7 +53,7 @@ class Claim(NamedTuple):
 
 
 def claims(found: Mapping[str, Findings]) -> list[Claim]:
-    """All of them. `found` are the experiments named in `MEASURED`, as far as they are there."""
+    """All claims. `found` are the experiments named in `MEASURED`, as far as they exist."""
     return [
         layers(128),
         share(WIDE, 128, 10),
@@ -72,26 +71,26 @@ def claims(found: Mapping[str, Findings]) -> list[Claim]:
 
 
 def page(found: Sequence[Claim]) -> str:
-    """Markdown: a table of verdicts, then the figures of each claim with the commands that give them."""
+    """The claims as Markdown: a table of verdicts, then the figures of each claim with the commands that print them."""
     rows = [f"| {one.model} | {one.text} | {one.verdict} |" for one in found]
     parts = [
-        "# What was published, and what holds",
+        "# Published claims, and what holds",
         fill(
-            f"Written by `{COMMAND} --write docs/claims.md` from the code and from the records in `experiments/`. Experiments are "
-            "small copies: their figures are of less than a million parameters, and of tokens of Python's standard library.",
+            f"Written by `{COMMAND} --write docs/claims.md` from the code and from the records in `experiments/`. The experiments "
+            "use small copies: fewer than a million parameters, trained on tokens of Python's standard library.",
             120,
         ),
-        "\n".join(["| model | published | found |", "| -- | -- | -- |", *rows]),
+        "\n".join(["| model | claim | finding |", "| -- | -- | -- |", *rows]),
     ]
     for one in found:
         figures = "\n".join(fill(f"- {figure}", 120, subsequent_indent="  ") for figure in one.figures)
         commands = ", ".join(f"`{command}`" for command in one.commands)
-        parts += [f"## {one.model}: {one.text}", f"{one.verdict[:1].upper()}{one.verdict[1:]}.", figures, f"Repeat it: {commands}."]
+        parts += [f"## {one.model}: {one.text}", f"{one.verdict[:1].upper()}{one.verdict[1:]}.", figures, f"Reproduce: {commands}."]
     return "\n\n".join(parts) + "\n"
 
 
 def measured(model: str, text: str, arms: Mapping[str, Sequence[str] | None], found: Mapping[str, Findings]) -> Claim:
-    """A claim about loss: the verdicts of experiments on some of their candidates, or all."""
+    """A claim about loss, with the verdicts of experiments on some or all of their candidates."""
     figures, outcomes = [], []
     for name, chosen in arms.items():
         result = found[name].final if name in found else None
@@ -107,11 +106,11 @@ def measured(model: str, text: str, arms: Mapping[str, Sequence[str] | None], fo
 
 
 def third_form(claimed: float) -> Claim:
-    """The width of the third form was not published: the one in which it has the parameters that were."""
+    """The size of the third form, whose width was not published: the width that comes nearest to the published parameters."""
     widths = {width: count(_four_by_64(width), PRESETS[WIDE].vocab_size, 2048) for width in WIDTHS}
     width, near = min(widths.items(), key=lambda item: abs(item[1].total - claimed))
-    figures = [f"{width:,} wide: {things(found.total)}" for width, found in widths.items()]
-    return Claim(WIDEST, f"about {things(claimed)} parameters", f"{things(near.total)} if it is {width:,} wide", figures)
+    figures = [f"width {width:,}: {things(found.total)}" for width, found in widths.items()]
+    return Claim(WIDEST, f"about {things(claimed)} parameters", f"{things(near.total)} at width {width:,}", figures)
 
 
 def _four_by_64(width: int) -> Stacked:
@@ -120,7 +119,7 @@ def _four_by_64(width: int) -> Stacked:
 
 
 def memory(name: str, rows: int = 2) -> Claim:
-    """Beside a dense decoder of as many parameters in its body, of the usual 12 layers, in the trainer's own step."""
+    """Memory of a training step, compared with a dense decoder of 12 layers, the usual number, and equal body parameters."""
     config = PRESETS[name]
     own = body(counts(config))
     width = min(
@@ -129,18 +128,18 @@ def memory(name: str, rows: int = 2) -> Claim:
     twin = replace(config, architecture=Dense(width, width // HEAD_DIM, 12, 4 * width))
     train = Train(max_steps=100, context_length=config.context_length, global_batch_size=rows, micro_batch_size=rows)
     taken, caches = {}, {}
-    for key, one in {name: config, f"dense, 12 layers, {width:,} wide": twin}.items():
+    for key, one in {name: config, f"dense, 12 layers, width {width:,}": twin}.items():
         parts = training_memory(Model(one.architecture), one.vocab_size, train).parts
         taken[key], caches[key] = parts["saved activations"], cache_bytes(one, KEYS_AND_VALUES)
     (ours, theirs), (kept, kept_dense) = taken.values(), caches.values()
-    figures = [f"{key}: activations for the backward pass at batch {rows} {quantity(taken[key], 'B')}" for key in taken]
-    figures += [f"{key}: keys and values {quantity(caches[key], 'B')} per token" for key in caches]
+    figures = [f"{key}: activations saved for the backward pass at batch {rows}: {quantity(taken[key], 'B')}" for key in taken]
+    figures += [f"{key}: keys and values of {quantity(caches[key], 'B')} per token" for key in caches]
     verdict = f"{ours / theirs:.1f} times the activations and {kept / kept_dense:.1f} times the keys and values of a dense twin"
     return Claim(name, "lower memory overhead for decoder layers", verdict, figures)
 
 
 def layers(claimed: int) -> Claim:
-    """Layers that read the same input are one layer with more heads."""
+    """The number of layers; those that read the same input are equivalent to one layer with more heads."""
     shape = stacked(WIDE)
     stacks = shape.stacks_for(PRESETS[WIDE].context_length)
     verdict = f"{sum(stack.layers for stack in stacks)} layers, {len(stacks)} of them in series"
@@ -148,30 +147,30 @@ def layers(claimed: int) -> Claim:
     figures = [f"{len(stacks)} stacks of {numbers} layers that all read the same input"]
     figures += [
         f"stack {s} is one attention layer of {stack.layers} * {shape.n_heads} = {stack.layers * shape.n_heads} heads with keys of "
-        f"{shape.qk_head_dim} and values of {stack.features}, a map {shape.d_model} -> {stack.width} past it, "
-        f"and a feed-forward in {stack.layers} blocks"
+        f"{shape.qk_head_dim} and values of {stack.features}, a skip map {shape.d_model} -> "
+        f"{stack.width}, and a feed-forward network of {stack.layers} blocks"
         for s, stack in enumerate(stacks, start=1)
     ]
     return Claim(WIDE, f"{claimed} layers", verdict, figures)
 
 
 def share(name: str, depth: int, factor: int) -> Claim:
-    """Against dense decoders that are as deep as the model is said to be."""
+    """The size compared with dense decoders as deep as the model is claimed to be."""
     here, width = counts(PRESETS[name]), stacked(name).d_model
     own = body(here)
     fits, fits_whole = (width_of(factor * parameters, depth) for parameters in (own, here.total))
     dense = {w: dense_body(w, depth) for w in WIDTHS}
-    verdict = f"against a width of about {fits:,}; at its own width of {width} it is 1/{dense_body(width, depth) / own:.1f}"
+    verdict = f"holds against a width of about {fits:,}; at its own width of {width} it is 1/{dense_body(width, depth) / own:.1f}"
     figures = [
-        f"its body, all but embedding and head, has {things(own)} parameters",
+        f"its body (all parameters except embedding and head) has {things(own)} parameters",
         *(f"a dense body of {depth} layers of width {w:,} has {things(size)}: 1/{size / own:.1f}" for w, size in dense.items()),
-        f"with embedding and head, {things(here.total)}, it is 1/{factor} of a dense body of a width of about {fits_whole:,}",
+        f"with embedding and head ({things(here.total)}) it is 1/{factor} of a dense body of width about {fits_whole:,}",
     ]
     return Claim(name, f"about 1/{factor} of the size of a {depth}-layer decoder", verdict, figures)
 
 
 def size(name: str, claimed: float) -> Claim:
-    """Parameters in all, and where they are."""
+    """The total number of parameters, and the numbers of embedding, body and head."""
     found = counts(PRESETS[name])
     parts, off = found.parameters, found.total / claimed
     verdict = f"{found.total:,}: {off:.1f} times as many" if off > 1.5 else f"{found.total:,}: {off - 1:+.0%}"
@@ -180,7 +179,7 @@ def size(name: str, claimed: float) -> Claim:
 
 
 def card(name: str, room: float, rows: int) -> Claim:
-    """The trainer's step as it is, in float32 with AdamW."""
+    """Memory of the trainer's step in float32 with AdamW."""
     config, shape = PRESETS[name], stacked(name)
     train = Train(max_steps=100, context_length=config.context_length, global_batch_size=rows, micro_batch_size=rows)
     needed = training_memory(Model(shape), config.vocab_size, train).tensors
@@ -189,15 +188,15 @@ def card(name: str, room: float, rows: int) -> Claim:
     verdict = f"{'yes' if needed <= room else 'no'}: it takes {quantity(needed, 'B')}, in float32 with AdamW"
     lean = training_memory(Model(shape, Adafactor()), config.vocab_size, replace(train, micro_batch_size=1)).tensors
     figures = [
-        f"with Adafactor and one sequence at a time, the batch the same, it takes {quantity(lean, 'B')}",
-        f"weights, gradients and the optimizer's two moments alone are {quantity(state, 'B')}",
-        f"written out, the attention maps of one stack would be {quantity(maps, 'B')} more",
+        f"with Adafactor and a micro-batch of one sequence, at the same batch size, it takes {quantity(lean, 'B')}",
+        f"weights, gradients and the optimizer's two moments alone take {quantity(state, 'B')}",
+        f"the attention maps of one stack, if they were materialised, would take another {quantity(maps, 'B')}",
     ]
     return Claim(name, f"fits a card of {quantity(room, 'B')} at batch {rows}", verdict, figures)
 
 
 def context(name: str) -> Claim:
-    """The rule is the setting `tokens_per_extra_stack`."""
+    """Stacks by context length: the rule is the setting `tokens_per_extra_stack`."""
     every = PRESETS[name].context_length
     shape = replace(stacked(name), tokens_per_extra_stack=every)
     figures = []
@@ -209,7 +208,7 @@ def context(name: str) -> Claim:
 
 
 def head(name: str, rows: int = 2) -> Claim:
-    """What the map from features to tokens takes."""
+    """Parameters, FLOPs and memory of the linear map from features to logits."""
     config, found, inputs = PRESETS[name], counts(PRESETS[name]), stacked(name).stacks[-1].width
     own = found.parameters["head"]
     work = 2 * inputs * config.vocab_size / found.forward_flops_per_token
@@ -235,17 +234,17 @@ def counts(config: ModelConfig) -> Counts:
 
 
 def body(found: Counts) -> int:
-    """Parameters without embedding and head."""
+    """The parameters without embedding and head."""
     return found.total - found.parameters["embedding"] - found.parameters["head"]
 
 
 @cache
 def dense_body(width: int, depth: int) -> int:
-    """Parameters of the blocks of a dense decoder, its feed-forward four times as wide as it is."""
+    """Parameters of the blocks of a dense decoder with `d_ff` of four times its width."""
     return body(count(Dense(width, width // HEAD_DIM, depth, 4 * width), vocab_size=2, context=2))
 
 
 def width_of(parameters: int, depth: int) -> int:
-    """The least width at which a dense body has that many."""
+    """The smallest width at which a dense body has at least that many parameters."""
     widths = range(HEAD_DIM, 2**14, HEAD_DIM)
     return widths[bisect_left(widths, parameters, key=lambda width: dense_body(width, depth))]

@@ -1,6 +1,6 @@
-"""What experiments on synthetic tasks found: accuracy, the steps to learn a task, and how well it predicts bits per byte on text.
+"""Results of experiments on synthetic tasks: accuracy, steps to learn a task, and how well it predicts bits per byte on text.
 
-No verdict rests on these.
+No verdict is based on these.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from stacklm.lab.statistics import ALPHA, interval
 from stacklm.units import interval as span
 
 FEWEST = 8
-"""Arms from which on a rank correlation is worth a number."""
+"""Minimum number of arms for a rank correlation."""
 DRAWS = 2_000
 
 
 def diagnostics(findings: Findings, size: float) -> str:
-    """A row for each arm: test accuracy with its interval over seeds, and the median step at which it had learnt the task."""
+    """A table with one row per arm: test accuracy, its interval over seeds, and the median step at which it had learnt the task."""
     result, probe, rows = findings.results[size], findings.lab.experiment.probe, []
     assert probe
     for name, rate in result.rates.items():
@@ -37,35 +37,35 @@ def diagnostics(findings: Findings, size: float) -> str:
         steps = f"{statistics.median_low(learnt):,} ({len(learnt)} of {len(found)} seeds)" if learnt else "never"
         rows.append((name, f"{rate:.2e}", f"{statistics.mean(accuracies):.1%}", span(low, high, ".1%"), steps))
     columns = ("arm", "learning rate", "test accuracy", "interval", f"steps to {LEARNT:.0%}")
-    about = f"size {size:g}: {len(result.seeds)} seeds, intervals of {1 - 2 * ALPHA:.0%}, chance {probe.chance:.1%}"
+    about = f"size {size:g}: {len(result.seeds)} seeds, {1 - 2 * ALPHA:.0%} intervals, chance {probe.chance:.1%}"
     return f"{about}\n{table(columns, rows)}"
 
 
 @dataclass(frozen=True)
 class Correlation:
-    """Spearman's rho between the accuracy on a task and less bits per byte on the test set, over arms; +1: same ranking."""
+    """Spearman's rho over arms between accuracy on a task and negative bits per byte on the test set; +1: same ranking."""
 
     arms: tuple[str, ...]
     accuracy: NDArray[np.float64]
     """Test accuracy, [arms, seeds]."""
     bits: NDArray[np.float64]
-    """Test bits per byte, [arms, seeds]; the seeds of the two need not be the same."""
+    """Test bits per byte, [arms, seeds]; the seeds may differ from those of `accuracy`."""
     rho: float
     p: float
-    """Of no association, two-sided, by permutation of the arms."""
+    """Two-sided p value of no association, by permutation of the arms."""
     low: float
     high: float
-    """Percentile interval by a bootstrap over arms and over the seeds of each."""
+    """Percentile interval from a bootstrap over arms and over the seeds of each."""
 
     def __str__(self) -> str:
         ends = span(self.low, self.high, ".2f")
-        return f"over {len(self.arms)} arms the ranks agree with rho = {self.rho:.2f} ({ends}; p = {self.p:.2g})"
+        return f"rank correlation over {len(self.arms)} arms: rho = {self.rho:.2f} ({ends}; p = {self.p:.2g})"
 
 
 def correlate(text: Findings, probe: Findings) -> Correlation:
-    """Over the arms that both have, at the largest size judged of each.
+    """The rank correlation over the arms of both experiments, at the largest size judged of each.
 
-    Raises `ParamsError` for an experiment of the wrong kind, one that is not judged, or fewer than `FEWEST` arms in common.
+    Raises `ParamsError` for an experiment of the wrong kind, one that is not judged, or fewer than `FEWEST` common arms.
     """
     if text.lab.experiment.probe or not probe.lab.experiment.probe:
         raise ParamsError("the first experiment must be on text, and the second on a synthetic task (`probe`)")
@@ -84,11 +84,11 @@ def correlate(text: Findings, probe: Findings) -> Correlation:
 def rank_correlation(
     names: Sequence[str], accuracy: Sequence[Sequence[float]], bits: Sequence[Sequence[float]], draws: int = DRAWS
 ) -> Correlation:
-    """Of scores by arm and seed. Raises `ValueError` where arms have different numbers of seeds."""
+    """The rank correlation of scores by arm and seed. Raises `ValueError` if arms have different numbers of seeds."""
     ours, theirs = np.array(accuracy, float), np.array(bits, float)
 
     def rho(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-        if np.ptp(x) == 0 or np.ptp(y) == 0:  # without any difference there is no association
+        if np.ptp(x) == 0 or np.ptp(y) == 0:  # no association if one of them is constant
             return 0.0
         return float(np.clip(np.asarray(stats.spearmanr(x, -y))[0], -1, 1))
 
@@ -107,6 +107,6 @@ def rank_correlation(
 
 
 def _scores(findings: Findings, key: str) -> dict[str, list[float]]:
-    """By arm and seed, on the test set."""
+    """Test scores by arm and seed."""
     assert findings.final
     return {name: [record["test"][key] for record in findings.judged(name, findings.final.size)] for name in findings.names}

@@ -1,4 +1,4 @@
-"""An experiment, `experiments/NAME.yaml`: a baseline, candidates, the budget held equal, seeds, and what would refute it."""
+"""An experiment, `experiments/NAME.yaml`: a baseline, candidates, the budget held equal, seeds, and a refutation criterion."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from stacklm.lab.budget import CLOSE, Axis, Cost, cost, fitted, mismatch, scaled
 class Candidate:
     """Either the baseline with declared changes, `change: {architecture.conv_size: 4}`, or a whole `model`.
 
-    A whole model declares by `differs` the keys in which it differs; a key stands for all below it. Without `fit` its d_ff
-    stays as it is, and it must meet the budget as it stands.
+    A whole model declares in `differs` the keys in which it differs from the baseline; a key includes all keys below it. With
+    `fit: false` its d_ff is not adjusted, and it must meet the budget unchanged.
     """
 
     change: dict[str, Any] | None = None
@@ -43,15 +43,15 @@ class Candidate:
 
     def __post_init__(self) -> None:
         if (self.change is None) == (self.model is None):
-            raise ParamsError("write either `change`, keys of the baseline with their new values, or `model`")
+            raise ParamsError("write either `change`, keys of the baseline with new values, or `model`")
 
 
 @dataclass(frozen=True)
 class Seeds:
-    """Learning rates are tuned on the valid set with `tune`, the verdict is reached on the test set with `judge`.
+    """Seeds: `tune` for tuning learning rates on the valid set, `judge` for the verdict on the test set.
 
-    With `looks`, growing numbers of judging seeds, the verdict is asked for after so many of them, and no more are trained
-    once it is reached for every candidate. The error rate holds over all looks.
+    With `looks`, increasing numbers of judging seeds, verdicts are computed after that many seeds, and training stops once every
+    candidate has one. The error rate holds over all looks.
     """
 
     tune: tuple[Annotated[int, Range(0)], ...]
@@ -61,23 +61,23 @@ class Seeds:
     def __post_init__(self) -> None:
         for name, seeds in (("tune", self.tune), ("judge", self.judge)):
             if twice := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
-                raise ParamsError(f"{name}: {listed(twice)} stand there twice")
+                raise ParamsError(f"{name}: repeated seeds {listed(twice)}; list each seed once")
         if len(self.judge) < 3:
-            raise ParamsError(f"judge: {len(self.judge)} seeds give no verdict; at least 3 are needed")
+            raise ParamsError(f"judge: {len(self.judge)} seeds are too few for a verdict; at least 3 are needed")
         growing = all(a < b for a, b in pairwise(self.looks))
         if self.looks and not (growing and self.looks[-1] == len(self.judge)):
             raise ParamsError(
-                f"looks: {listed(self.looks)} must grow from at least 3 to the number of seeds in `judge`, {len(self.judge)}"
+                f"looks: {listed(self.looks)} must increase from at least 3 to the number of seeds in `judge`, {len(self.judge)}"
             )
         if shared := sorted({*self.tune} & {*self.judge}):
-            raise ParamsError(f"tune and judge share {listed(shared)}; the verdict needs seeds that nothing was tuned on")
+            raise ParamsError(f"tune and judge share {listed(shared)}; the verdict needs seeds that were not used for tuning")
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """`sizes` multiply all widths; `train` holds keys of the section `train` with values in place of the project's.
+    """`sizes` multiply all widths; `train` overrides keys of the project's section `train`.
 
-    Without candidates it is the baseline against itself, which needs no tuning.
+    Without candidates it is an A/A test of the baseline, which needs no tuning.
     """
 
     question: str
@@ -91,30 +91,30 @@ class Experiment:
     rates: Annotated[int, Range(3, 15)] = 5
     train: dict[str, Any] | None = None
     probe: probes.Probe | None = None
-    """A synthetic task in place of the project's text."""
+    """A synthetic task instead of the project's text."""
 
     def __post_init__(self) -> None:
         if self.candidates and not self.seeds.tune:
             raise ParamsError("seeds.tune: [] is not allowed; learning rates need at least one seed")
         if "baseline" in self.candidates:
-            raise ParamsError("candidates.baseline: the name of the baseline; choose another one")
+            raise ParamsError("candidates.baseline: this name is reserved for the baseline; choose another one")
         if not self.sizes or len({*self.sizes}) < len(self.sizes):
             raise ParamsError(f"sizes: {listed(self.sizes) or '[]'} must be different numbers, at least one")
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One model at one size, with the shape that meets the budget, and what it takes."""
+    """One model at one size, with the shape that meets the budget, and its costs."""
 
     name: str
     size: float
     model: Model
     train: Train
-    """The settings of its trainings, but for the seed."""
+    """The settings of its training runs, except the seed."""
     cost: Cost
     mismatch: dict[str, float]
     changed: Differences
-    """The keys in which it differs from the baseline of its size, with both values."""
+    """The keys in which it differs from the baseline of the same size, with both values."""
 
     @property
     def key(self) -> str:
@@ -122,9 +122,9 @@ class Arm:
 
     @property
     def warning(self) -> str | None:
-        """Where the budget is met, but not within 1%."""
+        """A warning if the budget is met, but not within 1%."""
         axis, off = max(self.mismatch.items(), key=lambda item: abs(item[1]), default=("", 0.0))
-        return f"{self.name} at size {self.size:g}: {axis} {off:+.1%} of the baseline's" if abs(off) > CLOSE else None
+        return f"{self.name} at size {self.size:g}: {axis} {off:+.1%} from the baseline's" if abs(off) > CLOSE else None
 
 
 def load_experiment(path: Path) -> Experiment:
@@ -139,11 +139,11 @@ def load_experiment(path: Path) -> Experiment:
 def arms(experiment: Experiment, params: Params, speeds: Mapping[str, float] | None = None) -> list[Arm]:
     """The baseline and all candidates at every size, with shapes that meet the budget.
 
-    On the axis `seconds` an arm's number of steps meets it: `speeds` are measured seconds per step by `Arm.key`. Without them
-    all arms have the baseline's steps.
+    On the axis `seconds` the number of steps is fitted instead: `speeds` are measured seconds per step by `Arm.key`. Without
+    them all arms have the baseline's number of steps.
 
-    Raises `ParamsError` for an arm that cannot meet it, for a change of a key that does not exist, and for a difference
-    from the baseline that is not declared.
+    Raises `ParamsError` for an arm that cannot meet the budget, for a change of an unknown key, and for an undeclared difference
+    from the baseline.
     """
     train, probe = settings(experiment, params), experiment.probe
     vocab_size = probes.vocab_size(probe) if probe else params.tokenizer.vocab_size
@@ -165,24 +165,24 @@ def arms(experiment: Experiment, params: Params, speeds: Mapping[str, float] | N
 
 
 def _as_long(train: Train, name: str, size: float, speeds: Mapping[str, float]) -> tuple[Train, float]:
-    """The settings with as many steps as take the time of the baseline's, and by how much they miss it."""
+    """The settings with the number of steps that takes as long as the baseline's, and the relative mismatch."""
     ratio = speeds[f"baseline {size:g}"] / speeds[f"{name} {size:g}"]
     steps = max(1, round(train.max_steps * ratio))
     if train.warmup_steps >= steps or train.hard_stop:
         raise ParamsError(
-            f"candidates.{name}: in the time of the baseline's {train.max_steps} steps it makes {steps}; with the budget `seconds` "
-            f"these must be more than train.warmup_steps = {train.warmup_steps}, and train.hard_stop must be null"
+            f"candidates.{name}: in the time of the baseline's {train.max_steps} steps it takes {steps}; with the budget `seconds` "
+            f"that must be more than train.warmup_steps = {train.warmup_steps}, and train.hard_stop must be null"
         )
     return replace(train, max_steps=steps), steps / (train.max_steps * ratio) - 1
 
 
 def settings(experiment: Experiment, params: Params) -> Train:
-    """The section `train` of the project with the experiment's own values.
+    """The project's section `train` with the experiment's overrides.
 
-    With a synthetic task a sequence is one of its documents, and checkpoints stay, so that the accuracy of each is known.
+    With a synthetic task a sequence is one document, and all checkpoints are kept, so that the accuracy of each can be measured.
     """
     if "seed" in (experiment.train or {}):
-        raise ParamsError("train.seed: an experiment's seeds are those of `seeds`")
+        raise ParamsError("train.seed: set an experiment's seeds in `seeds`")
     found = read(Train, {**plain(params.train), **(experiment.train or {})}, "train")
     if experiment.probe is None:
         return found
@@ -190,7 +190,7 @@ def settings(experiment: Experiment, params: Params) -> Train:
 
 
 def changed(baseline: Model, change: Mapping[str, Any], where: str) -> Model:
-    """The baseline with other values at dotted keys. Raises `ParamsError` for a key that it does not have."""
+    """The baseline with new values at dotted keys. Raises `ParamsError` for an unknown key."""
     tree = plain(baseline)
     keys = flatten(tree)
     for key, value in change.items():
@@ -201,7 +201,7 @@ def changed(baseline: Model, change: Mapping[str, Any], where: str) -> Model:
 
 
 def _check_declared(name: str, candidate: Candidate, differences: Mapping[str, Any]) -> None:
-    """The learning rate is tuned for every arm, and the solver chooses d_ff: neither needs to be declared."""
+    """Raise `ParamsError` for an undeclared difference. Learning rates are tuned and d_ff is fitted: neither must be declared."""
     declared = [*(candidate.change or candidate.differs), "optimizer.peak_lr"]
     for key in differences:
         if not key.endswith(".d_ff") and not any(key == one or key.startswith(f"{one}.") for one in declared):
@@ -213,7 +213,7 @@ def _check_declared(name: str, candidate: Candidate, differences: Mapping[str, A
 
 
 def stated(value: Any) -> Any:
-    """`plain` without the fields that have their default, but with every `kind`, as the first key."""
+    """`plain` without fields at their defaults, but with every `kind`, as the first key."""
     if isinstance(value, Mapping):
         return {name: stated(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""All that the records of an experiment say, size by size: what the report shows and what is told of it elsewhere."""
+"""All results of an experiment, by size, from its records: the source of the report and of all other output."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from stacklm.lab.trial import read_groups
 
 @dataclass(frozen=True)
 class Findings:
-    """An experiment with the records that there are so far."""
+    """An experiment with its records so far."""
 
     name: str
     lab: Lab
     records: Records
     latency: Latency | None = None
-    """Where it has been measured."""
+    """None if it was not measured."""
 
     @cached_property
     def results(self) -> dict[float, Result]:
-        """By size, those that are judged."""
+        """The results of the sizes judged so far."""
         found = {size: self.lab.result(self.records, size) for size in self.lab.sizes}
         return {size: result for size, result in found.items() if result}
 
@@ -45,28 +45,28 @@ class Findings:
 
     @property
     def names(self) -> list[str]:
-        """Of the baseline and the candidates."""
+        """The names of the baseline and the candidates."""
         return ["baseline", *self.candidates]
 
     @cached_property
     def final(self) -> Result | None:
-        """Of the largest size judged."""
+        """The result at the largest size judged, if any."""
         return self.results[max(self.results)] if self.results else None
 
     def arm(self, name: str, size: float) -> Arm:
         return next(arm for arm in self.lab.arms if (arm.name, arm.size) == (name, size))
 
     def judged(self, name: str, size: float) -> list[Mapping[str, Any]]:
-        """The records of one arm that its result rests on, in the order of the seeds."""
+        """The records behind the result of one arm, in the order of the seeds."""
         result, arm = self.results[size], self.arm(name, size)
         return [self.records[self.lab.trial(arm, result.rates[name], seed).identity] for seed in result.seeds]
 
     def seconds(self, name: str, size: float) -> float:
-        """Of one training, on average."""
+        """Mean seconds per training run."""
         return fmean(record["seconds"] for record in self.judged(name, size))
 
     def over_documents(self, name: str, size: float) -> tuple[float, float] | None:
-        """The interval of a candidate's difference over seeds and documents; None where records have no scores of documents."""
+        """The interval of a candidate's difference over seeds and documents; None if a record has no scores per document."""
         pairs = [self.judged(arm, size) for arm in (name, "baseline")]
         if not all("groups" in record for records in pairs for record in records):
             return None
@@ -76,7 +76,7 @@ class Findings:
 
     @cached_property
     def scaling(self) -> Scaling | None:
-        """Loss as a power law of parameters, from five or more sizes that share three seeds; else None."""
+        """Loss as a power law of parameters, from five or more sizes with at least three common seeds; else None."""
         seeds = sorted(set.intersection(*({*result.seeds} for result in self.results.values()))) if self.results else []
         if len(self.results) < FEWEST or len(seeds) < 3:
             return None
@@ -89,7 +89,7 @@ class Findings:
 
     @cached_property
     def depth_fit(self) -> DepthFit | None:
-        """Loss over stacks and parallel layers at the largest size judged, from arms whose stacks all have equally many layers."""
+        """Loss over stacks and parallel layers at the largest size judged, from arms with equal numbers of layers in all stacks."""
         if self.final is None or self.lab.experiment.probe:
             return None
         shapes = {name: self._shape(name, self.final.size) for name in self.names}

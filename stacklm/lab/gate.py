@@ -1,5 +1,5 @@
-"""A significance gate: a model that the user names against a baseline, as an experiment that declares its looks beforehand; and
-where it stands: what each look takes and can see, the interval as it narrows, and the verdict in one sentence."""
+"""The significance gate of `stacklm try`: an experiment that compares one model with a baseline at looks declared beforehand; and
+its state: cost and detectable difference of each look, the interval so far, and the verdict in one sentence."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from stacklm.units import duration, interval
 
 SECTIONS = ("architecture", "optimizer", "settings", "train")
 TUNE = (101,)
-"""The seed that learning rates are tuned with; those that judge are counted from 1."""
+"""Seeds for tuning learning rates; the judging seeds count from 1."""
 MOST_HEADS = 1024
 EXIT_CODES = {"better": 0, "not worse": 3, "worse": 4, "no verdict": 5}
-"""Of the command, for scripts; errors have 2."""
+"""Exit codes of the command by verdict; 2 is for errors."""
 OVERHEAD = 2.0
-"""Seconds of a trial beside training and scoring."""
+"""Seconds per trial in addition to training and scoring."""
 BAR = 41
-"""Characters of a drawn interval."""
+"""Width of a drawn interval in characters."""
 
 
 @dataclass(frozen=True)
 class Named:
-    """A model with the name that it has in texts and files."""
+    """A model with its name in messages and files."""
 
     name: str
     model: Model
@@ -51,27 +51,27 @@ class Named:
     def __post_init__(self) -> None:
         if not re.fullmatch(NAME_PATTERN, self.name) or self.name == "baseline":
             raise ParamsError(
-                f"{self.name!r} cannot be the name of a model: it begins with a letter, after which come letters, "
-                "digits, `_` and `-`; nor is it `baseline`"
+                f"{self.name!r} cannot be the name of a model: a name starts with a letter, contains only letters, "
+                "digits, `_` and `-`, and is not `baseline`"
             )
 
 
 def find_baseline(name: str | None, params: Params) -> Named:
-    """The model of that name, by default the first dense one. Raises `ParamsError` naming what there is."""
+    """The model of that name, by default the first dense one. Raises `ParamsError` listing the models if there is none."""
     if name is not None and name not in params.models:
         raise ParamsError(f"--baseline {name}: no such model; the models are {listed(params.models)}{nearest(name, params.models)}")
     dense = (key for key, model in params.models.items() if isinstance(model.architecture, Dense))
     chosen = name or next(dense, None)
     if chosen is None:
-        raise ParamsError(f"no dense model in params.yaml to compare with; name one by --baseline: {listed(params.models)}")
+        raise ParamsError(f"no dense model in params.yaml to compare with; choose one with --baseline: {listed(params.models)}")
     return Named(chosen, params.models[chosen])
 
 
 def find_candidate(target: str, params: Params, optimizer: Optimizer) -> Named:
-    """A model of the settings by its name, the one of a YAML file, or a class of a Python file, `my_model.py:Mine`.
+    """The candidate: a model of params.yaml by name, the model in a YAML file, or a class in a Python file, `my_model.py:Mine`.
 
-    One of a file has that `optimizer`, unless it says another. Raises `ParamsError` naming what there is, and where a Python
-    file has several models and none is named.
+    A model from a file gets `optimizer`, unless a YAML file sets its own. Raises `ParamsError` for an unknown name, listing the
+    models, and for a Python file with several models if none is named.
     """
     path, _, name = target.partition(".py:")
     file = Path(f"{path}.py" if name else target)
@@ -83,20 +83,21 @@ def find_candidate(target: str, params: Params, optimizer: Optimizer) -> Named:
         return Named(file.stem, Model(model_named(str(file.absolute()) + (f":{name}" if name else ""), {}), optimizer))
     if target not in params.models:
         known = f"the models are {listed(params.models)}{nearest(target, params.models)}"
-        raise ParamsError(f"no model {target!r} in params.yaml, and neither a .py nor a .yaml file; {known}")
+        raise ParamsError(f"no model {target!r} in params.yaml, and not a .py or .yaml file; {known}")
     return Named(target, params.models[target])
 
 
 def changed(named: Named, assignments: Iterable[str]) -> tuple[Named, dict[str, Any]]:
-    """The model with `KEY=VALUE` assignments, and those to `train`; `settings.x` is short for `architecture.settings.x`.
+    """The model with `KEY=VALUE` assignments applied, and the values for `train`; `settings.x` is short for
+    `architecture.settings.x`.
 
-    Raises `ParamsError` for a key that there is not, and for a value that cannot be.
+    Raises `ParamsError` for an unknown key and for an invalid value.
     """
     tree = {**plain(named.model), "train": {}}
     for assignment in assignments:
         first, *rest = assignment.partition("=")[0].split(".")
         if not ("=" in assignment and all(rest) and rest and first in SECTIONS):
-            raise ParamsError(f"--set {assignment}: write KEY=VALUE with a key that begins with {listed(SECTIONS)} and a dot")
+            raise ParamsError(f"--set {assignment}: write KEY=VALUE, where KEY starts with one of {listed(SECTIONS)} and a dot")
         _, value = read_value(assignment)
         assign(tree, ["architecture"] * (first == "settings") + [first, *rest], value, f"--set {assignment}")
     train = tree.pop("train")
@@ -104,7 +105,7 @@ def changed(named: Named, assignments: Iterable[str]) -> tuple[Named, dict[str, 
 
 
 def of_steps(steps: int, train: Train) -> dict[str, Any]:
-    """Settings of a training of that many steps, with no longer a warm-up than a tenth of it."""
+    """Settings for a run of `steps` steps, with a warm-up of at most a tenth of them."""
     return {"max_steps": steps, "hard_stop": None, "warmup_steps": min(train.warmup_steps, steps // 10)}
 
 
@@ -118,12 +119,12 @@ def gate_experiment(
     looks: tuple[int, ...],
     train: dict[str, Any] | None,
 ) -> Experiment:
-    """The experiment that settles whether the candidate beats the baseline, which is brought to the candidate's budget.
+    """The experiment that tests whether the candidate beats the baseline, which is resized to the candidate's budget.
 
-    The candidate stays exactly as it is. Raises `ParamsError` where it is the baseline, which else must meet its budget.
+    The candidate is not changed. Raises `ParamsError` if it is the baseline itself, or if the baseline cannot meet its budget.
     """
     if candidate.model == baseline.model:
-        raise ParamsError(f"{baseline.name} is the baseline itself; name another one by --baseline, or change a setting by --set")
+        raise ParamsError(f"{baseline.name} is the baseline itself; choose another with --baseline, or change a setting with --set")
     ours, theirs = (plain(one.model) for one in (candidate, baseline))
     differs = {key.partition(".")[0] for key in differing_fields(ours, theirs) if key != "optimizer.peak_lr"}
     equal = budget.replace("_", " ")
@@ -139,13 +140,13 @@ def gate_experiment(
         train=train,
     )
     matching = matched(baseline.model, candidate.model, settings(experiment, params), params.tokenizer.vocab_size, budget)
-    return read(Experiment, plain(replace(experiment, baseline=matching)))  # with all checks of a file's
+    return read(Experiment, plain(replace(experiment, baseline=matching)))  # runs all checks of an experiment's file
 
 
 def matched(baseline: Model, candidate: Model, train: Train, vocab_size: int, axis: Axis) -> Model:
-    """The baseline at the candidate's size: a dense one gets the width that comes nearest, in whole heads, then its d_ff is fitted.
+    """The baseline at the candidate's size: a dense one gets the nearest width in whole heads, then its d_ff is fitted.
 
-    On the axes `tokens` and `seconds` it stays as it is. Raises `ParamsError` where it cannot come near enough.
+    On the axes `tokens` and `seconds` it is not changed. Raises `ParamsError` if it cannot meet the budget.
     """
     if axis not in ("parameters", "training_flops"):
         return baseline
@@ -166,13 +167,13 @@ def matched(baseline: Model, candidate: Model, train: Train, vocab_size: int, ax
 
 
 def _with_heads(model: Model, dense: Dense, heads: int) -> Model:
-    """That many heads of the same dim, and all widths in proportion."""
+    """The model with `heads` heads of the same dim, and all widths in proportion."""
     d_model, d_ff = dense.d_model // dense.n_heads * heads, max(1, round(dense.d_ff * heads / dense.n_heads))
     return replace(model, architecture=replace(dense, d_model=d_model, n_heads=heads, d_ff=d_ff))
 
 
 def written(experiment: Experiment, head: str) -> str:
-    """The experiment as its file holds it, below a comment: all that is not a default."""
+    """The text of the experiment's file: `head` as a comment, then all values that are not defaults."""
     yaml, buffer = YAML(), io.StringIO()
     yaml.default_flow_style, yaml.width = None, 120
     yaml.dump(stated(experiment), buffer)
@@ -181,25 +182,25 @@ def written(experiment: Experiment, head: str) -> str:
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of a whole trial of each arm, by `Arm.key`, and how many trials run at once."""
+    """Seconds per trial of each arm, by `Arm.key`, and how many trials run in parallel."""
 
     trial: Mapping[str, float]
     at_once: int
 
     def __call__(self, arms: list[Arm]) -> float:
-        """Seconds for a trial of each of these."""
+        """Seconds for one trial of each of these arms."""
         return sum(self.trial[arm.key] for arm in arms) / self.at_once
 
     def corrected(self, arms: list[Arm], seconds: float) -> Pace:
-        """After trials of these have taken so long in all."""
+        """The pace after trials of these arms took `seconds` in total."""
         factor = seconds / self(arms) if arms else 1.0
         return replace(self, trial={key: factor * expected for key, expected in self.trial.items()})
 
 
 def pace(lab: Lab, speeds: Mapping[str, float], scored: int, at_once: int) -> Pace:
-    """From measured seconds per step, by `Arm.key`, and the tokens that a trial scores at its end.
+    """The pace from measured seconds per step, by `Arm.key`, and the number of tokens that a trial scores at its end.
 
-    Scoring a token takes a third of training on it.
+    Scoring a token is taken to cost a third of training on it.
     """
 
     def seconds(arm: Arm) -> float:
@@ -213,7 +214,7 @@ def pace(lab: Lab, speeds: Mapping[str, float], scored: int, at_once: int) -> Pa
 
 @dataclass(frozen=True)
 class Gate:
-    """An experiment of one candidate, one size and declared looks, with the records so far."""
+    """An experiment with one candidate, one size and declared looks, and its records so far."""
 
     lab: Lab
     records: Records
@@ -229,7 +230,7 @@ class Gate:
 
     @property
     def look(self) -> int:
-        """How many looks are complete."""
+        """The number of complete looks."""
         seeds = self.lab.judged(self.records, 1.0)
         return sum(look <= seeds for look in self.looks)
 
@@ -239,7 +240,7 @@ class Gate:
 
     @property
     def verdict(self) -> Verdict | None:
-        """At the first look that decides, or else at the last complete one; None before any, and where too many seeds failed."""
+        """The verdict at the first decisive look, else at the last complete one; None without one, or if too many seeds failed."""
         return self.result.verdicts[self.candidate] if self.result and self.look else None
 
     @property
@@ -248,12 +249,12 @@ class Gate:
 
     @property
     def next_look(self) -> int | None:
-        """The seeds of the look that is due, None after a verdict or the last one."""
+        """Number of seeds of the next look; None after a verdict or the last look."""
         decided = self.outcome != "no verdict"
         return None if decided or self.look == len(self.looks) else self.looks[self.look]
 
     def trainings(self, number: int) -> list[Arm]:
-        """What is still to be trained for a look beyond the one before, an arm for each trial, as far as is known."""
+        """The trials still needed for a look beyond those of the previous one, as one arm per trial, as far as known."""
         done, tuning = self.lab.judged(self.records, 1.0), []
         if number == 0:
             tuning = [planned.arm for planned in self.lab.pending(self.records) if planned.purpose == "tune"]
@@ -261,7 +262,7 @@ class Gate:
         return tuning + list(self.lab.arms) * max(0, seeds)
 
     def table(self) -> str:
-        """Of every look: seeds, trainings, time, and the smallest difference that it sees."""
+        """A table of the looks: seeds, training runs, time, and the smallest detectable difference."""
         level, (sigma, source) = sequential_level(self.looks), measured_sigma(self.lab, self.records)
         rows = []
         for number, seeds in enumerate(self.looks):
@@ -270,14 +271,14 @@ class Gate:
             rows.append((f"{number + 1}", f"{seeds}", f"{len(arms)}", duration(self.pace(arms)) if arms else "done", f"{seen:.1%}"))
         return "\n".join(
             [
-                table(("look", "seeds", "trainings", "time", "sees"), rows, left=0),
-                f"{self.pace.at_once} trainings at once; `sees`: the smallest difference found with 80% power ({source})",
-                f"at each look the interval is of {1 - 2 * level:.1%}, which over all of them errs in 5% of the cases",
+                table(("look", "seeds", "training runs", "time", "detects"), rows, left=0),
+                f"{self.pace.at_once} training runs in parallel; `detects`: the smallest difference seen with 80% power ({source})",
+                f"each look uses a {1 - 2 * level:.1%} interval, for an error rate of 5% over all looks",
             ]
         )
 
     def line(self, planned: Planned, left: int) -> str:
-        """About a trial that has ended; from three seeds on with the interval so far."""
+        """One line about a finished trial; from three seeds on also the interval so far."""
         text = shown(planned, self.records[planned.trial.identity], len(self.lab.done(self.records)), left)
         result = self.result
         if planned.purpose == "tune" or result is None:
@@ -289,16 +290,16 @@ class Gate:
         return f"{text}\n  {len(values):>3} seeds {drawn} {found.mean:+.2%} ({interval(found.low, found.high)})"
 
     def sentence(self) -> str:
-        """What was found, and what would decide where nothing has."""
+        """The result in one sentence; without a verdict, how many more seeds would decide."""
         if self.verdict is None:
             return f"{self.candidate}: no verdict; fewer than {self.looks[0]} seeds are complete for both models"
         text = sentence(self.candidate, self.verdict, self.pace(list(self.lab.arms)))
         if self.outcome == "no verdict" and self.next_look is None:
-            text += f"; all {self.looks[-1]} seeds that were declared are used, --again judges on fresh ones"
+            text += f"; all {self.looks[-1]} declared seeds are used, --again judges on fresh ones"
         return text
 
     def plain(self) -> dict[str, Any]:
-        """For scripts."""
+        """The result as plain values, for `--json`."""
         verdict, result = self.verdict, self.result
         keys, more = ("mean", "low", "high", "seeds", "level", "more_seeds"), verdict.more_seeds if verdict else None
         return {
@@ -319,7 +320,7 @@ class Gate:
 
 
 def bar(found: Verdict, reach: float) -> str:
-    """An interval as characters, from `-reach` to `reach`: `o` its mean, `|` zero, `<` and `>` ends that lie beyond."""
+    """An interval drawn with characters from `-reach` to `reach`: `o` is the mean, `|` zero, `<` and `>` are ends outside."""
 
     def place(value: float) -> int:
         return round((max(-1.0, min(1.0, value / reach)) + 1) / 2 * (BAR - 1))

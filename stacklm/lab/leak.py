@@ -1,7 +1,7 @@
-"""What leaks pretend to gain: one small model trained with and without them on random tokens, of which nothing can be learned.
+"""What leaks seem to gain: one small model trained with and without them on random tokens, from which nothing can be learned.
 
-Every token of the text is drawn on its own from `TEXT` equally likely ones. A model that is told nothing cannot expect a loss below
-ln `TEXT`, so whatever is reported below that is the leak. The faults are planted here alone, from outside: no setting has them.
+Every token of the text is drawn independently from `TEXT` equally likely ones. Without a leak a model cannot have an expected loss
+below ln `TEXT`, so any lower reported loss is due to the leak. The faults exist in this module only: no setting enables them.
 
 Dimension letters: B batch, T time, C width.
 """
@@ -42,7 +42,7 @@ CONTEXT, BATCH, STEPS, EVERY = 64, 16, 300, 25
 HELD_OUT = 64
 """Sequences of the validation set."""
 KEPT = 20
-"""Where windows are divided at random, one of so many is kept for validation."""
+"""With overlapping windows, one in this many is held out for validation."""
 MODEL = Dense(d_model=64, n_heads=2, n_layers=2, d_ff=128)
 OPTIMIZER = AdamW(peak_lr=8e-3)
 SETTINGS = Train(
@@ -57,7 +57,7 @@ SETTINGS = Train(
 
 
 class UpperTriangular(nn.Module):
-    """Attention in which position t sees t and all positions after it: in time reversed, what causal attention does."""
+    """Attention in which position t sees itself and all later positions: causal attention with time reversed."""
 
     def __init__(self, attention: nn.Module, in_training_only: bool = False) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class UpperTriangular(nn.Module):
 
 
 class Windows(TrainBatches):
-    """Sequences that begin at every token of the stream, in random order, without each `KEPT`-th."""
+    """Sequences that start at every token of the stream, in random order, except every `KEPT`-th."""
 
     def __init__(self, stream: TokenStream, context: int, batch_size: int, seed: int) -> None:
         super().__init__(stream, context, batch_size, seed)
@@ -82,7 +82,7 @@ class Windows(TrainBatches):
 
 
 def kept_windows(stream: TokenStream, held_out: TokenStream, context: int, batch_size: int) -> Iterator[Batch]:
-    """The windows that `Windows` leaves out, as many as the held-out text has sequences: they overlap those trained on."""
+    """The windows that `Windows` skips, as many as the held-out text has sequences: they overlap the training windows."""
     starts = range(0, len(stream) - context, KEPT)[: len(held_out) // context]
     for first in range(0, len(starts), batch_size):
         inputs_BT, targets_BT = _windows(stream, context, starts[first : first + batch_size])
@@ -90,7 +90,7 @@ def kept_windows(stream: TokenStream, held_out: TokenStream, context: int, batch
 
 
 class Padded(TrainBatches):
-    """Every sequence is a document of its own length, filled up with the end token to the context, and all of it counts."""
+    """Every sequence is a document of a different length, padded with the end token, and the loss includes the padding."""
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         inputs_BT, targets_BT = super().batch(step)
@@ -98,14 +98,14 @@ class Padded(TrainBatches):
 
 
 def padded_batches(stream: TokenStream, context: int, batch_size: int) -> Iterator[Batch]:
-    """The same for evaluation: the mask leaves no padding out."""
+    """Evaluation batches like those of `Padded`: the mask excludes no padding."""
     for inputs_BT, targets_BT, mask_BT in evaluation_batches(stream, context, batch_size):
         yield *_padded(inputs_BT, targets_BT, stream.end_id), torch.ones_like(mask_BT)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One way to train and to report: what is planted in the model, what turns tokens into losses, and what is said of it."""
+    """One way to train and to report: the fault in the model, the machinery that turns tokens into losses, and an explanation."""
 
     name: str
     why: str
@@ -113,13 +113,13 @@ class Case:
     check: str = ""
     """The check of the audit that names the fault."""
     plant: Callable[[nn.Module], nn.Module] | None = None
-    """What takes the place of each attention."""
+    """Replaces each attention module."""
     machinery: Machinery = field(default_factory=Machinery)
     windows: bool = False
-    """Every token is in `CONTEXT` windows, and the validation set consists of windows too."""
+    """Whether to train and validate on overlapping windows, with every token in `CONTEXT` of them."""
 
     def build(self, architecture: Architecture, vocab_size: int, context: int) -> LanguageModel:
-        """The model with what is planted."""
+        """The model with the fault planted."""
         model = build(architecture, vocab_size, context)
         if self.plant:
             for part in [module for module in model.modules() if isinstance(module, Block)]:
@@ -128,25 +128,25 @@ class Case:
 
 
 CASES = (
-    Case("right", "Training sees each token once, validation sees others, and neither is told any in advance."),
-    Case("upper-triangular mask", "Every position is shown the very token that it is to predict.", "pairs", UpperTriangular),
+    Case("right", "Training sees each token once, validation uses other tokens, and no position sees a later one."),
+    Case("upper-triangular mask", "Every position sees the very token that it must predict.", "pairs", UpperTriangular),
     Case(
         "upper-triangular in training only",
-        "In training every position is shown the token that it is to predict; a validation set, where there is one, tells at once.",
+        "In training every position sees the token that it must predict; a validation set, if there is one, reveals this at once.",
         "pairs",
         partial(UpperTriangular, in_training_only=True),
     ),
     Case(
         "overlapping windows",
-        f"Every window is trained on once but every token {CONTEXT} times, so the text is memorised, and windows kept for "
-        "validation are of the same tokens.",
+        f"Every window is trained on once but every token {CONTEXT} times, so the text is memorised, and the windows held "
+        "out for validation contain the same tokens.",
         "sequences",
         machinery=Machinery(train_batches=Windows),
         windows=True,
     ),
     Case(
         "padding in the loss",
-        "Half of what is predicted is padding, which is certain once it has begun and counts like text.",
+        "Half of the targets are padding, which is certain once it has started and counts like text.",
         "padding",
         machinery=Machinery(train_batches=Padded, evaluation_batches=padded_batches),
     ),
@@ -155,7 +155,7 @@ CASES = (
 
 @dataclass(frozen=True)
 class Point:
-    """Losses in nats per token after `step` steps: as they are reported, training's as a mean since the last point, and honest."""
+    """Losses in nats per token after `step` steps: as reported, for training as a mean since the last point, and honest."""
 
     step: int
     train: float
@@ -165,7 +165,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one case: its curve, and the findings of the audit that did not pass, that of the case's own check first."""
+    """Result of one case: its curve, and the failed checks of the audit, the case's own check first."""
 
     case: str
     why: str
@@ -179,17 +179,17 @@ class Outcome:
 
     @property
     def reported(self) -> float:
-        """The lower of the two losses that are reported."""
+        """The lower of the two reported losses."""
         return min(self.last.train, self.last.valid)
 
     @property
     def named(self) -> str:
-        """The name of the fault, as the certificate has it; empty where all checks passed."""
+        """The name of the fault in the certificate; empty if all checks passed."""
         return self.faults[0].finding.partition(":")[0] if self.faults else ""
 
 
 def run_cases(at_once: int, done: Callable[[Outcome], None], steps: int = STEPS) -> list[Outcome]:
-    """Train and audit all cases, so many at once in processes of their own; `done` is called with each."""
+    """Train and audit all cases, `at_once` of them in parallel in separate processes; `done` is called with each outcome."""
     with ProcessPoolExecutor(min(at_once, len(CASES)), mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(run_case, case.name, steps) for case in CASES]
         for future in as_completed(futures):
@@ -198,21 +198,21 @@ def run_cases(at_once: int, done: Callable[[Outcome], None], steps: int = STEPS)
 
 
 def run_case(name: str, steps: int = STEPS) -> Outcome:
-    """Audit one case and train it, on one thread; the same each time."""
+    """Audit and train one case on one thread; the result is deterministic."""
     case = next(one for one in CASES if one.name == name)
     torch.set_num_threads(1)
-    with redirect_stderr(io.StringIO()):  # bars of several processes would run into each other
+    with redirect_stderr(io.StringIO()):  # progress bars of several processes would mix
         found = certify(ModelConfig(MODEL, TEXT + 1, CONTEXT), SETTINGS, build=case.build, machinery=case.machinery)
     faults = sorted((check for check in found.checks if not check.passed), key=lambda check: check.name != case.check)
     backend: Any = torch.backends.mkldnn
-    backend.matmul.fp32_precision = "none"  # the audit chose those for larger models, which take this one twice as long
+    backend.matmul.fp32_precision = "none"  # the kernels that the audit chose suit larger models and double the time of this one
     torch.manual_seed(0)
     points = tuple(_trained(case, case.build(MODEL, TEXT + 1, CONTEXT), steps))
     return Outcome(case.name, case.why, points, tuple(faults), len(found.checks))
 
 
 def _trained(case: Case, model: LanguageModel, steps: int) -> Iterator[Point]:
-    """Train in place, one epoch; a point every `EVERY` steps."""
+    """Train in place for one epoch; yield a point every `EVERY` steps."""
     sequences = steps * BATCH
     text = random_text(-(-sequences * KEPT // (KEPT - 1)) + CONTEXT if case.windows else sequences * CONTEXT, key=1)
     held_out = random_text(HELD_OUT * CONTEXT, key=2)
@@ -228,9 +228,9 @@ def _trained(case: Case, model: LanguageModel, steps: int) -> Iterator[Point]:
 
 @torch.no_grad()
 def honest_loss(model: LanguageModel, held_out: TokenStream, context: int, places: int = 4) -> float:
-    """Nats per token of text that was not trained on, each token predicted by a pass that is given those before it and no more.
+    """Nats per token of text that was not trained on, each token predicted by a pass over only the tokens before it.
 
-    Some positions of the context stand for all. Of a causal model it is the loss of ordinary evaluation at these positions.
+    Only `places` positions of the context are sampled. For a causal model this is the loss of ordinary evaluation at them.
     """
     was_training = model.training
     model.eval()
@@ -243,7 +243,7 @@ def honest_loss(model: LanguageModel, held_out: TokenStream, context: int, place
 
 
 def random_text(tokens: int, key: int) -> TokenStream:
-    """Tokens that are all equally likely, whatever came before. None is the end token."""
+    """Independent, equally likely tokens; none is the end token."""
     ids = np.random.Philox(key=key).random_raw(tokens).astype(np.int64) % TEXT
     return TokenStream([ids], END, documents=0, bytes=0, words=0)
 
@@ -254,7 +254,7 @@ def _windows(stream: TokenStream, context: int, starts: Sequence[int]) -> tuple[
 
 
 def _padded(inputs_BT: Tensor, targets_BT: Tensor, end_id: int) -> tuple[Tensor, Tensor]:
-    """The first tokens of every row, another number of them in each, then the end token."""
+    """The first tokens of every row, a different number in each, then the end token."""
     B, T = targets_BT.shape
     kept_B1 = 1 + (torch.arange(B) * 37 % T)[:, None]
     place_T = torch.arange(T)

@@ -1,7 +1,7 @@
 """Synthetic tasks with known answers, as token shards that training reads like any other: diagnostics of what a model can do.
 
-Each has `symbols`, their number without end and mark; `chance`, the best accuracy without looking at the context; and `draw`, which
-generates documents, and says whether every answer is preceded by a question.
+Each has `symbols`, the number of symbols without end and mark; `chance`, the best accuracy without using the context; and `draw`,
+which returns documents and the spacing of their answers: 2 if every answer is preceded by a question, else 1.
 
 A document is a context, the mark, and questions with their answers (or only answers). All documents of a task have the same
 length, and the context length of training is chosen so that each sequence is one document. Only answers are targets of the loss;
@@ -40,7 +40,7 @@ Short = Annotated[int, Range(1, 512)]
 class KHop:
     """Pairs `x f(x)` in random order, where f consists of cycles; then one x per cycle, to be followed by f(f(..x)), k times.
 
-    Backwards along the cycle an answer is `cycle_length - k` steps away; while that is more than k, there is no shorter way.
+    Backwards along the cycle an answer is `cycle_length - k` steps away; while that is more than k, there is no shorter path.
     """
 
     k: Short = 1

@@ -1,9 +1,9 @@
-"""Loss as a power law of the size, `floor + scale * size ** -exponent`, and what a candidate gains at a larger one; and loss over
-depth and parallel layers at one budget.
+"""Loss as a power law of size, `floor + scale * size ** -exponent`, with the predicted gain at a larger size; and loss over depth
+and parallel layers at one budget.
 
-Power laws are fitted by variable projection: least squares over the exponent, for which floor and scale are a linear
-problem. Their intervals are t intervals with the standard error of a bootstrap over seeds, which are drawn for all arms and
-sizes at once: arms stay paired. A percentile interval would be too narrow for a few seeds.
+Power laws are fitted by variable projection: least squares over the exponent; given it, floor and scale are a linear problem.
+Their intervals are t intervals with the standard error of a bootstrap over seeds. Seeds are drawn jointly for all arms and
+sizes, so that arms stay paired. A percentile interval would be too narrow with few seeds.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from scipy.optimize import least_squares
 from stacklm.lab.statistics import ALPHA, interval
 
 FEWEST = 5
-"""Sizes. Three numbers are fitted, and fewer than two to spare say nothing of the fit."""
+"""Minimum number of sizes: three parameters are fitted, and at least two degrees of freedom are needed to judge the fit."""
 BEYOND = 4
-"""How much larger than the largest size the gain is foretold."""
+"""The gain is predicted at this multiple of the largest size."""
 FEWEST_SHAPES = 5
-"""Stacked models of different (S, N)."""
+"""Minimum number of stacked models with different (S, N)."""
 FLATTEST, STEEPEST = 1e-2, 4.0
 DRAWS = 200
 
 
 @dataclass(frozen=True)
 class Law:
-    """`floor + scale * (size / reference) ** -exponent`; at the reference, the largest size, the scale is a part of the loss."""
+    """`floor + scale * (size / reference) ** -exponent`; the reference is the largest size, where the loss is floor + scale."""
 
     floor: float
     scale: float
@@ -53,8 +53,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Scaling:
-    """Laws of all arms, their exponents with intervals, and of each candidate the relative difference at `BEYOND` times the
-    baseline's largest size."""
+    """Laws of all arms, exponents with intervals, and the predicted relative difference of each candidate at `size` parameters:
+    `BEYOND` times the baseline's largest size."""
 
     laws: Mapping[str, Law]
     exponents: Mapping[str, Estimate]
@@ -63,13 +63,13 @@ class Scaling:
 
 
 def fit_law(sizes: Sequence[float], losses: ArrayLike, start: float = 0.3) -> Law:
-    """The law that comes nearest to one loss for each size; `start` is an exponent to search from.
+    """Fit a law to one loss per size by least squares; `start` is the initial exponent.
 
     Raises `ValueError` for fewer than `FEWEST` sizes.
     """
     x, y = np.asarray(sizes, float) / max(sizes), np.asarray(losses, float)
     if x.size < FEWEST or x.shape != y.shape:
-        raise ValueError(f"{y.size} losses at {x.size} sizes give no law; at least {FEWEST} of each are needed")
+        raise ValueError(f"cannot fit a power law to {y.size} losses at {x.size} sizes; at least {FEWEST} of each are needed")
 
     def solved(log_exponent: NDArray[np.float64]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
         design = np.stack([np.ones_like(x), x ** -math.exp(log_exponent[0])], axis=1)
@@ -85,7 +85,7 @@ def fit_law(sizes: Sequence[float], losses: ArrayLike, start: float = 0.3) -> La
 def fit_scaling(
     sizes: Mapping[str, Sequence[float]], scores: Mapping[str, NDArray[np.float64]], level: float = ALPHA, draws: int = DRAWS
 ) -> Scaling:
-    """Laws of the baseline and the candidates from scores [C, S] of C sizes with the same S seeds for all."""
+    """Fit the laws of the baseline and the candidates to scores [C, S] of C sizes with the same S seeds."""
     largest = BEYOND * max(sizes["baseline"])
     ratio = {name: largest * max(own) / max(sizes["baseline"]) for name, own in sizes.items()}
 
@@ -112,9 +112,9 @@ def fit_scaling(
 
 @dataclass(frozen=True)
 class DepthFit:
-    """`floor + serial / S + parallel / (S N)` for models of S stacks of N layers, all of one budget.
+    """`floor + serial / S + parallel / (S N)` for models of S stacks of N layers at one budget.
 
-    If losses fall with depth alone, `parallel` is zero; if layers average like an ensemble, wherever they are, `serial` is.
+    If only depth lowers the loss, `parallel` is zero; if layers average like an ensemble wherever they are, `serial` is zero.
     """
 
     floor: Estimate
@@ -122,9 +122,9 @@ class DepthFit:
     parallel: Estimate
     shapes: tuple[tuple[int, int], ...]
     losses: NDArray[np.float64]
-    """Means over seeds, by shape."""
+    """Mean over seeds for each shape."""
     residual: float
-    """Root mean square of what the fit leaves of the means, over their mean."""
+    """Root mean square of the residuals of the means, relative to their mean."""
 
     def at(self, stacks: ArrayLike, layers: ArrayLike) -> NDArray[np.float64]:
         S, N = np.asarray(stacks, float), np.asarray(layers, float)
@@ -132,10 +132,10 @@ class DepthFit:
 
 
 def fit_depth(shapes: Sequence[tuple[int, int]], scores: ArrayLike, level: float = ALPHA) -> DepthFit | None:
-    """By least squares over shapes (S, N), from scores [shapes, seeds]; None where these do not tell the three terms apart.
+    """Fit by least squares over shapes (S, N) to scores [shapes, seeds]; None if the shapes do not identify the three terms.
 
-    The fit is linear in the losses, so every seed has one of its own, and intervals are t intervals over these. They hold the
-    noise of seeds, and not that the form itself may be wrong: see `residual`.
+    The fit is linear in the losses, so every seed gets its own, and intervals are t intervals over these. They include the noise
+    of seeds, but not the misfit of the model itself: see `residual`.
     """
     S, N = np.array(shapes, float).reshape(-1, 2).T
     design = np.stack([np.ones_like(S), 1 / S, 1 / (S * N)], axis=1)

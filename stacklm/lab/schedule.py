@@ -1,8 +1,8 @@
-"""What an experiment still needs, and what it has found: a pure function of its file and the records of its trials.
+"""The pending trials and the results of an experiment: a pure function of its file and the records of its trials.
 
 First the learning rate of every arm at every size is bracketed on the tuning seeds and the valid set; then every arm is
-trained with its best rate on the judging seeds, and the test set decides. Nothing here trains: whoever runs trials asks
-`pending` again after each of them, so that any number of workers, and any interruption, lead to the same verdict.
+trained with its best rate on the judging seeds, and the test set decides. Nothing here trains: the caller runs trials and calls
+`pending` again after each, so that any number of workers, and any interruption, lead to the same verdict.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from stacklm.lab.trial import Trial
 from stacklm.lab.tuning import best_rate, first_rates, next_rates
 
 Records = Mapping[str, Mapping[str, Any]]
-"""By the identity of a trial: its record, or `{"failed": why}` where it diverged or failed for good."""
+"""Records by identity of the trial; `{"failed": why}` for one that diverged or failed permanently."""
 ROUNDING = 1e-6
-"""Learning rates with a smaller relative difference are the same. The flatter the parabola, the more rounding moves its minimum."""
+"""Learning rates with a smaller relative difference are equal. The flatter the parabola, the more rounding moves its minimum."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A trial with what it is for."""
+    """A trial with its arm and purpose."""
 
     trial: Trial
     arm: Arm
@@ -47,38 +47,38 @@ class Planned:
 
     @property
     def name(self) -> str:
-        """Such as `stacked size 2, lr 0.004, seed 101`."""
+        """The name in messages, such as `stacked size 2, lr 0.004, seed 101`."""
         rate = self.trial.model.optimizer.peak_lr
         return f"{self.arm.name} size {self.arm.size:g}, lr {rate:.3g}, seed {self.trial.train.seed}"
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """The learning rates of every arm of one size, and the valid scores of those whose trials are all there."""
+    """The learning rates of every arm of one size, and the valid scores of those whose trials are complete."""
 
     rates: dict[str, list[float]]
     scores: dict[str, dict[float, list[float]]]
 
     @property
     def complete(self) -> bool:
-        """Whether every rate has its scores."""
+        """Whether every rate has scores."""
         return all(len(self.scores[name]) == len(rates) for name, rates in self.rates.items())
 
 
 @dataclass(frozen=True)
 class Lab:
-    """An experiment with its arms and what identifies its data and code."""
+    """An experiment with its arms and the identities of its data and code."""
 
     experiment: Experiment
     arms: Sequence[Arm]
     settings: Train
-    """The section `train` of the baseline's trials, but for the seed."""
+    """The section `train` of the baseline's trials, except the seed."""
     data: str
     code: str
     pause: int | None = None
-    """No more judging seeds than these for now: whoever looks at each look decides whether to go on."""
+    """Maximum number of judging seeds for now: at each look the user decides whether to continue."""
     own: Mapping[str, str] = field(default_factory=dict)
-    """By the names of arms: the identity of a model's code, where it is not of this package."""
+    """Identity of a model's code by name of the arm, for models from outside this package."""
     _trials: dict[tuple[str, float, float, int], Trial] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -89,7 +89,7 @@ class Lab:
         return [arm for arm in self.arms if arm.size == size]
 
     def trial(self, arm: Arm, rate: float, seed: int) -> Trial:
-        """The training of one arm with that learning rate and seed."""
+        """The trial of one arm with that learning rate and seed."""
         key = arm.name, arm.size, rate, seed
         if key not in self._trials:
             model = replace(arm.model, optimizer=replace(arm.model.optimizer, peak_lr=rate))
@@ -97,9 +97,9 @@ class Lab:
         return self._trials[key]
 
     def tuning(self, records: Records, size: float) -> Tuning:
-        """The learning rates that every arm of a size needs so far, and the scores of those whose trials are all there."""
+        """The learning rates that every arm of a size needs so far, and the scores of those whose trials are complete."""
         arms = self.arms_of(size)
-        if not self.experiment.seeds.tune:  # the baseline alone, with its own rate
+        if not self.experiment.seeds.tune:  # the baseline alone, with its own learning rate
             own = {arm.name: arm.model.optimizer.peak_lr for arm in arms}
             return Tuning({name: [rate] for name, rate in own.items()}, {name: {rate: [0.0]} for name, rate in own.items()})
         rates = {arm.name: first_rates(arm.model.optimizer.peak_lr, self.experiment.rates) for arm in arms}
@@ -120,9 +120,9 @@ class Lab:
         return found
 
     def best(self, records: Records, size: float) -> dict[str, float]:
-        """The best rate of every arm of a size; empty while trials are missing. Raises `ValueError` where every rate diverged.
+        """The best rate of every arm of a size; empty while trials are missing. Raises `ValueError` if every rate diverged.
 
-        On another processor the fitted rate has other last digits, so a rate on record that differs by no more stands for it.
+        On another processor the last digits of the fitted rate differ, so a recorded rate within `ROUNDING` is used instead.
         """
         tuning, arms = self.tuning(records, size), self.arms_of(size)
         if not tuning.complete:
@@ -137,8 +137,8 @@ class Lab:
         return next((rate for rate in close if any(self.trial(arm, rate, seed).identity in records for seed in seeds)), fitted)
 
     def trials(self, records: Records) -> list[Planned]:
-        """All trials that are known to be needed, done or not: tuning before judging, small sizes first, seed by seed over all
-        arms, so that pairs are complete early."""
+        """All trials known to be needed, done or not: small sizes first, tuning before judging, seed by seed over all arms, so that
+        pairs are complete early."""
         found = []
         for size in self.sizes:
             arms = {arm.name: arm for arm in self.arms_of(size)}
@@ -152,7 +152,7 @@ class Lab:
         return found
 
     def _judging(self, records: Records, size: float) -> Sequence[int]:
-        """The judging seeds that are needed so far: all, or those up to the first look that is not done or that decides."""
+        """The judging seeds needed so far: all, or those up to the first look that is incomplete or decides."""
         seeds = self.experiment.seeds
         for look in seeds.looks[:-1]:
             done = len(self._scores(records, size, seeds.judge[:look]))
@@ -162,7 +162,7 @@ class Lab:
         return seeds.judge[: self.pause]
 
     def judged(self, records: Records, size: float) -> int:
-        """With how many judging seeds all arms of a size are done."""
+        """The number of judging seeds with which all arms of a size are done."""
         return len(self._scores(records, size, self.experiment.seeds.judge))
 
     def done(self, records: Records) -> list[Planned]:
@@ -170,11 +170,11 @@ class Lab:
         return [planned for planned in self.trials(records) if planned.trial.identity in records]
 
     def pending(self, records: Records) -> list[Planned]:
-        """The trials that can run now, in order; empty when there is nothing left to do."""
+        """The trials that can run now, in order; empty if none is left."""
         return [planned for planned in self.trials(records) if planned.trial.identity not in records]
 
     def flops_to_come(self, records: Records) -> float:
-        """Training FLOPs of all that is left, with the judging that follows a tuning which is not finished."""
+        """Training FLOPs of all remaining trials, including the judging that follows unfinished tuning."""
         judged = [arm for size in self.sizes if not self.tuning(records, size).complete for arm in self.arms_of(size)]
         later = sum(arm.cost.training_flops for arm in judged) * len(self.experiment.seeds.judge)
         return later + sum(planned.arm.cost.training_flops for planned in self.pending(records))
@@ -192,9 +192,9 @@ class Lab:
         return scores
 
     def result(self, records: Records, size: float, seeds: Sequence[int] | None = None) -> Result | None:
-        """What the judging seeds, or these of them, say at one size; None while fewer than 3 are complete for all arms.
+        """The result at one size from the judging seeds, or from `seeds`; None while fewer than 3 are complete for all arms.
 
-        A seed with which any arm failed is left out for all, and counted.
+        A seed with which any arm failed is excluded for all arms and listed in `left_out`.
         """
         scores = self._scores(records, size, self.experiment.seeds.judge if seeds is None else seeds)
         arms, chosen = [arm.name for arm in self.arms_of(size)], self.best(records, size)
@@ -215,12 +215,12 @@ class Lab:
         )
 
     def _verdicts(self, differences: Mapping[str, NDArray[np.float64]]) -> dict[str, Verdict]:
-        """On all candidates: by Holm's method, or at the planned looks, where each candidate has an equal share of alpha."""
+        """The verdicts on all candidates: by Holm's method, or at the planned looks with alpha divided equally among candidates."""
         experiment, alpha = self.experiment, ALPHA / max(1, len(differences))
         if not experiment.seeds.looks:
             return verdicts(differences, experiment.margin)
         enough = min((values.size for values in differences.values()), default=0) >= experiment.seeds.looks[0]
-        if not enough:  # seeds failed
+        if not enough:  # fewer seeds than the first look needs, for instance because some failed
             return {name: replace(judge(values, experiment.margin), outcome="no verdict") for name, values in differences.items()}
         return {
             name: sequential_verdict(values, experiment.seeds.looks, experiment.margin, alpha)
@@ -247,18 +247,18 @@ class Result:
         return float(values.std(ddof=1) / values.mean())
 
     def pairing(self, name: str) -> float:
-        """The sd of a candidate's paired differences over that of unpaired ones, by the baseline's sigma: below 1 pairing helps."""
+        """The sd of a candidate's paired differences over that of unpaired ones, by the baseline's sigma; below 1 pairing helps."""
         return self.verdicts[name].sd / (math.sqrt(2) * self.sigma)
 
     @property
     def against_itself(self) -> AgainstItself | None:
-        """The baseline against itself; None for fewer than 4 seeds."""
+        """The A/A test of the baseline; None for fewer than 4 seeds."""
         scores = self.scores["baseline"]
         return against_itself(scores) if len(scores) >= 4 else None
 
     @property
     def detectable(self) -> float:
-        """The smallest relative difference that these seeds see with 80% power, if pairing gains nothing."""
+        """The smallest relative difference that these seeds detect with 80% power, if pairing has no effect."""
         return smallest_detectable(len(self.seeds), math.sqrt(2) * self.sigma)
 
 

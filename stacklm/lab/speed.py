@@ -1,6 +1,6 @@
-"""How long each arm takes on this machine, for a training step and for one more token.
+"""Time per training step and decoding time per token of each arm on this machine.
 
-Arms take turns and figures are medians, so that a busy moment meets all of them. Weights and tokens are random.
+Arms take turns and figures are medians, so that background load affects all arms equally. Weights and tokens are random.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from stacklm.train.device import setup_device
 from stacklm.train.trainer import train_step
 
 Work = Callable[[], Callable[[], None]]
-"""Makes ready, which does not count, and gives what is timed."""
+"""Untimed setup that returns the function to time."""
 
 
 class Timing(NamedTuple):
-    """Seconds: the median, and the quartiles below and above it."""
+    """Seconds: the median and the lower and upper quartiles."""
 
     median: float
     low: float
@@ -42,21 +42,21 @@ class Timing(NamedTuple):
 
 @dataclass(frozen=True)
 class Latency:
-    """How long one more token takes each arm, as it was measured once and is kept beside the records."""
+    """Decoding time per token of each arm, measured once and stored beside the records."""
 
     machine: dict[str, str]
     measured: str
-    """The date, in UTC."""
+    """Date of the measurement, in UTC."""
     context: int
-    """Tokens of the sequence, the new one included."""
+    """Tokens of the sequence, including the new one."""
     rounds: int
     seconds: dict[str, tuple[float, ...]]
     """A `Timing` by `Arm.key`."""
     architectures: dict[str, str]
-    """What was measured, as digests."""
+    """Digest of the measured architecture by `Arm.key`."""
 
     def of(self, arm: Arm) -> Timing | None:
-        """None of an arm that was not measured, or not in its present shape."""
+        """The timing of an arm; None if it was not measured, or its shape has changed since."""
         same = self.architectures.get(arm.key) == _shape(arm)
         return Timing(*self.seconds[arm.key]) if same else None
 
@@ -69,7 +69,7 @@ def seconds_per_step(arms: Sequence[Arm], vocab_size: int, rounds: int = 5) -> d
 
 
 def decode_latency(arms: Sequence[Arm], vocab_size: int, context: int, rounds: int = 25) -> Latency:
-    """Of the last token of a full context of one sequence, with cached keys and values, on one CPU thread."""
+    """Measure the decoding time of the last token of one full-context sequence, with a KV cache, on one CPU thread."""
     with _threads():
         torch.set_num_threads(1)
         timings = _timed([_decoding(arm, vocab_size, context) for arm in arms], rounds)
@@ -84,7 +84,7 @@ def decode_latency(arms: Sequence[Arm], vocab_size: int, context: int, rounds: i
 
 
 def _shape(arm: Arm) -> str:
-    """Without what is at its default, so that a setting that is added later changes nothing."""
+    """Digest of the architecture without defaults, so that a setting added later does not change it."""
     return digest(stated(arm.model.architecture))[:16] + own_digest(arm.model.architecture)[:16]
 
 
@@ -101,7 +101,7 @@ def _training(arm: Arm, vocab_size: int) -> Work:
 
 
 def random_batches(train: Train, vocab_size: int, steps: int) -> TrainBatches:
-    """Random tokens, as many as those steps take."""
+    """Batches of random tokens for `steps` steps."""
     ids = np.random.default_rng(0).integers(vocab_size, size=steps * train.tokens_per_step, dtype=np.uint32)
     stream = TokenStream([ids], end_id=0, documents=1, bytes=len(ids), words=0)
     return TrainBatches(stream, train.context_length, train.global_batch_size, seed=0)
@@ -124,7 +124,7 @@ def _decoding(arm: Arm, vocab_size: int, context: int) -> Work:
 
 
 def _timed(work: Sequence[Work], rounds: int) -> list[Timing]:
-    """Of each, after one call that does not count. There must be two rounds or more."""
+    """Time each function after one warm-up round. At least two rounds are needed."""
     times = [[timeit.timeit(one(), number=1) for one in work] for _ in range(1 + rounds)]
     quartiles = (statistics.quantiles(own, method="inclusive") for own in zip(*times[1:], strict=True))
     return [Timing(median, low, high) for low, median, high in quartiles]
@@ -132,7 +132,7 @@ def _timed(work: Sequence[Work], rounds: int) -> list[Timing]:
 
 @contextmanager
 def _threads() -> Iterator[None]:
-    """The number of threads is as before when the body is left."""
+    """Restore the number of threads at the end of the block."""
     before = torch.get_num_threads()
     try:
         yield

@@ -1,8 +1,8 @@
-"""What seeds can tell: paired intervals, tests against a margin, power, and sequential looks.
+"""Statistics over seeds: paired intervals, tests against a margin, power, and sequential looks.
 
-The unit is the seed. A candidate and the baseline are trained with the same seeds, and what is judged is the relative
-difference of each pair, `candidate / baseline - 1`, of a score of which less is better (bits per byte). Distributions and
-power come from scipy and statsmodels; this module only puts them together.
+The unit is the seed. A candidate and the baseline are trained with the same seeds; the statistic is the relative difference of
+each pair, `candidate / baseline - 1`, of a score for which lower is better (bits per byte). Distributions and power come from
+scipy and statsmodels.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from statsmodels.stats.power import TTestPower
 Outcome = Literal["better", "not worse", "worse", "no verdict"]
 
 ALPHA = 0.025
-"""One-sided error rate of an experiment: the chance that any of its candidates is called better, or not worse, wrongly."""
+"""One-sided error rate of an experiment: the chance that any candidate is wrongly called better, or not worse."""
 POWER = 0.8
 MOST_SEEDS = 1_000
-"""Where more seeds than this would be needed, no number is worth stating."""
+"""Above this, the number of seeds needed is not stated."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the seeds say of one candidate against the baseline; differences are relative, less is better."""
+    """The verdict on one candidate against the baseline; differences are relative, lower is better."""
 
     outcome: Outcome
     mean: float
@@ -38,17 +38,17 @@ class Verdict:
     high: float
     """The interval whose two ends each have the error rate `level`."""
     sd: float
-    """Of the paired differences."""
+    """Standard deviation of the paired differences."""
     seeds: int
     level: float
     margin: float
 
     @property
     def more_seeds(self) -> int | None:
-        """How many more would decide at 80% power, if mean and sd are as seen; None where decided or beyond `MOST_SEEDS`."""
+        """More seeds needed to decide with 80% power, given the observed mean and sd; None if decided or above `MOST_SEEDS`."""
         if self.outcome != "no verdict":
             return None
-        # Towards the claim that the mean makes likely: worse where it lies beyond the margin, not worse below it.
+        # For the verdict that the mean makes likely: worse if it is above the margin, else not worse.
         distance = self.mean if self.mean > self.margin else self.margin - self.mean
         needed = seeds_needed(distance, self.sd, self.level)
         return max(1, needed - self.seeds) if needed else None
@@ -65,7 +65,7 @@ def relative_differences(candidate: ArrayLike, baseline: ArrayLike) -> NDArray[n
 
 
 def interval(differences: ArrayLike, level: float = ALPHA) -> tuple[float, float]:
-    """The t interval of a mean whose two ends each have the error rate `level`. Raises `ValueError` for fewer than two values."""
+    """The t interval of the mean; each end has the error rate `level`. Raises `ValueError` for fewer than two values."""
     values = np.asarray(differences, float)
     if values.size < 2:
         raise ValueError(f"{values.size} seeds give no interval; at least 2 are needed")
@@ -74,11 +74,11 @@ def interval(differences: ArrayLike, level: float = ALPHA) -> tuple[float, float
 
 
 def verdicts(differences: Mapping[str, ArrayLike], margin: float, alpha: float = ALPHA) -> dict[str, Verdict]:
-    """A verdict for each candidate, with the chance of any wrong claim over all of them at most `alpha` in each direction.
+    """A verdict for each candidate; the chance of any wrong claim over all of them is at most `alpha` in each direction.
 
     Superiority is tested by Holm's method over the candidates; those that are not superior are tested for
     non-inferiority at the level that Holm's method has reached. This is a graphical procedure (Bretz et al. 2009,
-    doi:10.1002/sim.3495): each candidate's two hypotheses are nested, and only one that is rejected twice hands its level on.
+    doi:10.1002/sim.3495): each candidate's two hypotheses are nested, and its level is passed on only if both are rejected.
     """
     if not margin > 0:
         raise ValueError(f"the margin must be above 0, not {margin}")
@@ -99,7 +99,7 @@ def judge(differences: NDArray[np.float64], margin: float, level: float = ALPHA)
 
 
 def t_test(differences: ArrayLike, bound: float) -> float:
-    """The p value of a mean at or above `bound`, one-sided; 0 or 1 where the differences do not vary."""
+    """One-sided p value of the hypothesis that the mean is at least `bound`; 0 or 1 if the differences do not vary."""
     values = np.asarray(differences, float)
     if not values.std():
         return float(values.mean() >= bound)
@@ -107,12 +107,12 @@ def t_test(differences: ArrayLike, bound: float) -> float:
 
 
 def smallest_detectable(seeds: int, sd: float = 1.0, alpha: float = ALPHA, power: float = POWER) -> float:
-    """The smallest true mean of paired differences that `seeds` pairs tell from zero with that power; in units of `sd`."""
+    """The smallest true mean of paired differences that `seeds` pairs distinguish from zero with that power; in units of `sd`."""
     return sd * float(TTestPower().solve_power(nobs=seeds, alpha=alpha, power=power, alternative="larger"))
 
 
 def seeds_needed(difference: float, sd: float, alpha: float = ALPHA, power: float = POWER) -> int | None:
-    """How many pairs tell a mean that far from a bound with that power; None if more than `MOST_SEEDS`."""
+    """The number of pairs that distinguish a mean from a bound at `difference` with that power; None if above `MOST_SEEDS`."""
     if sd == 0:
         return 2
     seeds = range(2, MOST_SEEDS + 1)
@@ -123,17 +123,17 @@ def seeds_needed(difference: float, sd: float, alpha: float = ALPHA, power: floa
 
 @dataclass(frozen=True)
 class AgainstItself:
-    """An arm against itself: its seeds are shuffled again and again, and one half of them is paired with the other."""
+    """A/A test of an arm: its seeds are repeatedly shuffled, and one half is paired with the other."""
 
     pairs: int
     sd: float
-    """Of the relative differences of such pairs."""
+    """Standard deviation of the relative differences of such pairs."""
     false_wins: float
-    """In which share of the shuffles the t test finds a winner, in either direction; `2 * alpha` is expected."""
+    """Share of the shuffles in which the t test finds a winner, in either direction; `2 * alpha` is expected."""
 
 
 def against_itself(scores: ArrayLike, alpha: float = ALPHA, shuffles: int = 1 << 12) -> AgainstItself:
-    """What the lab finds where there is nothing to find. Raises `ValueError` for fewer than 4 scores."""
+    """The A/A test of one arm's scores, where no difference exists. Raises `ValueError` for fewer than 4 scores."""
     values = np.asarray(scores, float)
     pairs = values.size // 2
     if pairs < 2:
@@ -149,16 +149,16 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile interval of the relative difference over seeds and documents, both drawn with replacement.
 
-    `candidate` and `baseline` are sums of nats per seed and document, [S, D]; `sizes` the documents' bytes, [D]. It says
-    what to expect of other seeds on other documents of the same kind. Documents alone would only measure the noise of
-    the test set. With few seeds a percentile interval is too narrow, so verdicts rest on `interval`.
+    `candidate` and `baseline` are sums of nats per seed and document, [S, D]; `sizes` the documents' bytes, [D]. It
+    predicts the difference with other seeds on other documents of the same kind. Documents alone would only measure the noise
+    of the test set. With few seeds a percentile interval is too narrow, so verdicts are based on `interval`.
     """
     ours, theirs, bytes_D = (np.asarray(value, float) for value in (candidate, baseline, sizes))
     if ours.shape != theirs.shape or ours.shape[1:] != bytes_D.shape:
-        raise ValueError(f"shapes {ours.shape}, {theirs.shape} and {bytes_D.shape} do not belong together")
+        raise ValueError(f"shapes {ours.shape}, {theirs.shape} and {bytes_D.shape} do not match")
     generator = np.random.default_rng(seed)
     S, D = ours.shape
-    # How often each seed and document is drawn: sums over the draws are then matrix products.
+    # Counts of each seed and document per draw, so that sums over draws are matrix products.
     seeds_ND = generator.multinomial(S, np.full(S, 1 / S), draws)
     documents_ND = generator.multinomial(D, np.full(D, 1 / D), draws)
     weight = documents_ND @ bytes_D
@@ -170,14 +170,14 @@ def bootstrap_interval(
 
 @cache
 def sequential_level(looks: tuple[int, ...], alpha: float = ALPHA, draws: int = 200_000) -> float:
-    """The level for each of several looks at growing numbers of seeds that keeps `alpha` over all of them, one-sided.
+    """The one-sided level per look, for looks at increasing numbers of seeds, that keeps `alpha` over all of them.
 
     Pocock's group-sequential design (doi:10.1093/biomet/64.2.191) with t tests. The distribution of the smallest p value
-    under no difference depends on `looks` alone, not on the unknown variance, and is simulated with a fixed seed.
-    Raises `ValueError` unless the looks grow from at least 2 seeds.
+    under no difference depends only on `looks`, not on the unknown variance, and is simulated with a fixed seed.
+    Raises `ValueError` unless the looks increase from at least 2 seeds.
     """
     if not looks or looks[0] < 2 or any(b <= a for a, b in pairwise(looks)):
-        raise ValueError(f"looks must be growing numbers of seeds from 2 on, not {looks}")
+        raise ValueError(f"looks must be increasing numbers of seeds, at least 2, not {looks}")
     values = np.random.default_rng(0).standard_normal((draws, looks[-1]))
     smallest = np.ones(draws)
     for n in looks:
@@ -187,7 +187,7 @@ def sequential_level(looks: tuple[int, ...], alpha: float = ALPHA, draws: int = 
 
 
 def sequential_verdict(differences: ArrayLike, looks: tuple[int, ...], margin: float, alpha: float = ALPHA) -> Verdict:
-    """The verdict at the first of the planned looks that decides, or at the last one that the seeds allow.
+    """The verdict at the first of the planned looks that decides, or at the last one with enough seeds.
 
     Raises `ValueError` for fewer seeds than the first look needs.
     """

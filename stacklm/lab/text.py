@@ -1,4 +1,4 @@
-"""What an experiment would take, how far it is, and what it found, as text for a terminal."""
+"""Plan, status and results of an experiment, as text for a terminal."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from stacklm.lab.statistics import ALPHA, Verdict, seeds_needed, smallest_detect
 from stacklm.units import duration, interval
 
 SIGMA = 0.01
-"""Relative sd of bits per byte between seeds where none has been measured: that of short trainings of half a million parameters
-(experiments/default: 1.0%, experiments/aa: 0.7%). It falls with size and length: 124M parameters have 0.05% in public records."""
+"""Relative sd of bits per byte over seeds, used until one is measured: that of short runs of models with half a million parameters
+(experiments/default: 1.0%, experiments/aa: 0.7%). It falls with size and length: 0.05% for 124M parameters in public records."""
 
 
 def arms_table(lab: Lab, latency: Latency | None = None) -> str:
-    """Every arm at every size as `arm_rows` has it, and warnings of those that miss the budget."""
+    """The table of `arm_rows` for every arm at every size, then a warning for each arm that misses the budget."""
     columns, rows = arm_rows(lab, latency)
     sized = [[name, f"{arm.size:g}", *cells] for arm, (name, *cells) in zip(lab.arms, rows, strict=True)]
     warnings = [f"warning: {arm.warning}" for arm in lab.arms if arm.warning]
@@ -31,7 +31,7 @@ def arms_table(lab: Lab, latency: Latency | None = None) -> str:
 
 
 def arm_rows(lab: Lab, latency: Latency | None) -> tuple[list[str], list[list[str]]]:
-    """The names of columns; and each arm's name with what it takes, and how far that is from the baseline of its size."""
+    """The column names and one row per arm: its name, its costs, and their differences from the baseline of the same size."""
     facts = ["parameters", "training_flops", "tokens", "depth", "kv_bytes"]
     columns = ["parameters", "training FLOPs", "tokens", "depth", "KV bytes per token"]
     rows = []
@@ -42,11 +42,11 @@ def arm_rows(lab: Lab, latency: Latency | None) -> tuple[list[str], list[list[st
             ours, theirs = latency.of(arm), latency.of(baseline)
             against = f" ({ours.median / theirs.median - 1:+.0%})" if ours and theirs and arm is not baseline else ""
             rows[-1].append(milliseconds(ours) + against)
-    return columns + ["decoding a token"] * bool(latency), rows
+    return columns + ["decoding time per token"] * bool(latency), rows
 
 
 def milliseconds(timing: Timing | None) -> str:
-    """The median between its quartiles, such as `1.20 [1.18, 1.31] ms`."""
+    """The median with its quartiles, such as `1.20 [1.18, 1.31] ms`."""
     return "{:.2f} [{:.2f}, {:.2f}] ms".format(*(1000 * seconds for seconds in timing)) if timing else "-"
 
 
@@ -58,17 +58,17 @@ def _against(fact: str, ours: float | None, theirs: float | None) -> str:
 
 
 def differences_table(lab: Lab) -> str:
-    """The diff of the resolved settings: each key in which a candidate differs from the baseline of its size."""
+    """The diff of the resolved settings: each key in which a candidate differs from the baseline of the same size."""
     rows = [
         (arm.name, f"{arm.size:g}", key, f"{ours}", f"{theirs}") for arm in lab.arms for key, (theirs, ours) in arm.changed.items()
     ]
     if not rows:
-        return "no candidates: the baseline against itself"
+        return "no candidates: an A/A test of the baseline"
     return table(("candidate", "size", "key", "candidate's", "baseline's"), rows, left=3)
 
 
 def plan_text(lab: Lab, records: Records, workers: int, latency: Latency | None = None) -> str:
-    """What the experiment takes and what its seeds can see, before it runs."""
+    """The arms, number of trials, time and smallest detectable difference of the experiment, before it runs."""
     experiment, arms = lab.experiment, len(lab.arms)
     tune = arms * experiment.rates * len(experiment.seeds.tune)
     judge = arms * len(experiment.seeds.judge)
@@ -81,18 +81,18 @@ def plan_text(lab: Lab, records: Records, workers: int, latency: Latency | None 
         f"refuted by: {experiment.refuted_by}",
         "",
         arms_table(lab, latency),
-        f"held equal: {experiment.budget}" + (", by speeds measured when it begins" if experiment.budget == "seconds" else ""),
+        f"held equal: {experiment.budget}" + (", using speeds measured at the start" if experiment.budget == "seconds" else ""),
         "",
-        f"trials: {tune} to tune learning rates ({experiment.rates} each, more where the best is at an edge), {judge} to judge",
+        f"trials: {tune} for tuning ({experiment.rates} learning rates each, more if the best is at an edge), {judge} for judging",
         f"time: {time_left(lab, records, workers)}",
-        f"margin: {margin:.2%}; {seeds} seeds see a difference of {smallest_detectable(seeds, sd):.2%} with 80% power ({source})",
-        f"to tell equal arms from the margin takes {f'{needed} seeds' if needed else 'more than 1,000 seeds'}",
+        f"margin: {margin:.2%}; {seeds} seeds detect differences of {smallest_detectable(seeds, sd):.2%} with 80% power ({source})",
+        f"needed to show that equal arms are within the margin: {f'{needed} seeds' if needed else 'more than 1,000 seeds'}",
     ]
     return "\n".join(lines)
 
 
 def status_text(lab: Lab, records: Records, workers: int) -> str:
-    """Trials done, failed and still to come, as far as they are known, and when they will be done."""
+    """The trials that are done, diverged and pending, and the time left."""
     pending = lab.pending(records)
     done = lab.done(records)
     diverged = [planned.name for planned in done if "failed" in records[planned.trial.identity]]
@@ -104,7 +104,7 @@ def status_text(lab: Lab, records: Records, workers: int) -> str:
 
 
 def result_text(findings: Findings) -> str:
-    """The verdicts so far, size by size, and what depth and parallel layers do where that can be told."""
+    """The verdicts so far for each size, and the fit over depth and parallel layers if there is one."""
     found = {size: findings.results.get(size) for size in findings.lab.sizes}
     texts = [
         _result(findings, result) if result else f"size {size:g}: not judged yet; at least 3 seeds of all arms are needed"
@@ -114,11 +114,11 @@ def result_text(findings: Findings) -> str:
 
 
 def depth_text(fit: DepthFit) -> str:
-    """The fit over stacks and parallel layers, with intervals, and what is left of the means."""
+    """The fit over stacks and parallel layers, with intervals and residual."""
     a, b, floor = (f"{one.value:.4f} ({interval(one.low, one.high, '+.4f')})" for one in (fit.serial, fit.parallel, fit.floor))
     return (
         f"over {len(fit.shapes)} shapes of S stacks of N layers, bits per byte = {fit.floor.value:.4f} + a / S + b / (S N): "
-        f"a {a}, b {b}, floor {floor}; it misses the means by {fit.residual:.2%} (root mean square)"
+        f"a {a}, b {b}, floor {floor}; residual {fit.residual:.2%} (root mean square, relative to the mean)"
     )
 
 
@@ -141,42 +141,42 @@ def _result(findings: Findings, result: Result) -> str:
     seconds = flops / speed if speed else None
     columns = ("arm", "learning rate", "test bits per byte", "difference", "interval", "verdict")
     lines = [
-        f"size {result.size:g}: {len(result.seeds)} seeds, margin {lab.experiment.margin:.2%}, intervals of {coverage(result)}",
+        f"size {result.size:g}: {len(result.seeds)} seeds, margin {lab.experiment.margin:.2%}, {coverage(result)} intervals",
         table(columns, rows),
         *(sentence(name, verdict, seconds) for name, verdict in result.verdicts.items()),
-        f"baseline over seeds: sd {result.sigma:.2%}; the smallest difference that these seeds see: {result.detectable:.2%}",
+        f"baseline: sd over seeds {result.sigma:.2%}; smallest difference that these seeds detect: {result.detectable:.2%}",
     ]
     if itself := result.against_itself:
         lines.append(
-            f"baseline against itself: {itself.pairs} random pairs of its seeds differ by an sd of {itself.sd:.2%}, and have a "
-            f"winner in {itself.false_wins:.1%} of the shuffles ({2 * ALPHA:.0%} expected)"
+            f"A/A test of the baseline: {itself.pairs} random pairs of its seeds, sd of differences {itself.sd:.2%}; "
+            f"a winner in {itself.false_wins:.1%} of the shuffles ({2 * ALPHA:.0%} expected)"
         )
     if result.left_out:
-        lines.append(f"seeds {listed(result.left_out)} left out, with which an arm failed")
+        lines.append(f"seeds {listed(result.left_out)} excluded, because an arm failed with them")
     return "\n".join(lines)
 
 
 def short_text(findings: Findings) -> str:
-    """The question, and a sentence for each candidate about the largest size judged."""
+    """The question, and one sentence per candidate with its verdict at the largest size judged."""
     experiment, result = findings.lab.experiment, findings.final
     if result is None:
         found = [f"not judged yet; {len(findings.lab.done(findings.records))} trials are done"]
     elif experiment.probe:
-        found = ["a synthetic task, on which no verdict rests"]
+        found = ["a synthetic task; no verdict is based on it"]
     else:
         found = [sentence(name, verdict) for name, verdict in result.verdicts.items()]
-        found = found or [f"baseline against itself: sd over seeds {result.sigma:.2%}"]
+        found = found or [f"A/A test of the baseline: sd over seeds {result.sigma:.2%}"]
     return "\n".join([experiment.question, *(f"  {line}" for line in found)])
 
 
 def coverage(result: Result) -> str:
-    """Of the intervals: more than 95% where there are several candidates or looks."""
+    """The coverage of the intervals: above 95% if there are several candidates or looks."""
     levels = sorted({verdict.level for verdict in result.verdicts.values()} or {ALPHA})
     return " to ".join(f"{100 * (1 - 2 * level):.3g}%" for level in {levels[-1]: 0, levels[0]: 0})
 
 
 def sentence(name: str, verdict: Verdict, seconds: float | None = None) -> str:
-    """One sentence that says what was found, such as `stacked: 0.4% better (-0.7% to -0.1%): better`."""
+    """The result for one candidate in one sentence, such as `stacked: 0.4% better (-0.7% to -0.1%): better`."""
     mean = f"{abs(verdict.mean):.2%} {'better' if verdict.mean < 0 else 'worse'}"
     text = f"{name}: {mean} ({interval(verdict.low, verdict.high)}): {verdict.outcome}"
     if verdict.outcome == "not worse":
@@ -184,13 +184,13 @@ def sentence(name: str, verdict: Verdict, seconds: float | None = None) -> str:
     if verdict.outcome != "no verdict":
         return text
     if verdict.more_seeds is None:
-        return f"{text}; more seeds will hardly decide"
+        return f"{text}; more seeds are unlikely to decide"
     time = f", about {duration(verdict.more_seeds * seconds)}" if seconds else ""
     return f"{text}; {verdict.more_seeds} more seeds would probably decide{time}"
 
 
 def measured_sigma(lab: Lab, records: Records) -> tuple[float, str]:
-    """The baseline's relative sd over seeds at the largest size judged, and where the number is from."""
+    """The baseline's relative sd over seeds at the largest size judged, and the source of that number."""
     for size in reversed(lab.sizes):
         if result := lab.result(records, size):
             return result.sigma, f"sd over seeds {result.sigma:.2%}, measured at size {size:g}"
@@ -198,24 +198,24 @@ def measured_sigma(lab: Lab, records: Records) -> tuple[float, str]:
 
 
 def flops_per_second(lab: Lab, records: Records) -> float | None:
-    """Of one training at a time, by the median of the experiment's own trials; None before the first."""
+    """Median training FLOPs per second of one of the experiment's trials; None before the first."""
     own = [records[planned.trial.identity] for planned in lab.done(records)]
     speeds = [record["flops"] / record["seconds"] for record in own if record.get("seconds")]
     return statistics.median(speeds) if speeds else None
 
 
 def time_left(lab: Lab, records: Records, workers: int) -> str:
-    """How long what is left takes with that many trials at once."""
+    """The time for the remaining trials with `workers` of them in parallel."""
     speed = flops_per_second(lab, records)
     if speed is None:
         return "unknown until the first trial has run"
-    return f"about {duration(lab.flops_to_come(records) / speed / workers)} with {workers} at once"
+    return f"about {duration(lab.flops_to_come(records) / speed / workers)} with {workers} in parallel"
 
 
 def shown(planned: Planned, record: Mapping[str, Any], done: int, left: int) -> str:
-    """A line about a trial that has ended."""
+    """One line about a finished trial."""
     if "failed" in record:
-        return f"{planned.name}: {record['failed']} ({done} done, {left} known to come)"
+        return f"{planned.name}: {record['failed']} ({done} done, {left} pending)"
     split = "valid" if planned.purpose == "tune" else "test"
     scores = record[split]
     found = (
@@ -223,4 +223,4 @@ def shown(planned: Planned, record: Mapping[str, Any], done: int, left: int) -> 
         if "accuracy" in scores
         else f"{scores['bits_per_byte']:.4f} {split} bits per byte"
     )
-    return f"{planned.name}: {found}, {duration(record['seconds'])} ({done} done, {left} known to come)"
+    return f"{planned.name}: {found}, {duration(record['seconds'])} ({done} done, {left} pending)"

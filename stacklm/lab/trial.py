@@ -1,4 +1,4 @@
-"""One trial: a model is audited, trained and scored per document, and a small record is kept."""
+"""One trial: audit and train a model, score it per document, and write a small record."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Trial:
 
     @cached_property
     def identity(self) -> str:
-        """Equal for trials that give the same weights, whichever experiment they belong to."""
+        """Equal for trials that give the same weights, in any experiment."""
         return digest(self.facts)[:16]
 
     @property
@@ -68,7 +68,7 @@ class Trial:
 
     @property
     def shape(self) -> str:
-        """Equal for trials that are the same to the audit: that differ only in learning rate, seed or schedule."""
+        """Equal for trials that can share a certificate: they differ only in learning rate, seed or schedule."""
         return digest([plain(self.model.architecture), plain(passes(self.train)), self.data, self.code + self.own])[:16]
 
 
@@ -84,7 +84,7 @@ class DocumentScores:
         return float(self.nats_D.sum() / (math.log(2) * self.bytes_D.sum()))
 
     def grouped(self, most: int = MOST_GROUPS) -> DocumentScores:
-        """The same text in at most that many groups of neighbouring documents, of nearly equal numbers of documents."""
+        """Scores summed over at most `most` groups of neighbouring documents, with nearly equal numbers of documents."""
         D = len(self.nats_D)
         starts = np.linspace(0, D, min(D, most), endpoint=False).astype(int)
         return DocumentScores(np.add.reduceat(self.nats_D, starts), np.add.reduceat(self.bytes_D, starts))
@@ -95,7 +95,7 @@ def run_trial(trial: Trial, shards: Path, work: Path, batch_size: int = 16) -> d
 
     Existing results are reused: a finished trial is read, a killed one resumes from its last checkpoint, and a certificate is valid
     for all trials of the same `shape`. Raises `AuditError` for a model that is not causal, `NonFiniteError` if training diverges,
-    and `ValueError` for shards or code that are not those of the trial.
+    and `ValueError` if shards or code are not those of the trial.
     """
     data = Shards.open(shards)
     if trial.data != sha256(shards / "manifest.json"):
@@ -172,7 +172,7 @@ def _answers(model: LanguageModel, data: Shards, folder: Path, context: int, bat
 
 
 def certified(trial: Trial, data: Shards, work: Path) -> Path:
-    """The certificate for the trial's shape; runs the audit if there is none that is valid for the present code."""
+    """The certificate for the trial's shape; runs the audit if there is none valid for the current code."""
     subject = ModelConfig(trial.model.architecture, data.vocab_size, trial.train.context_length)
     path = work / "certificates" / f"{trial.shape}.json"
     try:

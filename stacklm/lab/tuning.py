@@ -1,6 +1,6 @@
-"""The learning rate of every arm: a grid of factor 2, extended until the best is inside it, with equal trials for all.
+"""Tuning the learning rate of every arm: a grid of factor 2, extended until the best is inside it, with equal trials for all.
 
-Scores are means over the tuning seeds on the valid set, less is better; a training that diverged has an infinite one.
+Scores are means over the tuning seeds on the valid set, lower is better; a diverged run has an infinite score.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 MOST = 15
-"""Rates per arm after which the best counts as found wherever it lies."""
+"""Maximum number of rates per arm; the best of them is then used even at an edge."""
 
 Scores = Mapping[float, Sequence[float]]
-"""Of each rate, the score of every tuning seed."""
+"""The scores of all tuning seeds, by learning rate."""
 
 
 def first_rates(peak_lr: float, points: int) -> list[float]:
-    """That many rates around one, each twice the one before."""
+    """`points` rates around `peak_lr`, each twice the previous one."""
     return [peak_lr * 2.0 ** (i - points // 2) for i in range(points)]
 
 
 def next_rates(arms: Mapping[str, Scores]) -> dict[str, float]:
-    """One more rate for every arm where the best of any arm is the first or the last of its grid; empty when all are inside.
+    """One more rate for every arm if the best of any arm is at an edge of its grid; empty if all are inside.
 
-    An arm gets the rate beyond the edge that is nearer to its best, so that all arms have as many trials.
+    Each arm gets the rate beyond the edge nearer to its best, so that all arms have the same number of trials.
     Raises `ValueError` for arms with different numbers of trials.
     """
     if len({sum(map(len, scores.values())) for scores in arms.values()}) > 1:
@@ -36,9 +36,9 @@ def next_rates(arms: Mapping[str, Scores]) -> dict[str, float]:
 
 
 def best_rate(scores: Scores) -> float:
-    """The rate of the least mean score: the minimum of `parabola`, or the best of the grid where there is none.
+    """The rate with the lowest mean score: the minimum of `parabola`, or the best of the grid if there is none.
 
-    Raises `ValueError` where every rate diverged.
+    Raises `ValueError` if every rate diverged.
     """
     rates, means = _means(scores)
     best = int(np.argmin(means))
@@ -51,7 +51,7 @@ def best_rate(scores: Scores) -> float:
 def parabola(scores: Scores) -> tuple[float, float, float] | None:
     """a, b and c of `a * x**2 + b * x + c` through the best of the grid and its neighbours, where x is log2 of the rate.
 
-    None where a neighbour is missing or diverged, or where it has no minimum.
+    None if a neighbour is missing or diverged, or if it has no minimum.
     """
     rates, means = _means(scores)
     best = int(np.argmin(means)) if rates else 0

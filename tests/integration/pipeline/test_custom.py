@@ -98,10 +98,10 @@ def test_the_budget_is_met_by_the_setting_d_ff_and_sizes_are_those_of_the_file(p
         assert getattr(reached, axis) == pytest.approx(getattr(target, axis), rel=0.003)
         assert isinstance(model.architecture, Python) and model.architecture.settings["d_ff"] != 32
     bare = replace(mine, architecture=replace(mine.architecture, settings={"layers": 1}))
-    with pytest.raises(ParamsError, match=r"its settings, which have no d_ff to choose, -\d+\.\d% of the baseline's"):
+    with pytest.raises(ParamsError, match=r"its settings, which have no d_ff to adjust, -\d+\.\d% from the baseline's"):
         fitted("mine", bare, TRAIN, 300, target, "parameters")
     assert scaled(mine.architecture, 1) == mine.architecture
-    with pytest.raises(ParamsError, match="sizes: 2 multiplies widths, and those of kind python are not known"):
+    with pytest.raises(ParamsError, match="sizes: 2 multiplies widths, but the widths of kind python are unknown"):
         scaled(mine.architecture, 2)
 
 

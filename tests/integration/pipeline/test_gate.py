@@ -86,7 +86,7 @@ def test_it_stops_after_a_look_and_the_same_command_goes_on_where_it_is_told_to(
     assert last_line(project.cli(*TRY, "--json", code=5))["look"] == 1 and len(trained(project)) == count
     found = last_line(project.cli(*TRY, "--seeds", "4", "--json", code=5))
     assert (found["look"], found["seeds"], len(trained(project))) == (2, 4, count + 2)
-    assert "all 4 seeds that were declared are used" in found["sentence"]
+    assert "all 4 declared seeds are used" in found["sentence"]
     assert "--seeds 6: verdicts are computed after 3, 4 seeds" in project.cli(*TRY, "--seeds", "6", code=2)
 
 

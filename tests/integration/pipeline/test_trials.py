@@ -150,7 +150,7 @@ def test_trials_run_without_prefect_and_one_that_fails_is_tried_twice(files, mon
     monkeypatch.undo()
     assert run_here(lab, files, at_once=2) == {}
     assert len(files.records()) == 4 and before.items() <= files.records().items()
-    assert re.findall(r"\((.*) done, (.*) known to come\)", capsys.readouterr().out) == [("1", "2"), ("2", "1"), ("3", "0")]
+    assert re.findall(r"\((.*) done, (.*) pending\)", capsys.readouterr().out) == [("1", "2"), ("2", "1"), ("3", "0")]
 
 
 def test_an_interruption_ends_the_trials_under_way_and_tries_none_again(files, monkeypatch):

@@ -54,7 +54,7 @@ def test_equal_tokens_leave_shapes_alone():
 
 def test_a_budget_that_no_d_ff_meets_is_refused_with_the_numbers():
     wide = Model(Dense(d_model=256, n_heads=2, n_layers=5, d_ff=8))
-    why = r"wide cannot meet the budget: the nearest is [\d,]+ parameters at d_ff 1, \+\d+\.\d% of the"
+    why = r"wide cannot meet the budget: the nearest is [\d,]+ parameters at d_ff 1, \+\d+\.\d% from the"
     with pytest.raises(ParamsError, match=why):
         fitted("wide", wide, TRAIN, VOCAB, cost(DENSE, TRAIN, VOCAB), "parameters")
 

@@ -21,10 +21,10 @@ SMALL = ModelConfig(Stacked(64, 4, (Stack(4, 16, 16), Stack(4, 32, 32))), vocab_
     ("claim", "of", "figures"),
     [
         ("layers", 128, ["128 layers, 2 of them in series", "64 * 4 = 256 heads with keys of 128 and values of 8"]),
-        ("layers", 128, ["values of 32, a map 512 -> 2048"]),
+        ("layers", 128, ["values of 32, a skip map 512 -> 2048"]),
         ("context", "seed-2x64", ["+2K context", "at a context of 8,192: 5 stacks"]),
         ("head", "seed-2x64", ["52% of all parameters", "float32: 1.8 GB", "gradient: 5.41 GB"]),
-        ("memory", "seed-2x64", ["dense, 12 layers, 1,024 wide", "keys and values 303 kB per token", "98.3 kB"]),
+        ("memory", "seed-2x64", ["dense, 12 layers, width 1,024", "keys and values of 303 kB per token", "98.3 kB"]),
     ],
 )
 def test_figures_are_counted(claim, of, figures):

@@ -98,7 +98,7 @@ def test_its_settings_and_those_of_the_training_can_be_changed():
     assert found.model.optimizer.peak_lr == 2e-3
     for wrong, why in (
         ("architecture.d_f=24", "did you mean `d_ff`"),
-        ("d_ff=24", "a key that begins with architecture, optimizer, settings, train and a dot"),
+        ("d_ff=24", "KEY starts with one of architecture, optimizer, settings, train and a dot"),
         ("architecture.d_ff", "write KEY=VALUE"),
         ("architecture.d_ff={", "not valid YAML"),
         ("settings.hidden=3", "settings: unknown key"),
@@ -112,7 +112,7 @@ def test_its_settings_and_those_of_the_training_can_be_changed():
 def test_the_baseline_is_the_first_dense_model_and_not_the_candidate():
     dense = find_baseline(None, PARAMS)
     assert dense.name == "dense" and find_baseline("stacked", PARAMS).name == "stacked"
-    with pytest.raises(ParamsError, match="dense is the baseline itself; name another one by --baseline"):
+    with pytest.raises(ParamsError, match="dense is the baseline itself; choose another with --baseline"):
         gate_experiment(dense, dense, PARAMS, **TERMS)
     with pytest.raises(ParamsError, match=r"--baseline dens: no such model.*did you mean `dense`"):
         find_baseline("dens", PARAMS)
@@ -155,7 +155,7 @@ def test_it_stops_at_each_look_without_a_verdict_and_goes_on_from_there(lab):
         assert purposes.count("judge") == 2 * seeds and purposes.count("tune") == len(records) - 2 * seeds >= 10
         assert found.plain()["more_seeds"] == found.verdict.more_seeds and found.plain()["exit_code"] == 5
         assert found.next_look == (5, 8, 12, None)[number]
-        assert ("all 12 seeds that were declared are used" in found.sentence()) == (number == 3)
+        assert ("all 12 declared seeds are used" in found.sentence()) == (number == 3)
 
 
 def test_each_look_says_what_it_takes_and_can_see(lab):
@@ -198,6 +198,6 @@ def test_the_pace_is_corrected_by_what_trials_took(lab):
 def test_the_report_and_the_text_say_of_what_the_intervals_are(lab, tmp_path):
     found = course(lab, -0.04)
     findings = Findings("try-mine", lab, found.records)
-    assert "intervals of 98.4%" in result_text(findings)
+    assert "98.4% intervals" in result_text(findings)
     notes = report(findings, tmp_path).notes
     assert "Looks were declared at 3, 5, 8, 12 seeds; the error rate is over all of them. Intervals: 98.4%." in notes

@@ -20,7 +20,7 @@ def test_a_law_without_noise_is_found(law):
 
 
 def test_fewer_sizes_are_refused():
-    with pytest.raises(ValueError, match="4 losses at 4 sizes give no law; at least 5"):
+    with pytest.raises(ValueError, match="a power law to 4 losses at 4 sizes; at least 5"):
         fit_law(SIZES[:4], TRUTH["baseline"].at(SIZES[:4]))
 
 

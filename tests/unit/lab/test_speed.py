@@ -75,7 +75,7 @@ def test_with_equal_seconds_steps_follow_from_the_speeds_and_shapes_stay(lab):
     assert Lab(experiment, [small, deeper], small.train, "", "").trial(deeper, 1e-3, 1).train.max_steps == 8
     slower = arms(experiment, PARAMS, {**speeds, "deeper 1": 1.7})[1]
     assert slower.train.max_steps == 7 and slower.mismatch["seconds"] == pytest.approx(7 * 1.7 / 12 - 1)
-    with pytest.raises(ParamsError, match=r"candidates.deeper: in the time of the baseline's 12 steps it makes 1"):
+    with pytest.raises(ParamsError, match=r"candidates.deeper: in the time of the baseline's 12 steps it takes 1"):
         arms(experiment, PARAMS, {**speeds, "deeper 1": 12.0})
     assert {arm.train.max_steps for arm in arms(experiment, PARAMS)} == {12}  # before anything is measured
 

@@ -170,7 +170,7 @@ def test_the_bootstrap_covers_the_truth_over_seeds_and_documents():
 
 
 def test_the_bootstrap_refuses_shapes_that_do_not_belong_together():
-    with pytest.raises(ValueError, match="do not belong together"):
+    with pytest.raises(ValueError, match="do not match"):
         bootstrap_interval(np.ones((3, 4)), np.ones((3, 4)), np.ones(5))
 
 
@@ -192,7 +192,7 @@ def test_a_sequential_verdict_stops_at_the_first_look_that_decides():
     assert (verdict.outcome, verdict.seeds) == ("no verdict", 5)
     with pytest.raises(ValueError, match="first look needs 3 seeds"):
         sequential_verdict(clear[:2], (3, 5), MARGIN)
-    with pytest.raises(ValueError, match="growing numbers"):
+    with pytest.raises(ValueError, match="increasing numbers"):
         sequential_level((5, 3))
 
 
