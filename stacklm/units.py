@@ -18,6 +18,11 @@ def quantity(value: float, unit: str) -> str:
     return f"{_scaled(value, _QUANTITIES)}{unit}".strip()
 
 
+def plural(number: int, noun: str) -> str:
+    """Format a number of things: 1 seed, 2 seeds."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """Format a duration in its two largest units: 4.2 s, 1 min 32 s, 3 h 5 min, 2 d 4 h."""
     if seconds < 10:

@@ -15,7 +15,7 @@ from stacklm.lab.scaling import DepthFit
 from stacklm.lab.schedule import Lab, Planned, Records, Result
 from stacklm.lab.speed import Latency, Timing
 from stacklm.lab.statistics import ALPHA, Verdict, seeds_needed, smallest_detectable
-from stacklm.units import duration, interval
+from stacklm.units import duration, interval, plural
 
 SIGMA = 0.01
 """Relative sd of bits per byte over seeds, used until one is measured: that of short runs of models with half a million parameters
@@ -96,7 +96,7 @@ def status_text(lab: Lab, records: Records, workers: int) -> str:
     pending = lab.pending(records)
     done = lab.done(records)
     diverged = [planned.name for planned in done if "failed" in records[planned.trial.identity]]
-    lines = [f"done: {len(done)} trials", *(f"  diverged: {name}" for name in diverged), f"to run now: {len(pending)}"]
+    lines = [f"done: {plural(len(done), 'trial')}", *(f"  diverged: {name}" for name in diverged), f"to run now: {len(pending)}"]
     lines += [f"  next: {planned.name} ({planned.purpose})" for planned in pending[:3]]
     if pending:
         lines.append(f"time left: {time_left(lab, records, workers)}")
@@ -160,7 +160,7 @@ def short_text(findings: Findings) -> str:
     """The question, and one sentence per candidate with its verdict at the largest size judged."""
     experiment, result = findings.lab.experiment, findings.final
     if result is None:
-        found = [f"not judged yet; {len(findings.lab.done(findings.records))} trials are done"]
+        found = [f"not judged yet; {plural(len(findings.lab.done(findings.records)), 'trial')} done"]
     elif experiment.probe:
         found = ["a synthetic task; no verdict is based on it"]
     else:
@@ -186,7 +186,7 @@ def sentence(name: str, verdict: Verdict, seconds: float | None = None) -> str:
     if verdict.more_seeds is None:
         return f"{text}; more seeds are unlikely to decide"
     time = f", about {duration(verdict.more_seeds * seconds)}" if seconds else ""
-    return f"{text}; {verdict.more_seeds} more seeds would probably decide{time}"
+    return f"{text}; {plural(verdict.more_seeds, 'more seed')} would probably decide{time}"
 
 
 def measured_sigma(lab: Lab, records: Records) -> tuple[float, str]:

@@ -23,6 +23,7 @@ from stacklm.pipeline.lab import Files
 from stacklm.pipeline.watchdog import exit_with
 from stacklm.train import NonFiniteError
 from stacklm.train.distributed import start_method
+from stacklm.units import plural
 
 DIVERGED = 3
 """Exit code of a trial whose loss became NaN or Inf: a result, which another try would not change."""
@@ -84,7 +85,7 @@ def run_trials(
 
 def failures(broken: Mapping[str, str]) -> str:
     """What is said of trials that failed for good, by why each of them did."""
-    return "\n".join([f"{len(broken)} trials failed; the same command tries them again", *broken.values()])
+    return "\n".join([f"{plural(len(broken), 'trial')} failed; the same command tries them again", *broken.values()])
 
 
 def run_here(lab: Lab, files: Files, at_once: int, say: Say = say_shown) -> dict[str, str]:

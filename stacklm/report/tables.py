@@ -14,7 +14,7 @@ from stacklm.console import table
 from stacklm.report.benchmarks import PUBLISHED
 from stacklm.report.comparison import MATCH_AXES, MATCHED, outcome
 from stacklm.report.runs import Result, by_model
-from stacklm.units import count, duration, interval, percent, quantity, signed
+from stacklm.units import count, duration, interval, percent, plural, quantity, signed
 
 NOT_MEASURED = "not measured"
 _ROLES = {
@@ -77,14 +77,14 @@ def describe(architecture: Architecture) -> str:
         place = f"{architecture.class_} from {architecture.path}" if isinstance(architecture, Python) else architecture.config
         return f"{place}{''.join(f', {name} {value}' for name, value in architecture.settings.items())}"
     if isinstance(architecture, Dense):
-        shape = f"{_plural(architecture.n_layers, 'dense layer')} of width {architecture.d_model}"
+        shape = f"{plural(architecture.n_layers, 'dense layer')} of width {architecture.d_model}"
         tied = ", tied head" if architecture.tie_embeddings else ""
         hidden = f"feed-forward {architecture.d_ff} ({architecture.ffn})"
-        return f"{shape}, {_plural(architecture.n_heads, 'head')}, {hidden}{tied}"
+        return f"{shape}, {plural(architecture.n_heads, 'head')}, {hidden}{tied}"
     shape = " + ".join(f"{stack.layers} x {stack.features}" for stack in architecture.stacks)
-    stacks = f"{_plural(len(architecture.stacks), 'stack')} of {shape} (parallel layers x features per layer)"
+    stacks = f"{plural(len(architecture.stacks), 'stack')} of {shape} (parallel layers x features per layer)"
     changed = "".join(f", {setting}" for setting in _changed(architecture))
-    return f"{stacks}, width {architecture.d_model}, {_plural(architecture.n_heads, 'head')} per layer{changed}"
+    return f"{stacks}, width {architecture.d_model}, {plural(architecture.n_heads, 'head')} per layer{changed}"
 
 
 def _changed(settings: Stacked | PublishedAttention | FactoredAttention) -> list[str]:
@@ -297,7 +297,3 @@ def _perplexity(value: float | None) -> str:
     if value is None:
         return "too large"
     return f"{value:,.1f}" if value < 1e6 else f"{value:.2e}"
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

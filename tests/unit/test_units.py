@@ -1,6 +1,6 @@
 import pytest
 
-from stacklm.units import count, duration, percent, quantity, signed
+from stacklm.units import count, duration, percent, plural, quantity, signed
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,11 @@ def test_quantity_uses_the_prefixes_of_the_si():
 )
 def test_duration_shows_its_two_largest_units(seconds, text):
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 seeds"), (1, "1 seed"), (2, "2 seeds"), (1000, "1,000 seeds")])
+def test_one_thing_has_no_plural(number, text):
+    assert plural(number, "seed") == text
 
 
 def test_differences_carry_a_true_minus_and_zero_no_sign():
