@@ -1,14 +1,14 @@
-"""MLflow as a view: runs are projected from the files that training leaves, and training never talks to it.
+"""MLflow as a view: runs are created from the files that training writes; training itself never calls MLflow.
 
-    run        what a pretraining is, as far as files tell: facts and curves (no MLflow)
-    store      where runs are kept: a database of our own, or what the user names; the connection and the experiment
-    artifacts  MLflow's plugin that finds artifacts beside the database, wherever the project is
-    mirror     one run and its parent, brought up to date in MLflow
-    weights    a trained model as MLflow keeps it, and the registered model with an alias on the better one
-    pages      what MLflow's pages say and show: notes and the saved view of charts
-    lab        experiments of the lab: a summary for each arm, with its trials
-    sync       everything published, and a run that is training, brought up to date
-    ui         MLflow's pages in one light process
+    run        one training run, read from its files: metadata and metrics (no MLflow)
+    store      where runs are stored: the project's own database or the user's choice; connection and experiment
+    artifacts  MLflow plugin that resolves artifacts relative to the database, wherever the project is
+    mirror     updates one run and its parent in MLflow
+    weights    logs a trained model, and registers it with an alias on the best one
+    pages      notes and the saved view of charts in MLflow's UI
+    lab        experiments of the lab: a summary run per arm, with its trials
+    sync       updates MLflow with everything published, and with a run in progress
+    ui         MLflow's UI in one process
 
-A run is found by its fingerprint and gets only what it lacks, so every step may be repeated, or killed and repeated.
+A run is found by its fingerprint, and only what is missing is logged, so every step can be repeated, also after a kill.
 """

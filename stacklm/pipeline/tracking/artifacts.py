@@ -1,8 +1,8 @@
-"""A plugin of MLflow that finds artifacts beside the database, wherever that is.
+"""An MLflow plugin that resolves artifacts relative to the database, wherever it is.
 
 MLflow stores the address of every run's artifacts and never changes it, so an absolute path is wrong once a project is moved or
-copied. Addresses such as `stacklm:/<run>/artifacts` hold no path: they are resolved when they are used. MLflow finds this class
-by the entry point `mlflow.artifact_repository` in pyproject.toml (https://mlflow.org/docs/latest/ml/plugins/).
+copied. Addresses such as `stacklm:/<run>/artifacts` contain no path: they are resolved when used. MLflow finds this class
+through the entry point `mlflow.artifact_repository` in pyproject.toml (https://mlflow.org/docs/latest/ml/plugins/).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from stacklm.pipeline.tracking.store import ARTIFACTS, database_in
 
 
 class ProjectArtifacts(LocalArtifactRepository):
-    """The artifacts at one address, as files."""
+    """Artifacts at one address, as local files."""
 
     def __init__(self, artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None) -> None:
         place = _root(tracking_uri) / urlsplit(artifact_uri).path.lstrip("/")
@@ -28,7 +28,7 @@ class ProjectArtifacts(LocalArtifactRepository):
 
 
 def _root(tracking_uri: str | None) -> Path:
-    """The folder beside the database that is asked, that this server serves or that this process tracks to, else the project's."""
+    """Return the folder beside the database of `tracking_uri`, else of this server, of this process, or of the project."""
     uris = [tracking_uri]
     if "mlflow.server" in sys.modules:
         from mlflow.server.constants import BACKEND_STORE_URI_ENV_VAR

@@ -1,8 +1,8 @@
-"""Experiments of the lab in MLflow, from their records: in `lab/NAME` a summary run for each arm, its trials below it.
+"""Experiments of the lab in MLflow, from their records: `lab/NAME` has a summary run per arm, with its trials as child runs.
 
-A summary has what MLflow lacks: the mean of the difference, its interval, the seeds and the margin as metrics (in percent),
-the verdict in its name and as a tag, the plot of intervals and the report as files. Of several sizes each is a step of these
-metrics, at its number of parameters. Runs are found by a tag, and get only what they lack.
+A summary run has the mean difference, its interval and the margin (in percent) and the number of seeds as metrics, the verdict
+in its name and as a tag, and the plot of intervals and the report as files. With several sizes, the number of parameters is the
+step of these metrics. Runs are found by a tag, and only what is missing is logged.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ KEY = "stacklm.lab"
 NOTE = """\
 **{question}**
 
-Runs at the top are arms of the experiment `{name}`; the trials of each are below it. `mean` is the relative difference to the
-baseline in test bits per byte, in percent, over `n` seeds with the same order of data; `low` and `high` are its interval, and
-less than `margin` does not matter. Less is better. With several sizes these are drawn over the number of parameters. Every arm
-has the report and the plot of intervals as files.
+Top-level runs are the arms of the experiment `{name}`; their child runs are trials. `mean` is the relative difference from the
+baseline in test bits per byte, in percent (lower is better), over `n` seeds with the same data order; `low` and `high` are its
+interval; differences below `margin` are considered negligible. With several sizes, the x-axis is the number of parameters.
+Every arm has the report and the plot of intervals as artifacts.
 """
 
 
 @dataclass
 class Wanted:
-    """One run as it should be; times in seconds since the epoch, 0 where they are not known; metrics by key and step."""
+    """The desired state of one run; times in seconds since the epoch, 0 if unknown; metrics by key and step."""
 
     key: str
     name: str
@@ -57,7 +57,7 @@ class Wanted:
 
 
 def sync_labs(project: Project, names: Collection[str] | None = None) -> None:
-    """Bring MLflow up to date with those of these experiments, by default all, whose files have changed since.
+    """Update MLflow with those of the named experiments (default: all) whose files have changed since the last update.
 
     Raises whatever MLflow raises.
     """
@@ -77,7 +77,7 @@ def _receipt(project: Project, name: str) -> Path:
 
 
 def sync_lab(project: Project, name: str) -> None:
-    """Bring MLflow up to date with one experiment. Raises whatever MLflow raises."""
+    """Update MLflow with one experiment. Raises whatever MLflow raises."""
     from stacklm.pipeline.lab import Files
 
     files = Files(project, name)
@@ -100,7 +100,7 @@ def sync_lab(project: Project, name: str) -> None:
 
 
 def _summary(findings: Findings, arm: str, trials: list[Wanted]) -> Wanted:
-    """One arm at all sizes that are judged."""
+    """The summary run of one arm, with all judged sizes."""
     several, metrics, tags = len(findings.lab.sizes) > 1, {}, {}
     for size, result in findings.results.items():
         parameters = findings.arm(arm, size).cost.parameters
@@ -131,7 +131,7 @@ def _summary(findings: Findings, arm: str, trials: list[Wanted]) -> Wanted:
 
 
 def _settings(findings: Findings, arm: str) -> dict[str, str]:
-    """Every key in which any arm of the smallest size differs from the baseline, with the value that this arm has."""
+    """Every key in which any arm of the smallest size differs from the baseline, with this arm's value."""
     smallest = [one for one in findings.lab.arms if one.size == findings.lab.sizes[0]]
     baseline = {key: values[0] for one in smallest for key, values in one.changed.items()}
     own = next(one.changed for one in smallest if one.name == arm)
@@ -155,7 +155,7 @@ def _trial(planned: Planned, record: Mapping[str, Any]) -> Wanted:
 
 
 def _bring(client: MlflowClient, experiment: str, known: Mapping[str, Run], wanted: Wanted, parent: str | None) -> Run:
-    """Make the run, or give it what it lacks."""
+    """Create the run, or log what is missing from it."""
     from mlflow.entities import Metric, Param, RunTag
 
     run, now = known.get(wanted.key), round(1000 * time.time())
@@ -166,7 +166,7 @@ def _bring(client: MlflowClient, experiment: str, known: Mapping[str, Run], want
     history = (metric for key in sorted(keys) for metric in client.get_metric_history(run.info.run_id, key))
     logged = {(metric.key, metric.step): metric.value for metric in sorted(history, key=lambda metric: metric.timestamp)}
     identity, ended = run.info.run_id, round(1000 * wanted.ended) or run.info.end_time or now
-    # Of two values at one step MLflow shows the later.
+    # If a step has two values, MLflow shows the later one.
     metrics = [Metric(key, value, now, step) for (key, step), value in wanted.metrics.items() if logged.get((key, step)) != value]
     params = [Param(key, value) for key, value in wanted.params.items() if key not in run.data.params]
     tags = [RunTag(key, value) for key, value in wanted.tags.items() if run.data.tags.get(key) != value]
@@ -181,7 +181,7 @@ def _bring(client: MlflowClient, experiment: str, known: Mapping[str, Run], want
 
 
 def _data(project: Project, data: str) -> dict[str, Any]:
-    """The tokens as of the pipeline's own runs; by their hash alone where other tokens are there now, or none."""
+    """The tokens, described as in runs of the pipeline; only their hash if other tokens, or none, are on disk now."""
     from mlflow.entities import Dataset
 
     manifest = project.root / stage("shards").writes["shards"] / "manifest.json"

@@ -1,4 +1,4 @@
-"""One run in MLflow, brought up to date with its files: only what it lacks is logged, so any step may be repeated."""
+"""Update one run in MLflow from its files: only what is missing is logged, so any step can be repeated."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
 
 DIGITS = 12
-"""Hexadecimal digits shown of a hash."""
+"""Number of hexadecimal digits of a hash that are shown."""
 IDENTITY = "stacklm.pipeline_run"
 PARENT = "mlflow.parentRunId"
 WORST_FIRST = ("RUNNING", "FAILED", "KILLED", "FINISHED")
 NOTE = "mlflow.note.content"
 CONTEXTS = {"train": "training", "valid": "validation", "test": "test"}
-"""What each split is used for, in MLflow's words."""
+"""The MLflow dataset context of each split."""
 SCORES = {"valid": "valid_whole", "test": "test"}
-"""The names of an evaluation's splits: `valid` alone is the part that is scored while training."""
+"""Metric names of the splits of an evaluation; plain `valid` is the part that is scored during training."""
 TEST = f"bits_per_byte/{SCORES['test']}"
 
 
 class Mirror:
-    """Finds the run by its fingerprint, or creates it, and learns what it has.
+    """One run in MLflow, found by its fingerprint or created.
 
-    Every method raises whatever MLflow raises where it cannot be reached.
+    Every method raises whatever MLflow raises if it is not reachable.
     """
 
     def __init__(self, run: Pretraining) -> None:
@@ -58,21 +58,21 @@ class Mirror:
         self._describe()
 
     def grow(self) -> None:
-        """Draw what the curves lack so far; the run is running."""
+        """Log the missing points of the metrics and mark the run as RUNNING."""
         if self._status != "RUNNING":
             self._client.update_run(self._id, status="RUNNING")
             self._set_status("RUNNING")
         self._draw(points(read_jsonl(self._run.metrics), self._run.times(), self._facts["steps"]))
 
     def end(self, status: str) -> None:
-        """Draw the rest and close the run as FINISHED, FAILED or KILLED; its duration is the time spent training."""
+        """Log the remaining points and end the run as FINISHED, FAILED or KILLED; its duration is the training time."""
         self.grow()
         timing = self._run.times()
         self._client.set_terminated(self._id, status, self._time(timing[-1]["seconds"] if timing else 0))
         self._set_status(status)
 
     def finish(self) -> None:
-        """Add what a published run has besides its curves: weights, scores, report."""
+        """Log weights, scores and report of a published run."""
         run, facts = self._run, self._facts
         if self._status != "FINISHED":
             self.end("FINISHED")
@@ -102,7 +102,7 @@ class Mirror:
         )
 
     def _set_status(self, status: str) -> None:
-        """Note it, and give the parent the worst status of its children and, once none is running, the end of the last one."""
+        """Store the status; set the parent to its children's worst status and, once none is running, to the last end time."""
         self._status = status
         if (parent := self._parent()) is None:
             return
@@ -115,7 +115,7 @@ class Mirror:
             self._client.set_terminated(identity, worst, max(child.end_time or 0 for child in children))
 
     def _describe(self) -> None:
-        """What holds from the first step on: settings, size, data, tokenizer."""
+        """Log what is known from the first step: settings, size, data, tokenizer."""
         from mlflow.entities import Param
 
         facts = self._facts
@@ -130,7 +130,7 @@ class Mirror:
             self._attach("tokenizer", tokenizer)
 
     def _tokenizer(self) -> Path | None:
-        """The published tokenizer, if it is the one whose tokens the model was trained on."""
+        """The published tokenizer, or None if the model was trained with another one."""
         path = self._run.project.root / stage("tokenizer").writes["tokenizer"]
         return path if path.exists() and sha256(path) == self._facts["data"]["tokenizer"] else None
 
@@ -143,9 +143,9 @@ class Mirror:
             self._steps[point.key].add(point.step)
 
     def _score(self, evaluation: Mapping[str, Any], model: LoggedModel) -> None:
-        """Scores belong to the run, the model and the data; a later evaluation of the same weights replaces them.
+        """Log scores for the run, the model and the data; a later evaluation of the same weights replaces them.
 
-        Single values are at step 0, where MLflow draws bars and not a point.
+        Single values are logged at step 0, where MLflow draws bars instead of a point.
         """
         from mlflow.entities import Metric
 
@@ -165,7 +165,7 @@ class Mirror:
         return attach(self._client, self._there, name, path, name)
 
     def _find_or_create_parent(self, pipeline: Mapping[str, Any]) -> str:
-        """The id of the parent run of a run of the pipeline, as told by `pipeline_run`; models that train at once share it."""
+        """Return the id of the parent run of a pipeline run (from `pipeline_run`); models that train concurrently share it."""
         with FileLock(self._run.project.state / "tracking" / f"{pipeline['identity'][:16]}.lock", timeout=WAIT):
             if found := self._search(f"tags.`{IDENTITY}` = '{pipeline['identity']}'"):
                 return found[0].info.run_id
@@ -180,12 +180,12 @@ class Mirror:
             return self._client.create_run(self._experiment, started, tags, pipeline["name"]).info.run_id
 
     def _parent(self) -> Run | None:
-        """The run of the pipeline, or None without one, and where the user has deleted it."""
+        """The parent run of the pipeline run; None if there is none or the user has deleted it."""
         found = self._search(f"attributes.run_id = '{self._tags[PARENT]}'") if PARENT in self._tags else []
         return found[0] if found else None
 
     def _score_parent(self) -> None:
-        """Show on the parent too how good a model is, as the mean over its seeds so far: MLflow's own pages begin with parents."""
+        """Log the model's mean score over its seeds so far on the parent too: MLflow's own pages list parents first."""
         if (parent := self._parent()) is None:
             return
         model, identity = self._facts["model"], parent.info.run_id
@@ -196,7 +196,7 @@ class Mirror:
             self._client.log_metric(identity, key, fmean(scores))
 
     def _time(self, seconds: float) -> int:
-        """MLflow's milliseconds: the start of the run and the training time since, so that pauses do not show."""
+        """MLflow's timestamp in milliseconds: start of the run plus training time, so that pauses are excluded."""
         return round((self._facts["started"] + seconds) * 1000)
 
 
@@ -219,7 +219,7 @@ def _tags(facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def dataset(data: Mapping[str, Any], split: str) -> Any:
-    """One split of the tokens in MLflow's form; `data` as from `data_facts`."""
+    """One split of the tokens as an MLflow dataset; `data` is from `data_facts`."""
     from mlflow.entities import Dataset
 
     return Dataset(
@@ -233,12 +233,12 @@ def dataset(data: Mapping[str, Any], split: str) -> Any:
 
 
 def datasets(data: Mapping[str, Any]) -> dict[str, Any]:
-    """All splits of the tokens, by what they are used for."""
+    """All splits of the tokens as MLflow datasets, by context."""
     return {context: dataset(data, split) for split, context in CONTEXTS.items()}
 
 
 def log_data(client: MlflowClient, run: Run, used: Mapping[str, Any]) -> None:
-    """Give a run those of the data sets that it uses, by what for, that it lacks."""
+    """Log those datasets of `used` (by context) that the run does not have yet."""
     from mlflow.entities import DatasetInput, InputTag
 
     there = {tag.value for one in (run.inputs.dataset_inputs if run.inputs else []) for tag in one.tags}
@@ -249,9 +249,9 @@ def log_data(client: MlflowClient, run: Run, used: Mapping[str, Any]) -> None:
 
 
 def attach(client: MlflowClient, run: Run, name: str, path: Path, folder: str | None) -> bool:
-    """Upload a file or folder into a folder of a run's artifacts unless that very content is there; tell whether it was new.
+    """Upload a file or folder into `folder` of a run's artifacts unless its content is there already; return whether it was new.
 
-    The hash of what is there is in a tag with that name.
+    The tag `sha256.NAME` has the hash of the uploaded content.
     """
     digest, tag = sha256(path)[:DIGITS], f"sha256.{name}"
     if run.data.tags.get(tag) == digest:

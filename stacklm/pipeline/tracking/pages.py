@@ -1,8 +1,8 @@
-"""What MLflow's pages say and show: the notes on a run, a model and the experiment, and the saved view of charts.
+"""Contents of MLflow's UI: notes on a run, a model and the experiment, and the saved view of charts.
 
-Notes are Markdown. The view is the page that `stacklm ui` opens: its charts answer the questions of a comparison in order.
-MLflow keeps saved views as tags of an experiment; its menu *Views* lists them. A version that does not understand ours shows
-its own charts instead.
+Notes are Markdown. `stacklm ui` opens the saved view, whose charts answer the questions of a comparison in order. MLflow stores
+saved views as tags of an experiment; its menu *Views* lists them. A version that cannot read this one shows its default charts
+instead.
 """
 
 from __future__ import annotations
@@ -47,48 +47,48 @@ SECTIONS = {
         ("optimizer/learning_rate", "step"),
         ("speed/tokens_per_second", "step"),
     ],
-    "Does every part learn? (change of one step over the weights)": [
+    "Does every part learn? (relative size of one update)": [
         (f"health/relative_update/{role}", "step") for role in ("embedding", "matrix", "vector", "head")
     ],
 }
-"""Charts by section: a metric, and what it is drawn over (None: bars).
+"""Charts by section: a metric and its x-axis (None: bar chart).
 
-MLflow titles a chart by the names of its metrics, cut to the width: two charts in a row of 1,500 pixels leave room for these.
+MLflow's chart titles are the metric names, truncated to the width: these names fit with two charts in a row of 1,500 pixels.
 """
 EXPERIMENT_NOTE = """\
-**Language models that differ in one thing: how their layers are connected.** Every run is one pretraining. \
+**Language models that differ in one thing: how their layers are connected.** Every run is one training run. \
 The saved view *Comparison* (menu *Views*) shows, in this order:
 
 1. **Which model is better?** `bits_per_byte/test`: lower is better, and it does not depend on the tokenizer.
-2. **What does the quality cost?** The same against training compute, tokens and time.
-3. **Is the comparison fair?** Parameters and FLOPs side by side. For every other difference select the runs, press
+2. **What does the quality cost?** The same metric against training FLOPs, tokens and time.
+3. **Is the comparison fair?** Parameters and FLOPs of all models. For all other differences select the runs, press
    *Compare* and show only what differs.
 4. **Did training go well?** Loss, gradient norm, learning rate, speed.
 
-Runs of one model differ in their seed; the report has means, intervals and verdicts. A run's page has \
-its settings, its data, a sample of what the model writes, the report and the model.
+Runs of one model differ in their seed; the report has means, intervals and verdicts. A run's page shows \
+its settings, its data, a generated sample, the report and the model.
 
-| metrics | what they are |
+| metrics | meaning |
 |---|---|
-| `bits_per_byte/...`, `loss/...` (nats per token), `word_perplexity/...` | how well text is predicted: `train` each batch, \
-`valid` a fixed part of the validation set while training, `valid_whole` and `test` every token of the set after training |
+| `bits_per_byte/...`, `loss/...` (nats per token), `word_perplexity/...` | how well text is predicted: `train` on each batch, \
+`valid` on a fixed part of the valid set during training, `valid_whole` and `test` on the whole sets after training |
 | `benchmarks/...` | scores on the benchmarks of `evaluate.benchmarks` |
-| `model/...` | size and cost |
+| `model/...` | parameters, FLOPs, bytes |
 | `progress/...` | tokens, FLOPs and seconds so far: x-axes for the charts above |
-| `optimizer/...` | learning rate, norm of the gradient |
-| `speed/...`, `system/...` | this machine; they vary between equal runs |
+| `optimizer/...` | learning rate, gradient norm |
+| `speed/...`, `system/...` | speed and resource use on this machine; they vary between equal runs |
 """
 
 
 def address(server: str, experiment: str) -> str:
-    """Where the view is, on the pages of `server`."""
+    """Return the URL of the saved view on `server`."""
     return f"{server}/#/experiments/{experiment}/runs?workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey={KEY}"
 
 
 def tag_value() -> str:
-    """The view in the form in which MLflow's pages keep it."""
+    """Return the saved view in the format of MLflow's UI."""
     state = {
-        "orderByKey": COLUMNS[0],  # by time, MLflow would hide the models below the run of the pipeline
+        "orderByKey": COLUMNS[0],  # sorted by time, MLflow would hide the models below the pipeline run
         "orderByAsc": True,
         "startTime": "ALL",
         "lifecycleFilter": "Active",
@@ -118,24 +118,24 @@ def tag_value() -> str:
 
 
 def is_current(tag: str | None) -> bool:
-    """Whether a tag holds this view, whenever it was made."""
+    """Return whether a tag has this view, whatever its creation time."""
     return tag is not None and json.loads(tag).get("state") == json.loads(tag_value())["state"]
 
 
 def run_name(facts: Mapping[str, Any]) -> str:
-    """Such as `stacked-1 · 1.13 M` for seed 1, and behind it the name of the DVC experiment if it is part of one."""
+    """Return a name such as `stacked-1 · 1.13 M` (seed 1), followed by the name of the DVC experiment if it is part of one."""
     experiment = ((facts.get("pipeline") or {}).get("tags", {})).get("dvc.experiment")
     return " · ".join(filter(None, [f"{facts['model']}-{facts['seed']}", count(facts["size"]["model/parameters"]), experiment]))
 
 
 def run_note(facts: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> str:
-    """What was trained on what and, once it was evaluated, how good it is and what it writes."""
+    """Return the note on a run: architecture and data, and after evaluation its scores and a generated sample."""
     size, data, params = facts["size"], facts["data"], facts["params"]
     tokens = params["train.max_steps"] * params["train.global_batch_size"] * params["train.context_length"]
     seen = tokens / data["splits"]["train"]["tokens"]
     text = (
         f"A {_shape(params)}: {count(size['model/parameters'])} parameters, {count(size['model/body_parameters'])} of them in the "
-        f"body; {quantity(size['model/training_flops_per_token'], 'FLOP')} of training per token. "
+        f"body; {quantity(size['model/training_flops_per_token'], 'FLOP')} per training token. "
         f"Trained for {params['train.max_steps']:,} steps on {count(tokens)} tokens, {seen:.2g} passes over the training text of "
         f"{_inline(data['name'])} ({quantity(data['splits']['train']['bytes'], 'B')}, vocabulary {data['vocab_size']:,}).\n"
     )
@@ -147,17 +147,17 @@ def run_note(facts: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> 
     return (
         f"**{test['bits_per_byte']:.4f} bits per byte on the test set.** {text}\n"
         f"| lower is better | valid | test |\n|---|---|---|\n{table}\n\n"
-        f"The prompt\n\n{_block(sample['prompt'])}\n\nis continued with\n\n{_block(sample['text'])}\n"
+        f"Prompt:\n\n{_block(sample['prompt'])}\n\nGenerated continuation:\n\n{_block(sample['text'])}\n"
     )
 
 
 def weights_note(model_id: str) -> str:
-    """How to use a model."""
+    """Return the note on a logged model: how to use it."""
     return (
-        "Weights, settings and tokenizer as safetensors and JSON; loading runs nothing from the files. "
-        "It needs the package `stacklm` in the version of the run's commit.\n\n```python\n"
+        "Weights, settings and tokenizer as safetensors and JSON; loading executes no code from the files. "
+        "It needs the package `stacklm` at the run's commit.\n\n```python\n"
         f'model = mlflow.pyfunc.load_model("models:/{model_id}")\n'
-        'model.predict(["def "], params={"temperature": 0.0})  # what follows each prompt\n'
+        'model.predict(["def "], params={"temperature": 0.0})  # a continuation of each prompt\n'
         "model.get_raw_model()(ids)  # int64 [batch, time] -> float32 logits [batch, time, vocabulary]\n```\n"
     )
 
@@ -179,7 +179,7 @@ def _chart(section: str, metric: str, over: str | None) -> dict[str, Any]:
         "lineSmoothness": 0,
         "scaleType": "linear",
         "xAxisScaleType": "linear",
-        # The title is these names joined by "vs". The second is no metric and draws nothing; it tells charts of one metric apart.
+        # The title is these names joined by "vs". The second is not a metric and draws nothing; it makes titles unique.
         "selectedMetricKeys": [metric] if over == "step" else [metric, over.rpartition("/")[2].replace("_", " ")],
         "xAxisKey": "step" if over == "step" else "metric",
         "selectedXAxisMetricKey": "" if over == "step" else over,
@@ -193,7 +193,7 @@ def _chart(section: str, metric: str, over: str | None) -> dict[str, Any]:
 
 
 def _block(text: str) -> str:
-    """A code block whose fence is longer than any in the text."""
+    """A code block with a fence longer than any in the text."""
     fence = "`" * max(3, _longest_backticks(text) + 1)
     return f"{fence}\n{text}\n{fence}"
 
@@ -211,11 +211,11 @@ def _longest_backticks(text: str) -> int:
 def _shape(params: Mapping[str, Any]) -> str:
     if params["architecture.kind"] == "python":
         where = f"{params['architecture.class']} of {params['architecture.path']}"
-        return f"model of its own, {_inline(where)}"
+        return f"model of the user's code, {_inline(where)}"
     if params["architecture.kind"] == "huggingface":
-        return f"model of transformers, {_inline(params['architecture.config'])}"
+        return f"transformers model, {_inline(params['architecture.config'])}"
     if params["architecture.kind"] == "dense":
-        return f"dense decoder, layers one after the other: {params['architecture.n_layers']}"
+        return f"dense decoder, layers in series: {params['architecture.n_layers']}"
     stacks = []
     while (place := f"architecture.stacks.{len(stacks)}") + ".layers" in params:
         stacks.append(f"{params[f'{place}.layers']} x {params[f'{place}.features']}")

@@ -1,7 +1,7 @@
-"""What a pretraining is, as far as files tell: its facts, the pipeline run that it belongs to, its curves. No MLflow here.
+"""One training run, read from its files: metadata, the pipeline run it belongs to, metrics. Does not import MLflow.
 
-The facts that hold from its first step (settings, data, code, the start) are noted in the state folder when it begins;
-a run that was trained elsewhere and came through DVC has them read from its outputs.
+Metadata known from the first step (settings, data, code, start time) is written to the state folder when the run starts; for a
+run that was trained elsewhere and pulled by DVC it is read from the outputs.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from stacklm.report.runs import timing_of
 
 PRETRAIN = stage("pretrain")
 FLOW_RUN, FLOW_RUN_ID = "STACKLM_FLOW_RUN", "STACKLM_FLOW_RUN_ID"
-"""Environment variables that a flow sets for its stages: what it is called, and its id in Prefect."""
+"""Environment variables that a flow sets for its stages: its name, and its id in Prefect."""
 
 FINGERPRINT = "stacklm.fingerprint"
-"""The tag by which a run is found."""
+"""The tag that identifies a run."""
 
 CONFIG = "config.json"
-"""The file of a trained model that has its settings and the digests of weights and tokenizer."""
+"""The file of a trained model with its settings and the digests of weights and tokenizer."""
 
 POINTS = 2000
-"""Points of a curve, at most about: more are not seen, and make MLflow slow."""
+"""Approximate maximum of points per metric: more are not visible in a chart, and slow MLflow down."""
 
 METRICS = {
     "valid_bits_per_byte": "bits_per_byte/valid",
@@ -51,7 +51,7 @@ METRICS = {
     "grad_norm": "optimizer/grad_norm",
 }
 PROGRESS = {"tokens": "progress/tokens", "flops": "progress/training_flops", "seconds": "progress/seconds"}
-"""What the validation loss is drawn over. These have a point where that has one and no others: charts of grouped runs pair the
+"""X-axes of the validation loss. They have points at the same steps as the validation loss only: charts of grouped runs pair the
 points of two metrics by their order."""
 TIMING = {
     "tokens_per_second": ("speed/tokens_per_second", 1),
@@ -62,16 +62,16 @@ TIMING = {
     "peak_memory_bytes": ("system/process_peak_memory_megabytes", 1e-6),
     "gpu_memory_bytes": ("system/gpu_0_memory_usage_megabytes", 1e-6),
 }
-"""The name of each figure in MLflow, where the part before the slash is a group of charts, and the factor to its unit."""
+"""Metric name in MLflow (the part before the slash is a group of charts) and unit conversion factor of each figure."""
 HEALTH = "health/"
-"""Figures whose names in the rows begin so are shown under these names: which there are depends on the model."""
+"""Prefix of metrics that are logged under their own names; which exist depends on the model."""
 
 
 @dataclass(frozen=True)
 class Pretraining:
-    """One pretraining of a model with a seed: growing in a work folder, or `published` in the project's outputs.
+    """One training run of a model and seed: in progress in a work folder, or `published` in the project's outputs.
 
-    `fingerprint` is the identity of its settings, inputs and code; the run in MLflow is found by it.
+    `fingerprint` identifies its settings, inputs and code, and its run in MLflow.
     """
 
     project: Project
@@ -87,12 +87,12 @@ class Pretraining:
 
     @classmethod
     def finished(cls, project: Project) -> Iterator[Pretraining]:
-        """The runs whose outputs are complete in the project."""
+        """Yield the runs whose outputs in the project are complete."""
         pattern = project.root / Instance(PRETRAIN, "*").record
         for record in sorted(pattern.parent.glob(pattern.name)):
             name = re.fullmatch(r"pretrain@(.+)-(\d+)", record.stem)
             if not name:
-                continue  # of a version without seeds
+                continue  # written by a version without seeds
             item = Instance(PRETRAIN, name[1], int(name[2]))
             outputs = item.paths(PRETRAIN.writes, project.root)
             if all(path.exists() for path in outputs.values()):
@@ -104,25 +104,25 @@ class Pretraining:
         return self.item.made(self.project.root)["trained"]
 
     def times(self) -> list[dict[str, Any]]:
-        """The rows of times and memory so far; none where a published model was restored and its times were not."""
+        """Return the timing and memory rows so far; none if a published model was restored without them."""
         return timing_of(self.trained, self.timing) if self.published else read_jsonl(self.timing)
 
     def note(self, kind: str) -> Path:
-        """The file of the state folder that keeps this run's `facts`, `receipt`, `lock` or `ids` in MLflow."""
+        """Return the path of this run's `facts`, `receipt`, `lock` or MLflow `ids` in the state folder."""
         return self.project.state / "tracking" / f"{self.fingerprint[:16]}.{kind}"
 
     def facts(self) -> dict[str, Any]:
-        """What was noted when the run began, or else what its files tell now."""
+        """Return the metadata written when the run started, or else collected from its files now."""
         noted = self.note("facts")
         return read_json(noted) if noted.exists() else self._collect(self._record(self.item.record))
 
     def begin(self, record: Mapping[str, Any]) -> None:
-        """Note the facts, `record` being the stage runner's; a resumed run keeps those it began with."""
+        """Write the metadata; `record` is the stage runner's. A resumed run keeps the metadata of its start."""
         if not self.note("facts").exists():
             write_json(self.note("facts"), {**self._collect(record), "git": _git(self.project.root), "pipeline": pipeline_run()})
 
     def page(self) -> str | None:
-        """The address of the run in MLflow's pages; None where MLflow does not have it yet."""
+        """Return the URL of the run in MLflow's UI; None if it is not in MLflow yet."""
         ids = self.note("ids")
         if not ids.exists():
             return None
@@ -135,14 +135,14 @@ class Pretraining:
         return replace(self.item, stage=stage("evaluate")).made(self.project.root)["evaluation"]
 
     def evaluation(self) -> dict[str, Any] | None:
-        """The published evaluation, if it is of exactly these weights."""
+        """Return the published evaluation; None if it is not of exactly these weights."""
         inputs = self._record(replace(self.item, stage=stage("evaluate")).record).get("inputs", {})
         path = self.evaluation_file
         ours = self.trained.exists() and inputs.get(self.trained.relative_to(self.project.root).as_posix()) == sha256(self.trained)
         return read_json(path) if ours and path.exists() else None
 
     def reports(self) -> dict[str, Path]:
-        """The folders of the published report and of its times, if they are of exactly the models that are published now."""
+        """Return the folders of the published report and of its timings; empty if they are not of exactly the published models."""
         compare = stage("compare")
         inputs = self._record(Instance(compare).record).get("inputs", {})
         paths = {"report": compare.writes["report"], "speed": compare.untracked_writes["speed"]}
@@ -151,14 +151,14 @@ class Pretraining:
         return {name: self.project.root / path for name, path in paths.items() if (self.project.root / path).exists()}
 
     def card(self, licence: str | None = None) -> str:
-        """The model card of a published run; `licence` is its owner's, as an identifier of SPDX."""
+        """Return the model card of a published run; `licence` is an SPDX identifier chosen by the model's owner."""
         compared = self.project.root / stage("compare").writes["comparison"]
         comparison = read_json(compared) if compared.exists() and self.reports() else None
         weights = read_json(self.trained / CONFIG)["sha256"]
         return model_card(self.facts(), self._settings(), weights, self.evaluation(), comparison, licence)
 
     def _settings(self) -> dict[str, Any]:
-        """A params.yaml that repeats the run, from the records of its stages."""
+        """Return a params.yaml that reproduces the run, from the records of its stages."""
         items = (Instance(stage("download")), Instance(stage("tokenizer")), self.item)
         params = {key: value for item in items for key, value in self._record(item.record).get("params", {}).items()}
         seed, entry = params["train"].pop("seed"), params.pop(f"models.{self.item.model}")
@@ -191,7 +191,7 @@ class Pretraining:
 
 
 def pipeline_run() -> dict[str, Any] | None:
-    """The flow, `dvc repro` or `dvc exp run` that this stage belongs to; None where a person started the stage alone.
+    """Return the flow, `dvc repro` or `dvc exp run` that this stage belongs to; None if the stage was started on its own.
 
     `started` is in seconds since the epoch.
     """
@@ -219,7 +219,7 @@ def pipeline_run() -> dict[str, Any] | None:
 
 
 def user() -> str:
-    """Who trains, for MLflow; `unknown` where the system has no name for them."""
+    """Return the user name for MLflow; `unknown` if the system has none."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -227,7 +227,7 @@ def user() -> str:
 
 
 class Point(NamedTuple):
-    """One value of a curve; `seconds` of training had passed."""
+    """One point of a metric, after `seconds` of training."""
 
     key: str
     step: int
@@ -236,7 +236,7 @@ class Point(NamedTuple):
 
 
 def points(metrics: Sequence[Mapping[str, Any]], timing: Sequence[Mapping[str, Any]], steps: int) -> list[Point]:
-    """All points to show of a run of `steps` optimizer steps. Of growing rows it is always a beginning of the same points."""
+    """Return all points of a run of `steps` optimizer steps. Appending rows only appends points to each metric."""
     at, passed = (np.array([0, *(row[key] for row in timing)], float) for key in ("step", "seconds"))
 
     def clock(step: int) -> float:
@@ -260,12 +260,12 @@ def points(metrics: Sequence[Mapping[str, Any]], timing: Sequence[Mapping[str, A
 
 
 def as_params(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as MLflow's parameters."""
+    """Return settings as MLflow parameters."""
     return {key: ", ".join(map(str, value)) if isinstance(value, list) else value for key, value in flatten(settings).items()}
 
 
 def _size(model: Model, vocab_size: int, context: int) -> dict[str, int]:
-    """Parameters and FLOPs per token, under the names of MLflow's metrics."""
+    """Return parameters and FLOPs per token by MLflow metric name."""
     from stacklm.model.count import count
 
     counts = count(model.architecture, vocab_size, context)
@@ -279,7 +279,7 @@ def _size(model: Model, vocab_size: int, context: int) -> dict[str, int]:
 
 
 def data_facts(root: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The shards a run reads: what they are of, their identity and their sizes."""
+    """Return source, hash and sizes of the shards that a run reads."""
     path = root / PRETRAIN.reads["shards"] / "manifest.json"
     manifest = read_json(path)
     source = settings.get("source", {"kind": "unknown"})
@@ -298,7 +298,7 @@ def data_facts(root: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _git(root: Path) -> dict[str, Any]:
-    """The commit that is checked out, and whether tracked files differ from it; empty outside git."""
+    """Return commit and branch checked out, and whether tracked files differ from the commit; empty outside git."""
 
     def ask(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
@@ -314,7 +314,7 @@ def _git(root: Path) -> dict[str, Any]:
 
 
 def _thin(rows: Iterator[Mapping[str, Any]], steps: int) -> Iterator[Mapping[str, Any]]:
-    """The first row of every `steps / POINTS` steps, and that of the last step."""
+    """Yield the first row in every `steps / POINTS` steps, and the row of the last step."""
     width = -(-steps // POINTS)
     bucket = -1
     for row in rows:

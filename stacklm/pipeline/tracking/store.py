@@ -1,7 +1,7 @@
-"""Where the runs are kept: MLflow's address, the same from every working directory, the connection and the experiment.
+"""Where runs are stored: MLflow's tracking URI (independent of the working directory), the connection and the experiment.
 
-By default that is a database in the state folder, which needs no server, with the artifacts beside it. `MLFLOW_TRACKING_URI`
-and `MLFLOW_EXPERIMENT_NAME` are respected, and so is a time limit that the user has set.
+The default is a SQLite database in the state folder, which needs no server, with the artifacts beside it.
+`MLFLOW_TRACKING_URI`, `MLFLOW_EXPERIMENT_NAME` and timeouts set by the user are respected.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "stacklm"
 LOCAL_PAGES = "http://127.0.0.1:5000"
-"""Where `stacklm ui` serves unless it is told another port."""
+"""Default URL of `stacklm ui`."""
 URI = "MLFLOW_TRACKING_URI"
 DATABASE, ARTIFACTS, SCHEME = "mlflow.db", "mlartifacts", "stacklm"
-"""Our database, the folder beside it, and the scheme of addresses there; see `stacklm.pipeline.tracking.artifacts`."""
+"""The project's database, its artifact folder, and the scheme of artifact URIs; see `stacklm.pipeline.tracking.artifacts`."""
 LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-"""A server that hangs costs five seconds once; what is missed is filled in later, so a retry adds nothing."""
+"""A hanging server costs five seconds once; missing data is logged later, so a retry is not needed."""
 WAIT = 30
-"""Seconds to wait for another process that works on the same thing."""
+"""Seconds to wait for the lock of another process."""
 
 
 def tracking_uri(project: Project) -> str:
-    """The address for MLflow. Raises `RuntimeError` for a folder, and for a path that cannot be part of an address."""
+    """Return the tracking URI. Raises `RuntimeError` for a folder, and for a path that cannot be part of a URI."""
     file = sqlite_file(project)
     if file is None:
         return os.environ[URI]
     try:
         quoted = quote(file.as_posix(), safe="/:", errors="strict")
     except UnicodeEncodeError:
-        raise RuntimeError(f"{file}: MLflow needs a path of valid UTF-8: rename the folder") from None
+        raise RuntimeError(f"{file}: MLflow needs a path in valid UTF-8: rename the folder") from None
     # SQLAlchemy unquotes the path; MLflow creates its folder without doing so, unless the driver is named.
     driver = "" if quoted == file.as_posix() else "+pysqlite"
     options = "".join(os.environ.get(URI, "").partition("?")[1:])
@@ -54,7 +54,7 @@ def tracking_uri(project: Project) -> str:
 
 
 def sqlite_file(project: Project) -> Path | None:
-    """The database, a relative one from the main checkout; None where runs are kept elsewhere.
+    """Return the path of the SQLite database, relative to the main checkout if not absolute; None if runs are stored elsewhere.
 
     Raises `RuntimeError` for a folder.
     """
@@ -62,28 +62,28 @@ def sqlite_file(project: Project) -> Path | None:
     if not given:
         return project.state / DATABASE
     scheme = urlsplit(given).scheme
-    if not is_server(given) and (scheme in ("", "file") or len(scheme) == 1):  # one letter: a drive of Windows
+    if not is_server(given) and (scheme in ("", "file") or len(scheme) == 1):  # one letter: a Windows drive
         raise RuntimeError(
-            f"{URI}={given} is a folder, and MLflow no longer keeps runs in folders: "
-            "name a database, such as sqlite:///mlflow.db, or a server, such as http://127.0.0.1:5000"
+            f"{URI}={given} is a folder, and MLflow no longer stores runs in folders: "
+            "set it to a database, such as sqlite:///mlflow.db, or a server, such as http://127.0.0.1:5000"
         )
     local = database_in(given)
     return project.state.parent / local if local else None
 
 
 def database_in(uri: str) -> Path | None:
-    """The SQLite file that an address names, relative or absolute; None for a database of another kind or in memory."""
+    """Return the SQLite file that a URI names, relative or absolute; None for another kind of database or one in memory."""
     local = re.fullmatch(r"sqlite(\+pysqlite)?:///(?P<path>[^?:][^?]*)(\?.*)?", uri)
     return Path(unquote(local["path"])) if local else None
 
 
 def shown_uri(project: Project) -> str:
-    """The address as people know it; never raises."""
+    """Return the tracking URI or database path to show in messages; never raises."""
     return os.environ.get(URI) or str(project.state / DATABASE)
 
 
 def is_server(uri: str) -> bool:
-    """Whether a server with pages of its own answers there, rather than a database."""
+    """Return whether the URI is of a tracking server, which has its own UI, rather than of a database."""
     return uri.startswith(("http:", "https:", "databricks"))
 
 
@@ -92,31 +92,31 @@ def experiment_name() -> str:
 
 
 def artifact_root(project: Project) -> str:
-    """The address of the folder for files that belong to runs, unless a tracking server keeps them.
+    """Return the URI of the artifact folder of the runs, unless a tracking server stores them.
 
-    Beside our own database it holds no path, so that the project may be moved and copied. Raises `RuntimeError` where MLflow
-    cannot find our plugin.
+    With the project's own database it contains no path, so that the project can be moved and copied. Raises `RuntimeError` if
+    MLflow cannot find the plugin of stacklm.
     """
     if not _is_ours(project):
         return (project.state / ARTIFACTS).as_uri()
     if not entry_points(group="mlflow.artifact_repository", name=SCHEME):
-        raise RuntimeError("this installation of stacklm is older than its code: run `pip install -e .` once more")
+        raise RuntimeError("the installation of stacklm is older than its code: run `pip install -e .` again")
     return f"{SCHEME}:/"
 
 
 def store_identity(project: Project) -> list:
-    """What a receipt is good for: the address, the experiment and, of a database on this machine, the very file."""
+    """Return what a receipt is valid for: tracking URI, experiment and, for a local database, the inode of its file."""
     file = sqlite_file(project)
     return [tracking_uri(project), experiment_name(), file.stat().st_ino if file and file.exists() else None]
 
 
 def matches(receipt: Path, stamp: Any) -> bool:
-    """Whether the receipt is there and for just this."""
+    """Return whether the receipt exists and its content equals `stamp`."""
     return receipt.exists() and read_json(receipt) == stamp
 
 
 def prepare() -> None:
-    """Set what MLflow reads from the environment, before it is imported: no telemetry, short waits, no chatter."""
+    """Set MLflow's environment variables before it is imported: no telemetry, short timeouts, errors only."""
     for name, value in {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", **LIMITS}.items():
         os.environ.setdefault(name, value)
     import mlflow  # noqa: F401  (sets the levels of its loggers)
@@ -126,12 +126,12 @@ def prepare() -> None:
 
 
 def connect(project: Project, name: str | None = None, note: str = pages.EXPERIMENT_NOTE) -> tuple[MlflowClient, str]:
-    """A client and the experiment's id; the database and the experiment are made where they are missing.
+    """Return a client and the experiment's id; a missing database or experiment is created.
 
     Without a name it is the experiment of the pipeline, which has a saved view.
 
-    Raises whatever MLflow raises where it cannot be reached, and `RuntimeError` for an address that cannot be used
-    and for an experiment in MLflow's trash.
+    Raises whatever MLflow raises if it is not reachable, and `RuntimeError` for a tracking URI that cannot be used and for an
+    experiment in MLflow's trash.
     """
     prepare()
     from mlflow import MlflowClient
@@ -141,7 +141,7 @@ def connect(project: Project, name: str | None = None, note: str = pages.EXPERIM
     with FileLock(project.state / "tracking" / "setup.lock", timeout=WAIT):
         if file:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.closing(sqlite3.connect(file)) as db:  # fails at once where MLflow would try for minutes
+            with contextlib.closing(sqlite3.connect(file)) as db:  # fails at once; MLflow would retry for minutes
                 db.execute("SELECT 1 FROM sqlite_master")
         client = MlflowClient(tracking_uri=uri)
         experiment = client.get_experiment_by_name(name)
@@ -153,7 +153,7 @@ def connect(project: Project, name: str | None = None, note: str = pages.EXPERIM
             experiment = client.get_experiment(client.create_experiment(name, artifact_location=location))
         if experiment.lifecycle_stage == "deleted":
             raise RuntimeError(
-                f"the experiment {name!r} is in MLflow's trash: restore it there, or choose another by MLFLOW_EXPERIMENT_NAME"
+                f"the experiment {name!r} is in MLflow's trash: restore it there, or choose another with MLFLOW_EXPERIMENT_NAME"
             )
         identity = experiment.experiment_id
         if "mlflow.note.content" not in experiment.tags:
@@ -169,6 +169,6 @@ def _is_ours(project: Project) -> bool:
 
 
 def _is_elsewhere(project: Project, experiment: Experiment) -> bool:
-    """Whether an experiment of an earlier version, which kept absolute paths, came here with a project that was moved or copied."""
+    """Return whether an experiment of an earlier version, with absolute artifact paths, is of a project since moved or copied."""
     location = experiment.artifact_location
     return _is_ours(project) and location.endswith(f"/{STATE}/{ARTIFACTS}") and location != (project.state / ARTIFACTS).as_uri()

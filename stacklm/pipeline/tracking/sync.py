@@ -1,11 +1,10 @@
-"""MLflow brought up to date: with everything that is published, and with a run that is training.
+"""Update MLflow with everything that is published, and with a run in progress.
 
-What is published is compared with receipts, whatever was missed while MLflow could not be reached.
+Published files are compared with receipts, so updates missed while MLflow was not reachable are made later.
 
-A training is followed every two seconds by a process of its own, because MLflow in the training process would take its memory,
-its time and its interpreter lock, all of which are measured there. That process lives as long as its standard input: when
-training ends in any way, `kill -9` included, the pipe closes, the run gets its last rows and its status, and the process is gone
-within seconds.
+A separate process follows a training run, every two seconds, because MLflow in the training process would use memory, time and
+the GIL, all of which are measured there. That process lives as long as its standard input is open: when training ends in any
+way, `kill -9` included, the pipe closes, the last rows and the status are logged, and the process exits within seconds.
 """
 
 from __future__ import annotations
@@ -35,22 +34,22 @@ from stacklm.pipeline.tracking.store import WAIT, matches, shown_uri, store_iden
 from stacklm.pipeline.tracking.weights import register
 
 SHOWN = ("tokenizer", "pretrain", "evaluate", "compare")
-"""The stages whose outputs a run shows."""
+"""Stages whose outputs are logged in a run."""
 
 INTERVAL = 2.0
-"""Seconds between two looks at the files."""
+"""Seconds between two reads of the files."""
 LAST_WORDS = 3.0
-"""Seconds that the process has to finish once training has ended."""
+"""Seconds until the process must exit after training has ended."""
 FINISHED = "FINISHED"
 
 
 def pending(project: Project) -> list[Pretraining]:
-    """The published runs that MLflow has not been given in their present state. Looks at names, sizes and times only."""
+    """Return the published runs whose present state is not in MLflow, judged by names, sizes and times of files only."""
     return [run for run in Pretraining.finished(project) if not matches(run.note("receipt"), _stamp(run))]
 
 
 def sync_all(project: Project, experiments: Collection[str] | None = None) -> bool:
-    """Bring MLflow up to date with what is published and with these experiments, by default all; tell whether it is.
+    """Update MLflow with what is published and with these experiments (default: all); return whether it is up to date.
 
     A failure is one warning, never an error.
     """
@@ -66,7 +65,7 @@ def sync_all(project: Project, experiments: Collection[str] | None = None) -> bo
 
 
 def sync(run: Pretraining) -> None:
-    """Bring one published run up to date in MLflow. Raises whatever MLflow raises."""
+    """Update one published run in MLflow. Raises whatever MLflow raises."""
     with FileLock(run.note("lock"), timeout=WAIT):
         before = _stamp(run)["files"]
         Mirror(run).finish()
@@ -74,7 +73,7 @@ def sync(run: Pretraining) -> None:
 
 
 def _register(project: Project) -> None:
-    """Keep the registered model at the last comparison; its receipt is the comparison's hash."""
+    """Update the registered model to the last comparison; its receipt has the comparison's hash."""
     comparison, receipt = project.root / stage("compare").writes["comparison"], project.state / "tracking" / "registry.receipt"
     if not comparison.exists():
         return
@@ -88,13 +87,13 @@ def warn(project: Project, error: Exception) -> None:
     reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
     print(
         f"\nstacklm: MLflow at {shown_uri(project)} could not be brought up to date ({reason}). Nothing is lost: "
-        "results lie in files, and MLflow gets them as soon as it answers.",
+        "results are in files, and are logged in MLflow as soon as it responds.",
         file=sys.stderr,
     )
 
 
 def _stamp(run: Pretraining) -> dict:
-    """The place in MLflow, and size and time of each file that the run shows there."""
+    """The MLflow store, and size and time of each file that is logged there for the run."""
     root = run.project.root
     shown = [replace(run.item, stage=stage) if stage.per else Instance(stage) for stage in STAGES if stage.name in SHOWN]
     paths = [path for item in shown for path in (root / item.record, *item.made(root).values())]
@@ -106,10 +105,10 @@ def _stamp(run: Pretraining) -> dict:
 
 
 class Follower:
-    """`with Follower(project, item, record, work): train()` shows the training in MLflow while it runs.
+    """`with Follower(project, item, record, work): train()` logs the training run in MLflow while it runs.
 
-    `record` is the stage runner's record of the stage; `work` is the folder in which `metrics.jsonl` and `timing.jsonl`
-    grow. Nothing that happens to MLflow reaches the training: it may be down, hang or be killed.
+    `record` is the stage runner's record of the stage; `work` is the folder to which `metrics.jsonl` and `timing.jsonl` are
+    written. Training is not affected if MLflow is down, hangs or is killed.
     """
 
     def __init__(self, project: Project, item: Instance, record: Mapping[str, Any], work: Path) -> None:
@@ -151,16 +150,16 @@ def _start(run: Pretraining) -> subprocess.Popen:
 
 
 def _main(root: str, state: str, model: str, seed: str, fingerprint: str, work: str) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; training decides what it means
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; training handles it
     if hasattr(os, "nice"):
         os.nice(5)
     item = Instance(stage("pretrain"), model, int(seed))
     _Shadow(Pretraining.growing(Project(Path(root), Path(state)), item, fingerprint, Path(work))).follow()
-    os._exit(0)  # no waiting for threads that MLflow may have left
+    os._exit(0)  # do not wait for threads started by MLflow
 
 
 class _Shadow:
-    """What runs in the process beside training."""
+    """Runs in the process that follows training."""
 
     def __init__(self, run: Pretraining) -> None:
         self._run = run
@@ -171,7 +170,7 @@ class _Shadow:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def follow(self) -> None:
-        """Look at the files until training has ended."""
+        """Read the files until training has ended."""
         pause = 0.0
         with FileLock(self._run.note("lock")):
             while not self._ended.wait(pause):
@@ -185,13 +184,13 @@ class _Shadow:
             self._mirror = self._mirror or Mirror(self._run)
             step(self._mirror)
         except Exception as error:
-            self._mirror = None  # what MLflow has is unknown now: ask it again
+            self._mirror = None  # the state in MLflow is unknown now: query it again
             if not self._warned:
                 warn(self._run.project, error)
             self._warned = True
 
     def _listen(self) -> None:
-        """Wait for training to end; then there is little time left, and none for a good end that was never shown."""
+        """Wait for training to end, then exit after `LAST_WORDS`; at once if it finished normally and MLflow has no run yet."""
         self._word = sys.stdin.read() or "KILLED"
         self._ended.set()
         if self._mirror or self._word != FINISHED:

@@ -1,4 +1,4 @@
-"""MLflow's pages, light: one process instead of ten, seconds instead of half a minute, on this machine only."""
+"""MLflow's UI in one process instead of ten; it starts in seconds instead of half a minute, on this machine only."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ HOST = "127.0.0.1"
 
 
 def ui(project: Project, port: int = 5000, say: Callable[[str], None] = print) -> None:
-    """Serve MLflow's pages until Ctrl-C. A tracking server has pages of its own: then only their address is said.
+    """Serve MLflow's UI until Ctrl-C. A tracking server has its own UI, so only its URL is printed.
 
-    It is what `mlflow ui --workers 1` starts as a child, in this process: no child is left when it is killed.
-    Raises `RuntimeError` where the port is taken or reserved.
+    This runs in this process what `mlflow ui --workers 1` starts as a child, so no child is left after a kill.
+    Raises `RuntimeError` if the port is in use or reserved.
     """
     uri = tracking_uri(project)
     if is_server(uri):
-        say(f"the runs are on the tracking server: open {uri}")
+        say(f"runs are on the tracking server: open {uri}")
         return
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
         except OSError as error:
-            why = "is taken (another `stacklm ui`?): stop it, or" if error.errno == errno.EADDRINUSE else f"- {error.strerror}:"
+            why = "is in use (another `stacklm ui`?): stop it, or" if error.errno == errno.EADDRINUSE else f"- {error.strerror}:"
             raise RuntimeError(f"port {port} {why} choose another with --port") from None
-    say("starting MLflow's pages ...")
+    say("starting the MLflow UI ...")
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     _, experiment = connect(project)
     warnings.filterwarnings("ignore", module="mlflow")
@@ -62,9 +62,9 @@ def ui(project: Project, port: int = 5000, say: Callable[[str], None] = print) -
 
 
 def _with_front_page(app: Any, page: str) -> Any:
-    """MLflow's application, whose plain address leads to `page`: MLflow itself would open its pages for agents, without metrics.
+    """MLflow's application with `/` redirected to `page`: MLflow's own start page is the one for agents, without metrics.
 
-    An address that names a page (behind the #, which no server sees) leads there.
+    A URL that names a page (after the #, which is not sent to the server) leads to that page.
     """
     from starlette.responses import HTMLResponse
 

@@ -1,7 +1,7 @@
-"""A trained model as MLflow keeps it: safetensors, settings and tokenizer, to continue text; and the registered model.
+"""Trained models in MLflow: logged as safetensors, settings and tokenizer, for text generation; and the registered model.
 
-`mlflow.pyfunc.load_model(uri)` reads numbers and settings, never unpickles and runs no code from the files; it needs
-this package. `.predict(["def "])` gives what follows each prompt, `.get_raw_model()` the torch module: ids int64
+`mlflow.pyfunc.load_model(uri)` reads weights and settings, never unpickles and executes no code from the files; it needs
+this package. `.predict(["def "])` returns a continuation of each prompt, `.get_raw_model()` the torch module: ids int64
 `[B, T]` to logits float32 `[B, T, V]`.
 """
 
@@ -30,28 +30,28 @@ if TYPE_CHECKING:
 
 WEIGHTS = "model.safetensors"
 TRAINED, TOKENIZER = "model", "tokenizer"
-"""The folders of a logged model's data."""
+"""Folders in a logged model's data."""
 REQUIREMENTS = ("torch", "numpy", "safetensors", "tokenizers", "tiktoken", "pyarrow", "ruamel.yaml", "tqdm")
-"""What loading imports, besides this package and MLflow."""
+"""Packages that loading imports, besides this one and MLflow."""
 LARGEST_COPY = 500_000_000
-"""Bytes. A larger model is linked: MLflow shows it, and its weights stay where training put them."""
+"""Bytes. The weights of a larger model are not copied but linked: they stay where training wrote them."""
 DIGEST, LICENCE = "stacklm.sha256", "license"
 CHAMPION = "champion"
 WEIGHTS_DIGEST = "sha256.weights"
-"""The tag that what is loaded from the files of a logged model is compared with."""
+"""Tag with the hash against which the weights of a logged model are checked on loading."""
 LONGEST = 5000
-"""Characters of a description that MLflow's databases take."""
+"""Maximum length of a description in MLflow's databases, in characters."""
 MODEL_ID = "stacklm.model_id"
-"""The tag of a version with the id of its logged model, which MLflow's own database does not keep."""
+"""Tag of a version with the id of its logged model, which MLflow's own database does not store."""
 
 
 def log_weights(
     client: MlflowClient, experiment: str, run: str, trained: Path, tokenizer: Path | None, facts: Mapping[str, Any]
 ) -> LoggedModel:
-    """Log the model in folder `trained` as an output of a run, if that very model is not there yet, and return it.
+    """Log the model in folder `trained` as an output of a run, unless exactly this model is logged already, and return it.
 
-    `facts` are the run's. Without its tokenizer a model is kept, but cannot predict text. What an interrupted attempt
-    left is removed.
+    `facts` is the run's metadata. Without its tokenizer a model is logged, but cannot predict text. Leftovers of an interrupted
+    attempt are removed.
     """
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
@@ -80,13 +80,13 @@ def log_weights(
 
 
 def register(project: Project, comparison: Mapping[str, Any]) -> None:
-    """Register each model of a comparison, as its first seed left it, and move the alias to the best one.
+    """Register each model of a comparison, with the weights of its first seed, and move the alias to the best one.
 
-    Where none is known to be the best, no version has the alias. Raises whatever MLflow raises.
+    If no model is known to be the best, no version has the alias. Raises whatever MLflow raises.
     """
     runs = {(run.item.model, run.item.seed): run for run in Pretraining.finished(project)}
     if not any(run.reports() for run in runs.values()):
-        return  # other models were compared than those that are published
+        return  # the compared models are not the published ones
     client, experiment = connect(project)
     seed = comparison["provenance"]["seeds"][0]
     versions = {model: _version(client, experiment, runs[model, seed]) for model in comparison["models"]}
@@ -99,24 +99,24 @@ def register(project: Project, comparison: Mapping[str, Any]) -> None:
 
 
 def register_as(run: Pretraining, alias: str, licence: str | None = None) -> str:
-    """Register one published model that MLflow has, and move the alias to it; returns its address, `models:/NAME@ALIAS`."""
+    """Register one published model that is in MLflow, move the alias to it and return its URI, `models:/NAME@ALIAS`."""
     client, experiment = connect(run.project)
     client.set_registered_model_alias(registered_name(), alias, _version(client, experiment, run, licence))
     return f"models:/{registered_name()}@{alias}"
 
 
 def registered_name() -> str:
-    """What the registered model is called: as the experiment, without what addresses have a meaning for."""
+    """Return the name of the registered model: the experiment's, without characters that are special in URIs."""
     return re.sub(r"[/:]+", "-", experiment_name()).strip("-")
 
 
 def _version(client: MlflowClient, experiment: str, run: Pretraining, licence: str | None = None) -> str:
-    """The version of a model, which is registered unless it is; its description is the model card as of now."""
+    """Return the version of a model, registering it if needed, and update its description to the current model card."""
     name = registered_name()
     (found,) = client.search_runs([experiment], f"tags.`{FINGERPRINT}` = '{run.fingerprint}'", max_results=1)
     logged = client.search_logged_models([experiment], filter_string=f"source_run_id = '{found.info.run_id}'")[0]
     if not client.search_registered_models(f"name = '{name}'"):
-        client.create_registered_model(name, description="The language models of each comparison.")
+        client.create_registered_model(name, description="Language models, registered after each comparison.")
     known = {one.tags.get(MODEL_ID): one for one in client.search_model_versions(f"name = '{name}'")}
     version = known.get(logged.model_id) or client.create_model_version(
         name,
@@ -127,7 +127,7 @@ def _version(client: MlflowClient, experiment: str, run: Pretraining, licence: s
     )
     if licence:
         client.set_model_version_tag(name, version.version, LICENCE, licence)
-    card = run.card(licence or version.tags.get(LICENCE))  # the next comparison keeps what was said once
+    card = run.card(licence or version.tags.get(LICENCE))  # a later comparison keeps the licence
     shown = card.partition("\n---\n")[2].strip()[:LONGEST]
     if version.description != shown:
         client.log_text(str(logged.source_run_id), card, "model-card.md")
@@ -136,7 +136,7 @@ def _version(client: MlflowClient, experiment: str, run: Pretraining, licence: s
 
 
 def _save(folder: Path, data: Path, logged: LoggedModel, run: str) -> None:
-    """Write the model in MLflow's own format: text to text, with the settings of sampling as parameters."""
+    """Write the model in MLflow's format: text to text, with the sampling settings as parameters."""
     import mlflow
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
@@ -156,7 +156,7 @@ def _save(folder: Path, data: Path, logged: LoggedModel, run: str) -> None:
 
 
 class _Writer:
-    """The model behind MLflow's `predict`, on the CPU."""
+    """The model that MLflow's `predict` calls, on the CPU."""
 
     def __init__(self, path: str) -> None:
         from stacklm.data.tokenizer import Tokenizer
@@ -167,11 +167,11 @@ class _Writer:
         self._model, self._context = model.eval(), config.context_length
 
     def predict(self, prompts: Any, params: dict[str, Any] | None = None) -> list[str]:
-        """The text that follows each prompt; `prompts` is a frame of one column, and `params` are settings of `Sample`."""
+        """Return a continuation of each prompt; `prompts` is a one-column frame or a list, `params` are settings of `Sample`."""
         from stacklm.evaluate.generate import stream
         from stacklm.model.cache import Decoder
 
-        decoder = Decoder(self._model, self._context)  # of this request alone: a server answers several at once
+        decoder = Decoder(self._model, self._context)  # one per request: a server handles several at once
         sample = read(Sample, plain(Sample()) | (params or {}), "params")
         texts = prompts.iloc[:, 0] if hasattr(prompts, "iloc") else prompts
         return ["".join(stream(decoder, self._words, text, sample)) for text in texts]
@@ -181,4 +181,4 @@ class _Writer:
 
 
 _load_pyfunc = _Writer
-"""What MLflow calls with the folder of a model's data."""
+"""MLflow calls this with the folder of a model's data."""

@@ -98,7 +98,7 @@ def test_an_installation_that_does_not_declare_the_plugin_is_told_what_to_do(pro
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "new")
     publish_model(project, "stacked")
     assert pending(project) and not sync_all(project)
-    assert "run `pip install -e .` once more" in capsys.readouterr().err
+    assert "run `pip install -e .` again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("given", ["./mlruns", "mlruns", "file:./runs", "file:///tmp/runs", "C:\\runs", "D:/runs", "/tmp/runs"])

@@ -25,7 +25,7 @@ def test_the_pages_answer_on_loopback_and_leave_no_process(synced, tmp_path_fact
         words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path_factory.mktemp("elsewhere")
     )
     try:
-        assert pages.stdout.readline() == "starting MLflow's pages ...\n"
+        assert pages.stdout.readline() == "starting the MLflow UI ...\n"
         printed = pages.stdout.readline().strip()
         assert printed.startswith(f"http://{HOST}:{port}/#/experiments/")
         front, app = (urllib.request.urlopen(f"http://{HOST}:{port}/{query}", timeout=60).read() for query in ("", "?front"))
@@ -48,7 +48,7 @@ def test_a_tracking_server_has_its_own_pages(project, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.org")
     said = []
     ui(project, 5000, said.append)
-    assert said == ["the runs are on the tracking server: open https://mlflow.example.org"]
+    assert said == ["runs are on the tracking server: open https://mlflow.example.org"]
 
 
 def test_a_taken_port_is_named_at_once(project):
@@ -56,6 +56,6 @@ def test_a_taken_port_is_named_at_once(project):
         other.bind((HOST, 0))
         other.listen()
         started = time.process_time()
-        with pytest.raises(RuntimeError, match=f"port {other.getsockname()[1]} is taken"):
+        with pytest.raises(RuntimeError, match=f"port {other.getsockname()[1]} is in use"):
             ui(project, other.getsockname()[1])
         assert time.process_time() - started < 1

@@ -31,8 +31,8 @@ HOSTILE = [
 @pytest.mark.parametrize(
     ("architecture", "shape"),
     [
-        ({"kind": "python", "path": "a_`b`.py", "class": "Mine"}, "A model of its own, `` Mine of a_`b`.py ``"),
-        ({"kind": "huggingface", "config": "LlamaConfig"}, "A model of transformers, ` LlamaConfig `"),
+        ({"kind": "python", "path": "a_`b`.py", "class": "Mine"}, "A model of the user's code, `` Mine of a_`b`.py ``"),
+        ({"kind": "huggingface", "config": "LlamaConfig"}, "A transformers model, ` LlamaConfig `"),
     ],
 )
 def test_models_from_elsewhere_are_named(architecture, shape):
