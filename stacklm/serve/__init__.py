@@ -1,1 +1,1 @@
-"""A small server for people and for programs that speak the completions part of the OpenAI API."""
+"""A small server with a web page and the completions endpoint of the OpenAI API."""

@@ -1,4 +1,4 @@
-"""One completion: its text up to a stop sequence as it comes, and its tokens with log-probabilities.
+"""One completion: its text, streamed up to a stop sequence, and its tokens with log-probabilities.
 
 Dimension letters: T tokens, V vocabulary, W features.
 """
@@ -19,20 +19,20 @@ from stacklm.evaluate.generate import draw
 from stacklm.model.cache import Decoder
 
 ROWS = 256
-"""Positions whose logits are in memory at once."""
+"""Maximum number of positions whose logits are in memory at once."""
 
 
 class Prompt(NamedTuple):
-    """What the model reads. A text is the start of a document: an end token that `hidden` counts precedes it."""
+    """Token ids of a prompt; the first `hidden` are not echoed. A text starts a document: an end token precedes it."""
 
     ids: list[int]
     hidden: int
 
 
 class Token(NamedTuple):
-    """Its spelling, the place of its first character in the text, and its log-probability, None where nothing precedes it.
+    """A token's spelling, the offset of its first character in the text, and its log-probability (None if nothing precedes it).
 
-    `top` has the most likely ones in its place by their spelling, and itself.
+    `top` maps the most likely tokens at this position, by spelling, and this token to their log-probabilities.
     """
 
     text: str
@@ -42,7 +42,7 @@ class Token(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Some more of a completion: characters that are final, the tokens that begin in them, how many were drawn so far."""
+    """The next part of a completion: final characters, the tokens that start in them, number of tokens sampled so far."""
 
     text: str
     tokens: list[Token]
@@ -59,10 +59,10 @@ def complete(
     echo: bool = False,
     top: int | None = None,
 ) -> Iterator[Piece]:
-    """The text of `stacklm.evaluate.generate.stream`, up to the first of `stops`, as a piece for each token and a last one.
+    """Yield the text of `stacklm.evaluate.generate.stream`, up to the first of `stops`, as one piece per token and a last one.
 
-    `echo` puts the prompt before it. With `top`, pieces have tokens, the one that ends the document among them, each with
-    the `top` most likely in its place: probabilities of the model, before temperature, `top_k` and `top_p`.
+    `echo` puts the prompt before it. With `top`, pieces contain tokens, including the one that ends the document, each with the
+    `top` most likely at its position: the model's probabilities, before temperature, `top_k` and `top_p`.
     """
     characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
     text, tokens, drawn, finish = "", [], 0, "length"
@@ -71,7 +71,7 @@ def complete(
         nonlocal text
         raw = words.decode([token])
         text += characters.decode(raw[:1])
-        begins = len(text) + bool(characters.getstate()[0]) - bool(raw)  # the place of the character that its first byte is of
+        begins = len(text) + bool(characters.getstate()[0]) - bool(raw)  # offset of the character that its first byte belongs to
         text += characters.decode(raw[1:])
         if top is not None:
             tokens.append(describe(words, token, begins, logits_V, top))
@@ -101,13 +101,13 @@ def complete(
 
 
 def held_back(text: str, stops: Sequence[str]) -> int:
-    """How many characters at the end of the text may be the beginning of a stop sequence."""
+    """Return how many characters at the end of the text may be the start of a stop sequence."""
     return max((n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
 
 
 @torch.no_grad()
 def score(decoder: Decoder, ids: Sequence[int]) -> Iterator[torch.Tensor]:
-    """The logits, [V], of what follows each of the ids, read at once. Raises `ValueError` for more than the context."""
+    """Yield next-token logits, [V], for each id, from one forward pass. Raises `ValueError` for more ids than the context."""
     decoder.reset()
     features_TW = decoder.features(torch.tensor([ids], device=decoder.device))[0]
     for part_TW in features_TW.split(ROWS):
@@ -124,7 +124,7 @@ def describe(words: Tokenizer, token: int, offset: int, logits_V: torch.Tensor |
 
 
 def spelling(words: Tokenizer, token: int) -> str:
-    """A token as a text of its own: `bytes:\\xc3` where it is no whole characters, `<|endoftext|>` for the end of a document."""
+    """Return a token as text: `bytes:\\xc3` if it is not whole characters, `<|endoftext|>` for the end of a document."""
     raw = words.decode([token])
     if not raw:
         return END_OF_TEXT if token == words.end_id else f"special:{token}"

@@ -1,6 +1,6 @@
-"""The completions part of the OpenAI API: what a request may say, and what an answer looks like.
+"""The completions endpoint of the OpenAI API: format of requests and responses.
 
-Whatever is not implemented is refused by name: nothing is ignored in silence.
+Parameters that are not implemented are refused by name: none is ignored silently.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from stacklm.config.schema import ParamsError, nearest, read
 from stacklm.serve.completion import Piece
 
 MOST_CHOICES = 128
-"""Prompts times `n` of a request."""
+"""Maximum number of completions per request: prompts times `n`."""
 STRICT = ConfigDict(extra="forbid", strict=True)
 
 
@@ -31,7 +31,7 @@ class StreamOptions(BaseModel):
 
 
 class Completions(BaseModel):
-    """What a request may say. `null` is the same as nothing."""
+    """The parameters of a request. `null` is the same as omitting a parameter."""
 
     model_config = STRICT
 
@@ -77,11 +77,11 @@ class Completions(BaseModel):
     @classmethod
     def _not_implemented(cls, value: Any, info: Any) -> Any:
         if value != cls.model_fields[info.field_name].default:
-            raise ValueError("not implemented; leave it out")
+            raise ValueError("not implemented; omit it")
         return value
 
     def sample(self, seed: int) -> Sample:
-        """How to draw, within the bounds that `evaluate.sample` has. Raises `Refusal`."""
+        """Return the sampling settings; raises `Refusal` if they are outside the bounds of `evaluate.sample`."""
         asked = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "seed": seed}
         try:
             return replace(read(Sample, asked), max_new_tokens=self.max_tokens)
@@ -90,7 +90,7 @@ class Completions(BaseModel):
 
 
 class Refusal(HTTPException):
-    """An answer that is an error. It names the parameter that is wrong."""
+    """An error response. `param` names the parameter at fault."""
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None, wait: int = 0) -> None:
         super().__init__(status, message, {"Retry-After": str(wait)} if wait else None)
@@ -98,7 +98,7 @@ class Refusal(HTTPException):
 
 
 def error_body(error: HTTPException) -> dict[str, Any]:
-    """An error as the API has it."""
+    """Return an error in the API's format."""
     kind = "invalid_request_error" if error.status_code < 500 else "server_error"
     param, code = getattr(error, "param", None), getattr(error, "code", None)
     return {"error": {"message": error.detail, "type": kind, "param": param, "code": code}}
@@ -109,21 +109,21 @@ def error_response(error: HTTPException) -> Response:
 
 
 def invalid(error: RequestValidationError) -> Refusal:
-    """The first thing that is wrong with a request."""
+    """Return the first error in a request."""
     first = error.errors()[0]
     place = first["loc"][1:]
     if first["type"] == "json_invalid" or not place:
-        return Refusal(400, "the body is not a JSON object; send one, with the header Content-Type: application/json")
+        return Refusal(400, "the body is not a JSON object; send one with the header Content-Type: application/json")
     param, message = str(place[0]), first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        message = f"no such parameter{nearest(place[-1], Completions.model_fields)}"
+        message = f"unknown parameter{nearest(place[-1], Completions.model_fields)}"
     elif param == "prompt":
-        message = "write a text, a list of texts, a list of token ids, or a list of such lists"
+        message = "must be a text, a list of texts, a list of token ids, or a list of such lists"
     return Refusal(400, f"{'.'.join(str(part) for part in place)}: {message}", param)
 
 
 def choice(index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
-    """The pieces of one completion, all or the next ones, as the API has them; `logprobs` is null where there are no tokens."""
+    """Return all or the next pieces of one completion in the API's format; `logprobs` is null if there are no tokens."""
     tokens = [token for piece in pieces for token in piece.tokens]
     logprobs = {
         "tokens": [token.text for token in tokens],
@@ -136,5 +136,5 @@ def choice(index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
 
 
 def event(content: dict[str, Any]) -> str:
-    """One event of a stream."""
+    """Return one server-sent event."""
     return f"data: {json.dumps(content)}\n\n"

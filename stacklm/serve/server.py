@@ -1,7 +1,7 @@
-"""The server: one model behind the completions part of the OpenAI API, and a page to type into.
+"""The server: one model behind the completions endpoint of the OpenAI API, and a web page.
 
-One request generates at a time, all on one thread; the others wait for their turn. The event loop only passes on what the
-thread makes, so every request is answered at once, and one whose client has gone ends before its next token.
+Requests generate one at a time, all on one thread; the others wait in a queue. The event loop only forwards the thread's output,
+so the server stays responsive, and a request whose client has disconnected ends before its next token.
 """
 
 from __future__ import annotations
@@ -46,25 +46,25 @@ from stacklm.serve.protocol import MOST_CHOICES, Completions, Refusal, choice, e
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MOST_BYTES = 4 << 20
-"""Of a request."""
+"""Maximum size of a request body."""
 MOST_WAITING = 32
-"""Requests that wait for their turn."""
+"""Maximum number of requests in the queue."""
 GRACE = 5
-"""Seconds that a server which is to stop gives its connections to end."""
+"""Seconds that open connections get to end at shutdown."""
 
 
 @dataclass
 class Engine:
-    """A model, the one thread that it runs on, and the requests that wait for it."""
+    """A model, the one thread that it runs on, and the queue of requests."""
 
     name: str
     decoder: Decoder
     words: Tokenizer
     fingerprint: str
-    """Names the weights: equal ones give, with an equal seed, equal text."""
+    """Identifies the weights: with equal weights and seed the text is equal."""
     max_tokens: int
     seed: int | None
-    """Of requests that give none; None: another one for each."""
+    """Seed of requests without one; None: a random seed for each."""
     thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
     stopping: Callable[[], bool] = lambda: False
     inside: int = 0
@@ -72,34 +72,34 @@ class Engine:
 
     @classmethod
     def open(cls, name: str, config: Evaluate, trained: Path, tokenizer: Path, max_tokens: int, seed: int | None) -> Engine:
-        """The model of the folder `trained`. Raises as `open_decoder` does."""
+        """Load the model in the folder `trained`. Raises as `open_decoder` does."""
         thread = ThreadPoolExecutor(1)
         decoder, words = thread.submit(open_decoder, config, trained, tokenizer).result()  # sets torch up for this thread
         return cls(name, decoder, words, read_json(trained / CONFIG)["sha256"][:12], max_tokens, seed, thread)
 
     def prompt(self, given: str | list[int]) -> Prompt:
-        """What the model reads. Raises `Refusal` for unknown ids, and for more than the context."""
+        """Return the token ids of a prompt. Raises `Refusal` for unknown ids and for more tokens than the context."""
         text = isinstance(given, str)
         ids = [self.words.end_id, *self.words.encode(given)] if text else given
         if unknown := [one for one in ids if not 0 <= one < self.words.vocab_size]:
-            message = f"prompt: {unknown[0]} is not one of the ids of this vocabulary, 0 to {self.words.vocab_size - 1}"
+            message = f"prompt: {unknown[0]} is not a token id of this vocabulary, 0 to {self.words.vocab_size - 1}"
             raise Refusal(400, message, "prompt")
         if len(ids) > (context := self.decoder.cache.context):
-            message = f"prompt: {len(ids)} tokens are more than the model's context of {context}; shorten it"
+            message = f"prompt: {len(ids)} tokens exceed the model's context length of {context}; shorten it"
             raise Refusal(400, message, "prompt", "context_length_exceeded")
         return Prompt(ids, hidden=int(text))
 
     @contextlib.asynccontextmanager
     async def turn(self, request: Request) -> AsyncIterator[None]:
-        """Wait until no earlier request generates. Raises `Refusal` where too many wait, and where the client leaves the queue."""
+        """Wait for all earlier requests. Raises `Refusal` if the queue is full or the client disconnects."""
         if self.inside > MOST_WAITING:
-            raise Refusal(503, f"{MOST_WAITING} requests are waiting; try again later", wait=5)
+            raise Refusal(503, f"{MOST_WAITING} requests are already waiting; try again later", wait=5)
         self.inside += 1
         ticket = asyncio.ensure_future(self.lock.acquire())
         try:
             while not (await asyncio.wait([ticket], timeout=1))[0]:
                 if await request.is_disconnected():
-                    raise Refusal(499, "the client has gone")
+                    raise Refusal(499, "the client has disconnected")
             yield
         finally:
             self.inside -= 1
@@ -107,7 +107,7 @@ class Engine:
                 self.lock.release()
 
     async def steps(self, work: Iterator[tuple[int, Piece]], request: Request) -> AsyncIterator[tuple[int, Piece]]:
-        """What `work` yields, made on the thread while the client is there. Raises `Refusal` where the server is to stop."""
+        """Yield the items of `work`, computed on the thread, while the client is connected. Raises `Refusal` at shutdown."""
         loop = asyncio.get_running_loop()
         while not await request.is_disconnected():
             if self.stopping():
@@ -118,7 +118,7 @@ class Engine:
 
 
 class Answer:
-    """What a request is answered with, all at once or as a stream."""
+    """The response to a request, whole or as a stream."""
 
     def __init__(self, engine: Engine, asked: Completions, prompts: Sequence[Prompt], sample: Sample, request: Request) -> None:
         self.asked, self.prompts = asked, prompts
@@ -134,7 +134,7 @@ class Answer:
         self.steps = engine.steps(self._work(engine, sample), request)
 
     def _work(self, engine: Engine, sample: Sample) -> Iterator[tuple[int, Piece]]:
-        """The pieces of all choices, each with its index. Choice i of every prompt draws with the seed + i."""
+        """Yield the pieces of all choices, each with its index. Choice i of every prompt uses the seed + i."""
         asked = self.asked
         for index, (prompt, i) in enumerate(product(self.prompts, range(asked.n))):
             settings = replace(sample, seed=(sample.seed + i) % 2**63)
@@ -153,7 +153,7 @@ class Answer:
         return self.about | {"choices": [choice(*one) for one in pieces.items()], "usage": self._usage()}
 
     async def stream(self) -> AsyncIterator[str]:
-        """Its events; the last one is an error where it was cut short."""
+        """Yield its events; the last one is an error if it was cut short."""
         try:
             async for index, piece in self.steps:
                 if piece.text or piece.tokens or piece.finish:
@@ -166,7 +166,7 @@ class Answer:
 
 
 class InTurn(StreamingResponse):
-    """A stream that begins when its turn has come, and whose turn ends with it, or with its client."""
+    """A stream that starts when its turn comes; the turn ends with the stream or when the client disconnects."""
 
     def __init__(self, engine: Engine, request: Request, events: AsyncIterator[str]) -> None:
         super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
@@ -178,7 +178,7 @@ class InTurn(StreamingResponse):
 
 
 class Guard:
-    """Refuses what a page of another origin lets a browser send, and bodies that are too long, before they are read."""
+    """Refuses browser requests from pages of another origin, and bodies that are too long, before they are read."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -189,12 +189,12 @@ class Guard:
         if origin is not None and origin.partition("://")[2] != headers.get("host"):
             answer = error_response(Refusal(403, f"pages of {origin} may not use this server"))
         elif "transfer-encoding" in headers or int(headers.get("content-length", 0)) > MOST_BYTES:
-            answer = error_response(Refusal(413, f"a request has at most {MOST_BYTES:,} bytes, and says how many it has"))
+            answer = error_response(Refusal(413, f"a request needs a Content-Length header of at most {MOST_BYTES:,} bytes"))
         await answer(scope, receive, send)
 
 
 def application(engine: Engine, hosts: Sequence[str] = LOOPBACK) -> FastAPI:
-    """The endpoints, for requests whose header `Host` names one of `hosts`."""
+    """Return the application, for requests whose header `Host` names one of `hosts`."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Guard)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
@@ -213,7 +213,7 @@ def application(engine: Engine, hosts: Sequence[str] = LOOPBACK) -> FastAPI:
 
     def check_model(name: str) -> None:
         if name != engine.name:
-            message = f"model: no model {name!r} here{nearest(name, [engine.name])}; this server has {engine.name}"
+            message = f"model: no model {name!r} on this server{nearest(name, [engine.name])}; it serves {engine.name}"
             raise Refusal(404, message, "model", "model_not_found")
 
     @app.get("/")
@@ -237,10 +237,10 @@ def application(engine: Engine, hosts: Sequence[str] = LOOPBACK) -> FastAPI:
     async def completions(asked: Completions, request: Request) -> Response:
         check_model(asked.model)
         if asked.max_tokens > engine.max_tokens:
-            message = f"max_tokens: {asked.max_tokens} is more than {engine.max_tokens}, the limit of this server"
+            message = f"max_tokens: {asked.max_tokens} exceeds {engine.max_tokens}, the limit of this server"
             raise Refusal(400, message, "max_tokens")
         if (choices := len(asked.prompt) * asked.n) > MOST_CHOICES:
-            raise Refusal(400, f"n: {choices} completions, n for each prompt, are more than {MOST_CHOICES}", "n")
+            raise Refusal(400, f"n: {choices} completions, n per prompt, exceed the limit of {MOST_CHOICES}", "n")
         seed = next(one for one in (asked.seed, engine.seed, secrets.randbits(31)) if one is not None)
         sample = asked.sample(seed)
         prompts = [await run_in_threadpool(engine.prompt, one) for one in asked.prompt]
@@ -254,7 +254,7 @@ def application(engine: Engine, hosts: Sequence[str] = LOOPBACK) -> FastAPI:
 
 
 def policy(page: str) -> str:
-    """Allow the page its own script and style and requests to this server, and nothing else."""
+    """Return a content security policy that allows only the page's own script and style, and requests to this server."""
     rules = ["default-src 'none'", "connect-src 'self'", "img-src data:", "frame-ancestors 'none'", "base-uri 'none'"]
     for tag in ("script", "style"):
         (content,) = re.findall(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
@@ -263,16 +263,16 @@ def policy(page: str) -> str:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there; port 0 takes a free one. Raises `RuntimeError` where that cannot be."""
+    """Return a listening socket; port 0 picks a free one. Raises `RuntimeError` if that fails."""
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         why = str(error.strerror).partition(" (")[0]
-        raise RuntimeError(f"cannot listen at {host}, port {port}: {why}; choose another with --port or --host") from None
+        raise RuntimeError(f"cannot listen on {host}, port {port}: {why}; choose another with --port or --host") from None
 
 
 def serve(listener: socket.socket, engine: Engine, hosts: Sequence[str] = LOOPBACK) -> None:
-    """Answer requests until SIGINT or SIGTERM; what is being generated then ends with an error, within `GRACE` seconds."""
+    """Serve requests until SIGINT or SIGTERM; running generations then end with an error, within `GRACE` seconds."""
     config = uvicorn.Config(application(engine, hosts), log_level="warning", lifespan="off", timeout_graceful_shutdown=GRACE)
     server = uvicorn.Server(config)
     engine.stopping = lambda: server.should_exit

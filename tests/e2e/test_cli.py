@@ -35,7 +35,7 @@ def untrained(tmp_path: Path) -> Checkout:
         ("generate a --top-p 2", "top_p: 2.0 is not allowed"),
         ("generate a --model dense --cache inputs", "inputs of Attention are not enough"),
         ("serve --model dens", "no model 'dens'; there are stacked-1, dense-1"),
-        ("serve --host 192.0.2.1", "cannot listen at 192.0.2.1"),
+        ("serve --host 192.0.2.1", "cannot listen on 192.0.2.1"),
         ("variants --model dense", "dense is not a stacked model"),
         ("variants --model dens", "no model 'dens'"),
         ("variants --preset x", "no preset 'x'; choose one of seed-2x64, seed-4x8"),

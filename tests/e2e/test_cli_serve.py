@@ -59,7 +59,7 @@ def test_what_it_prints_works_and_a_signal_ends_it_in_the_middle_of_a_stream(fin
 def test_a_port_that_is_taken_is_one_clear_message(finished: Checkout) -> None:
     with listen("127.0.0.1", 0) as listener:
         port = str(listener.getsockname()[1])
-        said = f"cannot listen at 127.0.0.1, port {port}: Address already in use; choose another with --port"
+        said = f"cannot listen on 127.0.0.1, port {port}: Address already in use; choose another with --port"
         assert said in finished.cli("serve", "--port", port, code=2)
 
 

@@ -49,7 +49,7 @@ def test_a_prompt_is_continued_as_by_the_api(page: Page, served: Served) -> None
     page.get_by_label("Prompt").fill("the sum")
     page.get_by_label("tokens").fill("40")
     page.keyboard.press("Control+Enter")
-    expect(page.get_by_role("status")).to_have_text(re.compile(r"^\d+ tokens in [\d.]+ s, seed 1, ended by"))
+    expect(page.get_by_role("status")).to_have_text(re.compile(r"^\d+ tokens in [\d.]+ s, seed 1, finish reason:"))
     asked = {"model": "stacked-1", "prompt": "the sum", "max_tokens": 40, "temperature": 0.8}
     text = served.client().completions.create(**asked, extra_body={"top_k": 50}).choices[0].text
     assert page.locator("#text").text_content() == text

@@ -133,7 +133,7 @@ def test_models(served: Served) -> None:
     client = served.client()
     assert [one.id for one in client.models.list()] == [MODEL]
     assert client.models.retrieve(MODEL).model_extra["context_length"] == CONTEXT
-    with pytest.raises(openai.NotFoundError, match="no model 'stacked-2' here"):
+    with pytest.raises(openai.NotFoundError, match="no model 'stacked-2' on this server"):
         client.models.retrieve("stacked-2")
     with pytest.raises(openai.NotFoundError) as error:
         client.completions.create(model="gpt", prompt="a")
@@ -143,17 +143,17 @@ def test_models(served: Served) -> None:
 @pytest.mark.parametrize(
     ("body", "param", "message"),
     [
-        ({"max_tokns": 3}, "max_tokns", "no such parameter (did you mean `max_tokens`?)"),
+        ({"max_tokns": 3}, "max_tokns", "unknown parameter (did you mean `max_tokens`?)"),
         ({"max_tokens": -1}, "max_tokens", "greater than or equal to 0"),
         ({"max_tokens": "5"}, "max_tokens", "integer"),
-        ({"max_tokens": 2**21}, "max_tokens", "2097152 is more than 1048576, the limit of this server"),
+        ({"max_tokens": 2**21}, "max_tokens", "2097152 exceeds 1048576, the limit of this server"),
         ({"temperature": -0.5}, "temperature", "-0.5 is not allowed; it must be >= 0"),
         ({"temperature": 1e-300}, "temperature", "float32"),
         ({"top_p": 0}, "top_p", "must be > 0 and <= 1"),
         ({"top_k": -1}, "top_k", "must be >= 0"),
         ({"seed": -1}, "seed", "must be >= 0"),
         ({"n": 0}, "n", "greater than or equal to 1"),
-        ({"n": 129}, "n", "129 completions, n for each prompt, are more than 128"),
+        ({"n": 129}, "n", "129 completions, n per prompt, exceed the limit of 128"),
         ({"stop": list("abcde")}, "stop", "at most 4 items"),
         ({"stop": ""}, "stop", "at least 1 character"),
         ({"logprobs": 6}, "logprobs", "less than or equal to 5"),
@@ -162,14 +162,14 @@ def test_models(served: Served) -> None:
         ({"logit_bias": {"5": 1}}, "logit_bias", "not implemented"),
         ({"presence_penalty": 0.5}, "presence_penalty", "not implemented"),
         ({"frequency_penalty": -1}, "frequency_penalty", "not implemented"),
-        ({"stream_options": {"x": 1}}, "stream_options", "no such parameter"),
+        ({"stream_options": {"x": 1}}, "stream_options", "unknown parameter"),
         ({"model": None}, "model", "required"),
-        ({"prompt": 5}, "prompt", "write a text, a list of texts, a list of token ids, or a list of such lists"),
-        ({"prompt": []}, "prompt", "write a text"),
-        ({"prompt": [[1, True]]}, "prompt", "write a text"),
-        ({"prompt": [3, 260]}, "prompt", "260 is not one of the ids of this vocabulary, 0 to 259"),
-        ({"prompt": [-1]}, "prompt", "-1 is not one of the ids"),
-        ({"prompt": "x" * 99}, "prompt", f"tokens are more than the model's context of {CONTEXT}"),
+        ({"prompt": 5}, "prompt", "must be a text, a list of texts, a list of token ids, or a list of such lists"),
+        ({"prompt": []}, "prompt", "must be a text"),
+        ({"prompt": [[1, True]]}, "prompt", "must be a text"),
+        ({"prompt": [3, 260]}, "prompt", "260 is not a token id of this vocabulary, 0 to 259"),
+        ({"prompt": [-1]}, "prompt", "-1 is not a token id"),
+        ({"prompt": "x" * 99}, "prompt", f"tokens exceed the model's context length of {CONTEXT}"),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
 )
@@ -197,7 +197,7 @@ def test_null_and_neutral_values_are_the_same_as_nothing(served: Served) -> None
         ({"json": []}, 400, "not a JSON object"),
         ({"content": b"[" * 100_000, "headers": {"Content-Type": "application/json"}}, 400, "body"),
         ({"content": b"x" * (4 << 20) + b"x"}, 413, "at most 4,194,304 bytes"),
-        ({"content": iter([b"{}"])}, 413, "how many it has"),
+        ({"content": iter([b"{}"])}, 413, "Content-Length header"),
         ({"json": {}, "headers": {"Origin": "https://elsewhere.example"}}, 403, "pages of https://elsewhere.example"),
         ({"json": {}, "headers": {"Origin": "null"}}, 403, "pages of null"),
     ],
@@ -274,7 +274,7 @@ def test_the_servers_own_seed_and_limit(folder: Path) -> None:
     with serving(folder, max_tokens=20, seed=5) as served:
         texts = [post(served, max_tokens=20).json()["choices"][0]["text"] for _ in range(2)]
         assert texts == [generated(folder, "the", max_new_tokens=20, temperature=1.0, top_k=0, seed=5)] * 2
-        assert "max_tokens: 21 is more than 20" in post(served, max_tokens=21).json()["error"]["message"]
+        assert "max_tokens: 21 exceeds 20" in post(served, max_tokens=21).json()["error"]["message"]
 
 
 def test_a_failure_is_an_error_of_the_same_form(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
