@@ -1,1 +1,1 @@
-"""Judging trained models: scores on whole sets of text they have not seen and on benchmarks, and text of their own."""
+"""Evaluation of trained models: scores on whole valid and test sets and on benchmarks, and text generation."""

@@ -1,9 +1,9 @@
-"""Scores on benchmarks, from the log-likelihood of continuations: ours and those of lm-eval come from the same function.
+"""Benchmark scores from log-likelihoods of continuations; the lm-eval plug-in uses the same function.
 
-One sequence is scored at a time, alone. In a batch the last digits depend on what else is in it, since kernels add up in
-another order for other shapes; alone they depend on nothing but model, text, device and number of threads.
+Sequences are scored one at a time. In a batch the last digits would depend on the other sequences, since kernels sum in a
+different order for other shapes; alone they depend only on model, text, device and number of threads.
 
-Dimension letters: T tokens of a piece, V vocabulary.
+Dimension letters: T tokens of a chunk, V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from stacklm.model.layers import LanguageModel
 from stacklm.progress import progress
 
 LEVEL = 0.05
-"""Of intervals: the chance that one misses."""
+"""Error rate of the intervals."""
 DRAWS = 4_000
-"""Of the bootstrap."""
+"""Number of bootstrap resamples."""
 UNITS = {"blimp": "pairs", "lambada": "passages", "wikitext": "articles", "multiple_choice": "questions"}
-"""What is drawn at random, as far as intervals go."""
+"""The unit of resampling, for the intervals of each benchmark."""
 
 Answers = Sequence[tuple[float, bool]]
-"""Of each continuation of an item its log-likelihood in nats, and whether each of its tokens is the most likely one."""
+"""For each continuation of an item: log-likelihood in nats, and whether each of its tokens is the most likely one."""
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """A trained model, in evaluation mode, that answers items."""
+    """A trained model in evaluation mode that scores items."""
 
     model: LanguageModel
     context: int
@@ -46,24 +46,24 @@ class Scorer:
 
     @classmethod
     def load(cls, config: Evaluate, trained: Path, tokenizer: Path) -> Scorer:
-        """The model in the folder `trained`. Raises `StoreError` where model and tokenizer do not belong together."""
+        """Load the model in the folder `trained`. Raises `StoreError` if model and tokenizer do not belong together."""
         return cls(*open_model(config, trained, tokenizer))
 
     def answer(self, item: Item) -> list[tuple[float, bool]]:
         return [self.loglikelihood(*self.encode(item.context, continuation)) for continuation in item.continuations]
 
     def encode(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """The ids of both, as lm-eval has them: encoded together, white space between them to the right."""
+        """Return the ids of both, split as in lm-eval: encoded together, white space between them moved to the continuation."""
         before = self.words.encode(context.rstrip())
         return before, self.words.encode(context + continuation)[len(before) :]
 
     @torch.inference_mode()
     def loglikelihood(self, context: Sequence[int], continuation: Sequence[int]) -> tuple[float, bool]:
-        """The log-likelihood, in nats, of a continuation, and whether it is the greedy one.
+        """Return the log-likelihood of a continuation, in nats, and whether it is the greedy one.
 
-        It is predicted in pieces of at most as many tokens as the model reads, each after all tokens before it that fit: what does
-        not fit is cut off on the left. The end token, which begins a document, stands for an empty context. Raises `ValueError`
-        for a continuation without a token, such as one that is part of the context's last.
+        The continuation is scored in chunks of at most the context length, each given all preceding tokens that fit; the context
+        is truncated on the left. An empty context is replaced by the end token, which starts a document. Raises `ValueError` for
+        a continuation without a token, such as one that merges into the context's last token.
         """
         if not continuation:
             raise ValueError("a continuation without a token of its own has no likelihood; let it begin with a space")
@@ -84,7 +84,7 @@ class Scorer:
 def run_benchmarks(
     scorer: Scorer, benchmarks: Iterable[Benchmark], read: Callable[[Benchmark], list[Item]] = read_items
 ) -> dict[str, dict[str, Any]]:
-    """The figures of each benchmark by its title. Raises `DataError` where a file cannot be used."""
+    """Return the figures of each benchmark by title. Raises `DataError` if a file cannot be used."""
     found = {}
     for benchmark in benchmarks:
         items = read(benchmark)
@@ -99,7 +99,7 @@ def run_benchmarks(
 
 
 def _blimp(items: Sequence[Item], answers: Sequence[Answers]) -> dict[str, Any]:
-    """A pair is right if the grammatical sentence is strictly the likelier one; sets by their name."""
+    """A pair is correct if the grammatical sentence is strictly more likely; accuracy over all pairs and per named set."""
     sets: dict[str, list[bool]] = defaultdict(list)
     for item, ((good, _), (bad, _)) in zip(items, answers, strict=True):
         sets[item.group].append(good > bad)
@@ -112,21 +112,21 @@ def _blimp(items: Sequence[Item], answers: Sequence[Answers]) -> dict[str, Any]:
 
 
 def _lambada(items: Sequence[Item], answers: Sequence[Answers]) -> dict[str, Any]:
-    """A passage is right if every token of its last word is the most likely one; the perplexity is of last words."""
+    """A passage is correct if every token of its last word is the most likely one; perplexity is over last words."""
     nats = [-total for ((total, _),) in answers]
     scores = {"accuracy": share([greedy for ((_, greedy),) in answers]), "perplexity": perplexity(nats, [1] * len(nats))}
     return {"scores": scores}
 
 
 def _wikitext(items: Sequence[Item], answers: Sequence[Answers]) -> dict[str, Any]:
-    """Nats of detokenized articles per word, and bits per byte, of the text before that."""
+    """Word perplexity and bits per byte of detokenized articles, counting words and bytes of the text before detokenization."""
     nats = [-total for ((total, _),) in answers]
     bits = mean_interval([one / math.log(2) for one in nats], [item.bytes for item in items])
     return {"scores": {"word_perplexity": perplexity(nats, [item.words for item in items]), "bits_per_byte": bits}}
 
 
 def _multiple_choice(items: Sequence[Item], answers: Sequence[Answers]) -> dict[str, Any]:
-    """The likeliest choice, of equal ones the first, must be the right one: as it is, by character, and by byte."""
+    """The most likely choice (the first, if tied) must be the correct one: by log-likelihood, per character, and per byte."""
     rights: dict[str, list[bool]] = {"accuracy": [], "accuracy_norm": [], "accuracy_bytes": []}
     ties = 0
     for item, choices in zip(items, answers, strict=True):
@@ -147,7 +147,7 @@ FIGURES = {"blimp": _blimp, "lambada": _lambada, "wikitext": _wikitext, "multipl
 
 
 def share(rights: Sequence[bool]) -> dict[str, float]:
-    """A share with Wilson's interval over the items."""
+    """Return a proportion with its Wilson interval over the items."""
     from scipy.stats import binomtest
 
     found = binomtest(sum(rights), len(rights)).proportion_ci(1 - LEVEL, method="wilson")
@@ -155,12 +155,12 @@ def share(rights: Sequence[bool]) -> dict[str, float]:
 
 
 def perplexity(nats: Sequence[float], sizes: Sequence[int]) -> dict[str, float]:
-    """exp(nats per unit of size), at most e**700, which is near the largest float."""
+    """Return exp(nats per unit of size), capped at e**700, which is near the largest float."""
     return {end: math.exp(min(value, 700)) for end, value in mean_interval(nats, sizes).items()}
 
 
 def mean_interval(values: Sequence[float], sizes: Sequence[int]) -> dict[str, float]:
-    """The sum of the values over that of the sizes, with a percentile bootstrap over the items; of one item, no width."""
+    """Return sum of values / sum of sizes with a percentile bootstrap interval over items (zero width for one item)."""
     from scipy.stats import bootstrap
 
     data = np.asarray(values, float), np.asarray(sizes, float)
@@ -171,7 +171,7 @@ def mean_interval(values: Sequence[float], sizes: Sequence[int]) -> dict[str, fl
         data,
         lambda v, s, axis: v.sum(axis) / s.sum(axis),
         n_resamples=DRAWS,
-        batch=100,  # each as many floats as there are items
+        batch=100,  # each resample has one float per item
         paired=True,
         confidence_level=1 - LEVEL,
         method="percentile",

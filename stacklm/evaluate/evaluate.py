@@ -1,4 +1,4 @@
-"""Stage `evaluate`: one trained model on the whole valid and test sets, and a sample of its text."""
+"""Stage `evaluate`: scores of one trained model on the whole valid and test sets and on benchmarks, and a generated sample."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def evaluate(
     evaluation: Path,
     certificate: Path,
 ) -> None:
-    """Score every token of the valid and test sets once, and the benchmarks that are listed in the file `benchmarks`, and write
-    the figures, with a sample, to `evaluation` (JSON).
+    """Score every token of the valid and test sets once, and the benchmarks listed in the file `benchmarks`, and write the
+    figures, with a generated sample, to `evaluation` (JSON).
 
-    The trained weights are audited first, and their `certificate` is written. Raises `AuditError` for a model that is not
-    causal, `StoreError` if it was trained with another tokenizer than the one given, and `DataError` if the shards were made
-    with another one, or a benchmark changed since it was listed.
+    The trained weights are audited first, and their `certificate` is written. Raises `AuditError` if the model is not causal,
+    `StoreError` if it was trained with another tokenizer, and `DataError` if the shards were made with another tokenizer or a
+    benchmark changed since it was listed.
     """
     words = Tokenizer.load(tokenizer)
     audit_trained(trained, train, certificate)
@@ -59,7 +59,7 @@ def evaluate(
 
 
 def evaluate_split(model: LanguageModel, data: Shards, split: str, context: int, batch_size: int) -> dict[str, float]:
-    """The figures of one split: `loss` over all tokens; `bits_per_byte` and `word_perplexity` without special tokens."""
+    """Return the figures of one split: `loss` over all tokens; `bits_per_byte` and `word_perplexity` without special tokens."""
     stream = data.split(split)
     batches = evaluation_batches(stream, context, batch_size)
     steps = math.ceil(len(stream) / (batch_size * context))
@@ -75,5 +75,5 @@ def evaluate_split(model: LanguageModel, data: Shards, split: str, context: int,
 
 
 def word_perplexity(result: Score, words: int) -> float:
-    """exp(nats per word) of the text, special tokens excluded. At most e**700, which is near the largest float."""
+    """Return exp(nats per word), special tokens excluded, capped at e**700, which is near the largest float."""
     return math.exp(min(result.text_nats / max(words, 1), 700))

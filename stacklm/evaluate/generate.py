@@ -1,4 +1,4 @@
-"""Text from a model: token ids, one after the other, each given those before it, and their characters as they come."""
+"""Text generation: autoregressive sampling of token ids, and streaming of their characters."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ CACHES = {"kv": KEYS_AND_VALUES, "inputs": INPUTS}
 
 
 def stream(decoder: Decoder, words: Tokenizer, prompt: bytes | str, settings: Sample) -> Iterator[str]:
-    """The text with which the model continues the prompt, taken as the start of a document, up to the document's end.
+    """Yield a continuation of the prompt, which is read as the start of a document, up to the document's end.
 
-    A token's bytes may end inside a character: they are held back until it is whole. Bytes that are no UTF-8 become U+FFFD.
+    If a token ends inside a character, its last bytes are held back until the character is complete. Bytes that are not UTF-8
+    become U+FFFD.
     """
     characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for token in generate(decoder, [words.end_id, *words.encode(prompt)], settings):
@@ -33,7 +34,7 @@ def stream(decoder: Decoder, words: Tokenizer, prompt: bytes | str, settings: Sa
 
 
 def continue_text(config: Evaluate, trained: Path, tokenizer: Path, prompt: bytes | str, cache: str) -> Iterator[str]:
-    """`stream` for the model in the folder `trained`, with `config.sample`; `cache` is one of `CACHES`.
+    """Call `stream` for the model in the folder `trained`, with `config.sample`; `cache` is one of `CACHES`.
 
     Raises as `open_decoder` does.
     """
@@ -42,18 +43,18 @@ def continue_text(config: Evaluate, trained: Path, tokenizer: Path, prompt: byte
 
 
 def open_decoder(config: Evaluate, trained: Path, tokenizer: Path, cache: str = "kv") -> tuple[Decoder, Tokenizer]:
-    """The model of the folder `trained`, ready to generate on `config.device`, and its tokenizer; `cache` is one of `CACHES`.
+    """Return a decoder for the model in the folder `trained` on `config.device`, and its tokenizer; `cache` is one of `CACHES`.
 
-    Raises `StoreError` where model and tokenizer do not belong together, `ValueError` where that cache is not exact.
+    Raises `StoreError` if model and tokenizer do not belong together, `ValueError` if that cache is not exact for the model.
     """
     model, context, words = open_model(config, trained, tokenizer)
     return Decoder(model, context, CACHES[cache]), words
 
 
 def open_model(config: Evaluate, trained: Path, tokenizer: Path) -> tuple[LanguageModel, int, Tokenizer]:
-    """The model of the folder `trained` in evaluation mode on `config.device`, its context, and its tokenizer.
+    """Return the model in the folder `trained`, in evaluation mode on `config.device`, its context length, and its tokenizer.
 
-    Raises `StoreError` where model and tokenizer do not belong together.
+    Raises `StoreError` if model and tokenizer do not belong together.
     """
     device = setup_device(config.device, config.threads)
     words = Tokenizer.load(tokenizer)
@@ -62,17 +63,16 @@ def open_model(config: Evaluate, trained: Path, tokenizer: Path) -> tuple[Langua
 
 
 def generate(decoder: Decoder, ids: Sequence[int], settings: Sample) -> Iterator[int]:
-    """Yield `settings.max_new_tokens` ids that continue `ids`, whose last ones are read, as many as the context holds.
+    """Yield `settings.max_new_tokens` ids that continue `ids`, of which only the last ones that fit into the context are read.
 
-    Where the context is full, the decoder forgets all and reads the later half again, so an id is drawn given at least
-    half a context of ids before it. Equal settings and weights give equal ids: the draws have a seed of their own and
-    are made on the CPU.
+    When the context is full, the decoder drops its cache and recomputes the later half, so each id is sampled given at least
+    half a context of ids. Equal settings and weights give equal ids: sampling has its own seed and runs on the CPU.
     """
     return (token for token, _ in draw(decoder, ids, settings))
 
 
 def draw(decoder: Decoder, ids: Sequence[int], settings: Sample) -> Iterator[tuple[int, torch.Tensor]]:
-    """The ids of `generate`, each with the logits, [V], that it was drawn from."""
+    """Yield the ids of `generate`, each with the logits, [V], from which it was sampled."""
     device = decoder.device
     context = decoder.cache.context
     generator = torch.Generator().manual_seed(settings.seed)
@@ -90,9 +90,9 @@ def draw(decoder: Decoder, ids: Sequence[int], settings: Sample) -> Iterator[tup
 
 
 def choose(logits_V: torch.Tensor, settings: Sample, generator: torch.Generator) -> int:
-    """Draw one id. `temperature` divides the logits, and 0 takes the most likely one; `top_k` keeps so many (0: all).
+    """Sample one id. `temperature` divides the logits, 0 takes the most likely id; `top_k` keeps the k most likely (0: all).
 
-    Of those, `top_p` keeps the most likely ones whose probabilities reach it (Holtzman et al. 2019, 1904.09751).
+    Of those, `top_p` keeps the fewest most likely ids whose probabilities sum to at least p (Holtzman et al. 2019, 1904.09751).
     """
     if settings.temperature == 0:
         return int(logits_V.argmax())

@@ -1,8 +1,8 @@
 """A plug-in for EleutherAI's lm-evaluation-harness: `lm_eval --model stacklm --model_args path=out/models/dense-1 --tasks ...`.
 
-The entry point `lm_eval.models` in pyproject.toml names the class, and lm-eval finds it there from the release after 0.4.13 on
-(https://github.com/EleutherAI/lm-evaluation-harness/pull/4013). Up to then `python -m stacklm.evaluate.lm_eval` is the same
-command, with the model registered.
+The entry point `lm_eval.models` in pyproject.toml names the class; lm-eval reads it in releases after 0.4.13
+(https://github.com/EleutherAI/lm-evaluation-harness/pull/4013). With earlier ones, `python -m stacklm.evaluate.lm_eval` is the
+same command, with the model registered.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from stacklm.model.cache import Decoder
 from stacklm.progress import progress
 
 NEW_TOKENS = 256
-"""Of a continuation, where a task does not say."""
+"""Default maximum length of a continuation, for tasks that do not set it."""
 
 
 class StackLM(TemplateLM):
-    """A trained model. Log-likelihoods are those of `stacklm benchmark`, whatever the batch size: each request is scored alone."""
+    """A trained model. Log-likelihoods equal those of `stacklm benchmark` at any batch size: each request is scored alone."""
 
     def __init__(
         self,
@@ -39,9 +39,9 @@ class StackLM(TemplateLM):
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
     ) -> None:
-        """`path` is the model's folder, `tokenizer` that of its tokenizer, by default `../../tokenizer` from there; `device` and
-        `threads` are as in `evaluate` of params.yaml. lm-eval's `--device` is cuda:0 unless given, so cuda is taken where it is
-        there. Batch sizes are accepted and change nothing."""
+        """Load the model in the folder `path` and the tokenizer in `tokenizer` (default: `../../tokenizer` from there). `device`
+        and `threads` are as in `evaluate` of params.yaml; since lm-eval's `--device` defaults to cuda:0, cuda means cuda if it is
+        available. Batch sizes are accepted and have no effect."""
         super().__init__()
         name = device.partition(":")[0]
         config = read(Evaluate, {"device": "auto" if name == "cuda" else name, "threads": int(threads)}, "model_args")
@@ -66,7 +66,7 @@ class StackLM(TemplateLM):
         return found
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Of whole texts, in windows as lm-eval makes them: only the last one overlaps the one before, to be full."""
+        """Return log-likelihoods of whole texts, in lm-eval's windows: only the last one overlaps the one before, to be full."""
         found = []
         for request in progress(requests, desc="loglikelihood_rolling", unit="request", disable=disable_tqdm):
             found.append(self.scorer.loglikelihood([self.eot_token_id], self.tok_encode(request.args[0]))[0])
@@ -74,7 +74,7 @@ class StackLM(TemplateLM):
         return found
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Continuations up to the first of the texts `until`; the most likely token each time, unless `do_sample`."""
+        """Return continuations up to the first of the texts `until`; greedy unless `do_sample`."""
         found = []
         for request in progress(requests, desc="generate_until", unit="request", disable=disable_tqdm):
             found.append(self._continue(*request.args))
@@ -82,7 +82,7 @@ class StackLM(TemplateLM):
         return found
 
     def _continue(self, context: str, settings: dict[str, Any]) -> str:
-        """Raises `ParamsError` for a setting that is not known or not possible."""
+        """Generate one continuation. Raises `ParamsError` for an unknown or invalid setting."""
         given = dict(settings)
         until, sample = given.pop("until", []), given.pop("do_sample", False)
         wanted = {"max_new_tokens": given.pop("max_gen_toks", NEW_TOKENS), "temperature": 1.0, "top_k": 0, **given}

@@ -1,7 +1,7 @@
 """Trained models for other programs.
 
-hf                 a folder that `transformers` loads, also where stacklm is not installed
-modeling_stacklm   the model in that folder, as `transformers` knows models
-source             the part of this package that goes with it
-card               the model card: what a model is, was trained on and reaches
+hf                 exports a folder that `transformers` loads without stacklm
+modeling_stacklm   the model in that folder, as a `transformers` class
+source             extracts the code of this package that the model needs
+card               the model card: architecture, data, results
 """

@@ -1,4 +1,4 @@
-"""The model card: what a model is, was trained on and reaches, its limits, and how to repeat it. Markdown, as hubs read it."""
+"""The model card: architecture, data, results, limits, and how to reproduce the model. Markdown in the format of model hubs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stacklm.report.tables import describe
 
 ROWS = {"bits per byte": "bits_per_byte", "loss, nats per token": "loss", "perplexity per word": "word_perplexity"}
 LICENCES = {"stdlib": "The text is under the Python Software Foundation License 2."}
-"""Of the text, by the kind of the source."""
+"""Licence of the text, by kind of source."""
 
 
 def model_card(
@@ -25,10 +25,10 @@ def model_card(
     comparison: Mapping[str, Any] | None,
     licence: str | None = None,
 ) -> str:
-    """The card of one trained model, the same wherever it is shown.
+    """Return the card of one trained model, the same wherever it is shown.
 
-    `facts` are those of its training, `settings` a params.yaml that repeats it, `weights` their SHA-256; `evaluation` and
-    `comparison` the published ones, if they are of this model. `licence` is the owner's, as an identifier of SPDX.
+    `facts` is the metadata of its training run, `settings` a params.yaml that reproduces it, `weights` their SHA-256;
+    `evaluation` and `comparison` are the published ones, if they include this model. `licence` is the owner's SPDX identifier.
     """
     data, params, git = facts["data"], facts["params"], facts.get("git", {})
     tokens = training_tokens(params)
@@ -48,7 +48,7 @@ def model_card(
             kind=params["architecture.kind"],
             shape=describe(read(Model, settings["models"][facts["model"]]).architecture),
             source=texts.get(source["kind"], source["kind"]),
-            text_licence=LICENCES.get(source["kind"], "The licence of the text is not on record here: ask its source."),
+            text_licence=LICENCES.get(source["kind"], "The licence of the text is not recorded here: check its source."),
             licence=licence,
             front=licence.lower() if licence else "unknown",
             passes=f"{tokens / data['splits']['train']['tokens']:.2g}",
@@ -74,14 +74,14 @@ def model_card(
 
 
 def training_tokens(params: Mapping[str, Any]) -> int:
-    """How many tokens a training reads, by its settings as MLflow has them: numbers, or the text of them."""
+    """Return the number of training tokens from flat settings, whose values may be strings, as in MLflow."""
     steps, stop = int(params["train.max_steps"]), str(params.get("train.hard_stop"))
     steps = steps if stop == "None" else min(steps, int(stop))
     return steps * int(params["train.global_batch_size"]) * int(params["train.context_length"])
 
 
 def _over_seeds(model: str, comparison: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What the comparison found of this model."""
+    """Return this model's results over seeds from the comparison."""
     if not comparison or model not in comparison["models"]:
         return {"interval": None, "finding": ""}
     from stacklm.lab.statistics import interval

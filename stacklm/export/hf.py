@@ -1,4 +1,4 @@
-"""A trained model as a folder that `transformers` loads, and that needs nothing else: weights, code, tokenizer, card."""
+"""Export a trained model as a self-contained folder that `transformers` loads: weights, code, tokenizer, card."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ README = "README.md"
 
 
 def export_hf(folder: Path, trained: Path, tokenizer: Path, card: str) -> None:
-    """Write the folder. `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` loads it; where it `is_native`,
-    without `trust_remote_code`.
+    """Write the folder. `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` loads it; if the architecture
+    `is_native`, without `trust_remote_code`.
 
-    Raises `ParamsError` for a folder that holds something and for a model of the user's code; `StoreError` and `DataError` where
-    model and tokenizer are damaged or do not belong together.
+    Raises `ParamsError` for a folder that is not empty and for a model of the user's code; `StoreError` and `DataError` if model
+    or tokenizer are damaged or do not belong together.
     """
     if folder.exists() and any(folder.iterdir()):
-        raise ParamsError(f"{folder}: is not empty; name a new folder")
+        raise ParamsError(f"{folder}: not empty; name a new folder")
     words = Tokenizer.load(tokenizer)
     model, config = load_model(trained, words.digest)
     if isinstance(config.architecture, Python):
         raise ParamsError(
             f"{trained}: a model of your own code, {config.architecture.path}, cannot be exported: only you know how transformers "
-            "would decode with it; wrap it as https://huggingface.co/docs/transformers/custom_models says"
+            "should decode with it; wrap it as described in https://huggingface.co/docs/transformers/custom_models"
         )
     ends = {name: words.end_id for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     theirs = _as_transformers(model, config, ends)
@@ -51,14 +51,14 @@ def export_hf(folder: Path, trained: Path, tokenizer: Path, card: str) -> None:
             write_text(folder / name, text)
     _save_tokenizer(folder, tokenizer, config.context_length)
     write_text(folder / README, card)
-    for path in folder.glob("*.safetensors"):  # the library lets only its owner read them
+    for path in folder.glob("*.safetensors"):  # transformers makes them readable by their owner only
         path.chmod((folder / README).stat().st_mode)
     files = sorted(path for path in folder.iterdir() if path.name != README)
     write_text(folder / "SHA256SUMS", "".join(f"{sha256(path)}  {path.name}\n" for path in files))
 
 
 def _as_transformers(model: Any, config: ModelConfig, ends: dict[str, int]) -> Any:
-    """The model with these weights as a `PreTrainedModel`."""
+    """Return the model, with its weights, as a `PreTrainedModel`."""
     if isinstance(config.architecture, HuggingFace):
         model.net.model.config.update(ends)
         return model.net.model
@@ -81,7 +81,7 @@ def _as_transformers(model: Any, config: ModelConfig, ends: dict[str, int]) -> A
 
 
 def is_native(architecture: Architecture) -> bool:
-    """Whether it is an architecture of transformers: of the user's choice, or a dense model whose parts are all those of Qwen3."""
+    """Return whether transformers has this architecture: `kind: huggingface`, or a dense model with all parts as in Qwen3."""
     if isinstance(architecture, Dense):
         return architecture.ffn == "swiglu" and architecture.conv_size == 1 and architecture.skip_connections == "none"
     return isinstance(architecture, HuggingFace)
@@ -100,12 +100,12 @@ QWEN3 = {
     "feed_forward.up": "mlp.up_proj",
     "feed_forward.down": "mlp.down_proj",
 }
-"""The modules of a layer here, and in Qwen3."""
+"""Module names of a layer, here and in Qwen3."""
 
 
 def _as_qwen3(model: DenseDecoder, settings: Dense, config: ModelConfig, ends: dict[str, Any]) -> Any:
-    """The same function as a `Qwen3ForCausalLM` (arXiv:2505.09388), which has no norm behind the embedding: that of a token does
-    not depend on others, so its table is stored normalised, apart from a tied head."""
+    """Return a `Qwen3ForCausalLM` (arXiv:2505.09388) that computes the same function. Qwen3 has no norm after the embedding: this
+    norm acts on each token alone, so the embedding table is stored normalised, and a tied head separately."""
     shape = Qwen3Config(
         vocab_size=config.vocab_size,
         hidden_size=settings.d_model,
@@ -131,7 +131,7 @@ def _as_qwen3(model: DenseDecoder, settings: Dense, config: ModelConfig, ends: d
 
 
 def _save_tokenizer(folder: Path, tokenizer: Path, context: int) -> None:
-    """The same ids; as documents do in training, a text begins behind an end token, and one that spells it is only text."""
+    """Save the tokenizer. As in training, a text starts after an end token; its spelling inside a text is plain text."""
 
     fast = Fast.from_file(str(tokenizer / "tokenizer.json"))
     fast.post_processor = processors.TemplateProcessing(

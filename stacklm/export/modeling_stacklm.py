@@ -1,7 +1,7 @@
-"""A stacked or dense model of stacklm, as `transformers` knows models: loss, `generate` with a cache, `Trainer`.
+"""A stacked or dense model of stacklm as a `transformers` model: loss, `generate` with a cache, `Trainer`.
 
-This file goes into every exported folder, with those parts of stacklm that it needs (`stacklm.export.source`), so the folder
-loads where stacklm is not installed. The computation is that of stacklm's own modules, whose parameters keep their names.
+This file is copied to every exported folder, with the parts of stacklm that it needs (`stacklm.export.source`), so the folder
+loads without stacklm. The computation is that of stacklm's own modules, whose parameters keep their names.
 
 Dimension letters: B batch, T time, W features, V vocabulary.
 """
@@ -25,11 +25,11 @@ from stacklm.model.stacked import StackedDecoder
 SUMS = "SHA256SUMS"
 ATTENTIONS = {"published": PublishedAttention, "factored": FactoredAttention}
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
-"""What this version of transformers calls the cache in what a model returns."""
+"""Name of the cache in a model's output in this version of transformers."""
 
 
 class StacklmConfig(PreTrainedConfig):
-    """`architecture` as in stacklm's params.yaml, and the sizes of vocabulary and context."""
+    """`architecture` as in stacklm's params.yaml, vocabulary size and context length."""
 
     model_type = "stacklm"
     attribute_map = {"max_position_embeddings": "context_length", "num_hidden_layers": "depth"}  # noqa: RUF012
@@ -55,7 +55,7 @@ class StacklmConfig(PreTrainedConfig):
 
 
 class StacklmCache:
-    """What is kept of the tokens so far, for all sequences of a batch, and the same modules with this cache in them."""
+    """The cache of all sequences of a batch, and a copy of the modules that uses it."""
 
     is_linear = (False,)
     is_compileable = is_croppable = False
@@ -68,7 +68,7 @@ class StacklmCache:
 
     @torch.no_grad()
     def features(self, ids_BT: Tensor) -> Tensor:
-        """The features of the next tokens, [B, T, W]. Raises `ValueError` where all together are more than the context."""
+        """Return the features of the next tokens, [B, T, W]. Raises `ValueError` if all tokens together exceed the context."""
         tokens = self.kept.tokens + ids_BT.shape[1]
         if tokens > self.kept.context:
             raise ValueError(f"{tokens} tokens are more than the model's context of {self.kept.context}; generate fewer")
@@ -76,11 +76,11 @@ class StacklmCache:
         return self.twin.features(ids_BT)
 
     def get_seq_length(self) -> int:
-        """How many tokens were read."""
+        """Return the number of tokens in the cache."""
         return self.kept.tokens
 
     def reorder_cache(self, beams_B: Tensor) -> None:
-        """Let row b continue what was row `beams_B[b]`."""
+        """Replace row b of the cache by row `beams_B[b]`."""
         for past in self.kept._pasts:
             past._room = None if past._room is None else past._room.index_select(0, beams_B)
         for module in self.twin.modules():
@@ -91,7 +91,7 @@ class StacklmCache:
 class StacklmForCausalLM(PreTrainedModel, GenerationMixin):
     """ids [B, T] to logits [B, T, V], for T up to `config.context_length`.
 
-    `attention_mask` may leave out tokens before and behind those of a row (padding), not among them.
+    `attention_mask` may mask tokens at both ends of a row (padding), not in between.
     """
 
     config_class = StacklmConfig
@@ -115,7 +115,7 @@ class StacklmForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, but raises `ValueError` where files are not those that were exported, or weights do not fit."""
+        """As in transformers, but raises `ValueError` if files differ from the exported ones, or weights do not fit."""
         verify(Path(pretrained_model_name_or_path))
         asked = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
@@ -126,7 +126,7 @@ class StacklmForCausalLM(PreTrainedModel, GenerationMixin):
         return (model, info) if asked else model
 
     def _init_weights(self, module: torch.nn.Module) -> None:
-        """Modules draw their own weights when they are made."""
+        """Do nothing: modules initialise their own weights in their constructors."""
 
     @property
     def activation_checkpointing(self) -> bool:
@@ -139,7 +139,7 @@ class StacklmForCausalLM(PreTrainedModel, GenerationMixin):
         return self.head
 
     def features(self, ids_BT: Tensor) -> Tensor:
-        """What the head reads, [B, T, W]."""
+        """Return the input of the head, [B, T, W]."""
         return self.kind.features(self, ids_BT)
 
     def forward(
@@ -155,9 +155,9 @@ class StacklmForCausalLM(PreTrainedModel, GenerationMixin):
         num_items_in_batch: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Logits, with `labels` (of the same positions; -100 counts nothing) the mean loss, and with `use_cache` the cache.
+        """Return logits, with `labels` (unshifted; -100 is ignored) the mean loss, and with `use_cache` the cache.
 
-        Raises `ValueError` for arguments that would change nothing here.
+        Raises `ValueError` for arguments that would have no effect.
         """
         if unknown := [name for name, value in kwargs.items() if value is not None and value is not False]:
             raise ValueError(f"this model takes no {', '.join(unknown)}")
@@ -184,8 +184,8 @@ class StacklmForCausalLM(PreTrainedModel, GenerationMixin):
         return found.to_tuple() if return_dict is False else found
 
     def generate(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, but without `attention_mask` every token counts. Prompts of different lengths, padded on the left,
-        are read again for each new token.
+        """As in transformers, but without `attention_mask` no token is masked. Prompts of different lengths, padded on the left,
+        are recomputed for each new token.
         """
         ids_BT = kwargs.get("input_ids") if inputs is None else inputs
         if ids_BT is not None and kwargs.get("attention_mask") is None:
@@ -195,7 +195,7 @@ class StacklmForCausalLM(PreTrainedModel, GenerationMixin):
         return super().generate(inputs, *args, **kwargs)
 
     def _of_padded(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """Features of rows that begin with padding: each is turned to the left, so that its padding comes last, and turned back."""
+        """Return features of rows that start with padding: each row is rotated to put its padding last, and rotated back."""
         first_B1 = mask_BT.int().argmax(dim=1, keepdim=True)
         steps_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
         left_BT, back_BT = (steps_T + first_B1) % len(steps_T), (steps_T - first_B1) % len(steps_T)
@@ -206,7 +206,7 @@ class StacklmForCausalLM(PreTrainedModel, GenerationMixin):
 
 
 def verify(folder: Path) -> None:
-    """Raise `ValueError` where a file of an exported folder is not what its list of SHA-256 says; no list, nothing to compare."""
+    """Raise `ValueError` if a file of an exported folder differs from its list of SHA-256; without a list, do nothing."""
     if not (folder / SUMS).is_file():
         return
     for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():

@@ -1,7 +1,7 @@
-"""The part of this package that a module executes, as a flat folder of files that import each other relatively.
+"""Extract the code that a module of this package needs, as a flat folder of files with relative imports.
 
-`transformers` copies such files with a model. A file holds those functions, classes and constants of its module that the first
-module needs, as they are written, and nothing else: what runs an exported model is what trained it.
+`transformers` copies such files with a model. Each file has only those functions, classes and constants of its module that the
+first module needs, unchanged: an exported model runs the code that trained it.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ RENAMED = {
     '"stacklm::': 'f"{OPERATIONS}::',
     "torch.ops.stacklm.": "getattr(torch.ops, OPERATIONS).",
 }
-"""Torch knows operations by name. Those of an exported model have names of their own, so that several, and this package, load
-side by side."""
+"""Torch registers custom operators by name. Those of an exported model get unique names, so that several exported models and this
+package can be loaded together."""
 OPERATIONS = 'OPERATIONS = "".join(c if c.isascii() and c.isalnum() else "_" for c in __name__)'
 
 
 class Module:
-    """One source file: the statements that define its names, and what it imports."""
+    """One source file: the statements that define its names, and its imports."""
 
     def __init__(self, name: str) -> None:
         spec = find_spec(name)
@@ -46,7 +46,7 @@ class Module:
 
 
 def bundle(root: str) -> dict[str, str]:
-    """The files, by name, that the module `root` needs, itself included in whole: text of Python."""
+    """Return Python source by file name: the code that the module `root` needs, and the whole of `root`."""
     needed: defaultdict[str, set[str]] = defaultdict(set)
     queue = [(root, name) for name in _read(root).defines]
     while queue:
@@ -73,7 +73,7 @@ def _names(statement: ast.stmt) -> set[str]:
 
 
 def _attached(source: Module, name: str) -> Iterator[ast.stmt]:
-    """What completes an operation where it is defined: `name.register_...(...)`, as a call or a decorator."""
+    """Yield the registrations of a custom operator in its module: `name.register_...(...)`, as a call or a decorator."""
     for statement in source.body:
         calls = statement.decorator_list if isinstance(statement, ast.FunctionDef) else [getattr(statement, "value", None)]
         for call in calls:
@@ -83,7 +83,7 @@ def _attached(source: Module, name: str) -> Iterator[ast.stmt]:
 
 
 def _text(source: Module, names: set[str]) -> str:
-    """The file of one module with these names alone."""
+    """Return the source of one module, reduced to these names."""
     own = names & source.defines.keys()
     kept = [source.defines[name] for name in own] + [one for name in own for one in _attached(source, name)]
     lines, parts, above = source.text.splitlines(), [], None
@@ -108,7 +108,7 @@ def _text(source: Module, names: set[str]) -> str:
 
 
 def _import(name: str, module: str, own: str | None) -> str:
-    """The statement that imports a name, from a file beside where it is of this package."""
+    """Return the statement that imports a name; from a neighbouring file if the name is of this package."""
     if own is None:
         return f"import {module}" if name == module.partition(".")[0] else f"import {module} as {name}"
     place = f".{_flat(module)}" if module.startswith(PACKAGE) else module
@@ -116,7 +116,7 @@ def _import(name: str, module: str, own: str | None) -> str:
 
 
 def _flat(module: str) -> str:
-    """The name of a module's file: `stacklm.model.kernels.attention` is `model_kernels_attention`."""
+    """Return the file name of a module, without suffix: `stacklm.model.kernels.attention` is `model_kernels_attention`."""
     return module.removeprefix(PACKAGE).removeprefix("export.").replace(".", "_")
 
 
