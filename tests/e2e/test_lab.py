@@ -79,7 +79,7 @@ def test_the_course_of_an_experiment_with_made_up_scores(project):
     (failed,) = {identity for identity in trained if trained.count(identity) == 2}
     assert first_end == f"1, {len(trained)} trained"
     assert len({*trained}) == len(trained) - 1 == len(records(project, "records-0")) + 1
-    assert "1 trials failed; the same command tries them again" in printed and "out of luck" in first
+    assert "1 trial failed; the same command tries them again" in printed and "out of luck" in first
     assert "not judged yet" in first and ": better" not in first
 
     assert last == failed and second_end == end == f"0, {len(trained) + 1} trained"
