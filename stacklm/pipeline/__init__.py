@@ -1,1 +1,1 @@
-"""The outermost ring of the package: which stages there are, and running one so that nothing is lost."""
+"""The outermost ring of the package: the table of stages, and running one without losing work."""

@@ -1,4 +1,4 @@
-"""Accepting a change of code by hand: what a stage made is kept although its code changed, and its record says so."""
+"""Accepting a code change by hand: a stage's outputs stay valid although its code changed, and its record says so."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from stacklm.pipeline.stages import Instance, instances
 
 
 def accept(project: Project, names: Sequence[str], reason: str) -> Iterator[tuple[str, list[str]]]:
-    """Record that what the named stages made holds for their code as it is now; yields each address and what changed in its code.
+    """Record that the outputs of the named stages are valid for their current code; yields each address and the code changes.
 
-    `names` are stages (of every model) or addresses, such as `pretrain@dense`. Raises `ParamsError` where a stage cannot be
-    accepted: anything but its code changed, nothing changed, or it certifies code and therefore has to run.
+    `names` are stages (of every model) or addresses, such as `pretrain@dense`. Raises `ParamsError` if a stage cannot be
+    accepted: something besides its code changed, nothing changed, or it certifies code and therefore has to run.
     """
     with hold_project(project, "`stacklm accept`", wait=False):
         params = load(project.params_file)
@@ -46,12 +46,12 @@ def _chosen(params: Params, names: Sequence[str]) -> list[Instance]:
         if not found:
             raise ParamsError(f"no stage {name!r}; the stages are {listed(item.address for item in known)}")
         if found[0].always or "certificate" in found[0].writes:
-            raise ParamsError(f"{name}: not accepted by hand, since it examines what there is now: `dvc repro {name}` runs it")
+            raise ParamsError(f"{name}: cannot be accepted by hand, since it checks the current state: run `dvc repro {name}`")
     return [item for item in known if item.stage.name in names or item.address in names]
 
 
 def _record(project: Project, item: Instance, params: Params, changed: list[str], reason: str) -> None:
-    """Add to the record of the run that made the outputs. Its fingerprint and code stay those of that run."""
+    """Add a note to the record of the run that made the outputs. Its fingerprint and code remain those of that run."""
     code = write_code(project, item, params)
     path = project.root / item.record
     note = {"date": time.strftime("%Y-%m-%d"), "reason": reason, "changed": changed, "code": digest(code)}

@@ -1,4 +1,4 @@
-"""The code of each stage as files that DVC compares, and what changed in it."""
+"""The code of each stage, written to files that DVC compares, and what changed in it."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ from stacklm.pipeline.project import Project
 from stacklm.pipeline.stages import CODE, STAGES, Instance, Stage, model_code_file
 
 LAB = Stage(name="lab", function="stacklm.lab.trial:run_trial", params={}, writes={})
-"""A trial of an experiment: no stage of dvc.yaml, but experiments/dvc.yaml depends on its code."""
+"""A trial of an experiment: not a stage of dvc.yaml, but experiments/dvc.yaml depends on its code."""
 
 
 def write_code(project: Project, item: Instance, params: Params) -> dict[str, str]:
-    """Write the files about the stage's code where they are not current, or those of all stages, models and trials if it always
-    runs.
+    """Update the code files of the stage, or those of all stages, models and trials if it always runs, and return its code.
 
-    Returns the code of this stage. A stage writes its own again when it begins, since DVC hashes the files when the stage
-    has ended, and the code may have changed since the run began.
+    A stage rewrites its own files when it starts, since DVC hashes them when the stage has ended, and the code may have
+    changed since the run started.
     """
     files = code_files(project, item, params)
     if item.stage.always:
         models = code_of_models(project, params, params.models)
         written = {one.code_file: one.code(project.root) for one in (*STAGES, LAB)} | models
-        for path in (project.root / CODE).glob("models/*.json"):  # those of models that are no more
+        for path in (project.root / CODE).glob("models/*.json"):  # files of models that no longer exist
             if path.relative_to(project.root).as_posix() not in models:
                 path.unlink()
     else:
@@ -40,13 +39,13 @@ def write_code(project: Project, item: Instance, params: Params) -> dict[str, st
 
 
 def code_files(project: Project, item: Instance, params: Params) -> dict[str, dict[str, str]]:
-    """What the files about the stage's code should hold now, by path: its own, and that of its model where it is the user's."""
+    """The current content of the stage's code files, by path: its own, and that of its model if the user defined it."""
     models = code_of_models(project, params, [item.model] if item.model else [])
     return {item.stage.code_file: item.stage.code(project.root)} | models
 
 
 def code_of_models(project: Project, params: Params, names: Iterable[str]) -> dict[str, dict[str, str]]:
-    """The same for models. Raises `ParamsError` with the model's key for a file that is missing or cannot be read."""
+    """The same for models. Raises `ParamsError` with the model's key if a file is missing or cannot be read."""
     found = {}
     for name in names:
         try:
@@ -57,17 +56,17 @@ def code_of_models(project: Project, params: Params, names: Iterable[str]) -> di
 
 
 def code_text(units: Mapping[str, str]) -> str:
-    """What a file about code holds."""
+    """The text of a code file."""
     return json.dumps(units, indent=0) + "\n"
 
 
 def joined(files: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """The units of several files."""
+    """The units of several code files in one mapping."""
     return {unit: digest for units in files.values() for unit, digest in units.items()}
 
 
 def changed_units(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """The functions, classes and constants that differ, are new or are gone."""
+    """The names of functions, classes and constants that were changed, added or removed."""
     return [name for name in {**before, **now} if before.get(name) != now.get(name)]
 
 

@@ -1,6 +1,6 @@
-"""What this machine has of what the main job needs, and what to do about what is not right. Works outside a project as well.
+"""Check whether this machine can run the main job, with advice for each problem. Also works outside a project.
 
-Every check is a function of the project, or of None outside of one, that returns what it found. Nothing is changed.
+Every check is a function that takes the project (None outside of one) and returns a finding. Nothing is changed.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from stacklm.pipeline.tracking.store import artifact_root, is_server, shown_uri,
 from stacklm.units import quantity
 
 MEMORY, DISK = 2 * 10**9, 10**9
-"""Bytes that the main job takes with the default settings, rounded up: two trainings at once, Prefect's server, the outputs."""
+"""Bytes that the main job needs with the default settings, rounded up: two parallel training runs, Prefect's server, outputs."""
 PATIENCE = 3
-"""Seconds to wait for an answer from elsewhere."""
+"""Seconds to wait for a response from the network."""
 HUB = "https://huggingface.co"
 UI_PORT = 5000
 PIP = f"{sys.executable} -m pip install"
@@ -44,18 +44,18 @@ SIGN = {"ok": "ok", "note": "note", "missing": "MISSING"}
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. Only what is `missing` keeps the main job from running."""
+    """The result of one check. Only the state `missing` keeps the main job from running."""
 
     of: str
     state: Literal["ok", "note", "missing"]
     found: str
     advice: str = ""
-    """What to do, unless it is ok."""
+    """What to do, unless the state is ok."""
 
 
 def examine(project: Project | None, prefect_api: str | None) -> list[Finding]:
-    """All findings, in the order in which they matter; `prefect_api` is the server that the user has chosen, if any."""
-    hub = Answer(HUB)  # asked while torch is imported
+    """All findings, most important first; `prefect_api` is the server that the user has configured, if any."""
+    hub = Answer(HUB)  # connects while torch is imported
     return [
         Finding("Python", "ok", f"{platform.python_version()}, {sys.executable}"),
         packages(),
@@ -73,7 +73,7 @@ def examine(project: Project | None, prefect_api: str | None) -> list[Finding]:
 
 
 def text(findings: list[Finding]) -> str:
-    """A line for each finding, its advice below it, and whether the main job can run."""
+    """The findings as text, one per line with its advice below, and whether the main job can run."""
     lines = []
     for one in findings:
         lines.append(f"{SIGN[one.state]:<8} {one.of:<9} {one.found}")
@@ -86,21 +86,21 @@ def text(findings: list[Finding]) -> str:
 
 
 def packages() -> Finding:
-    """Whether every package that stacklm requires is installed in a version that it accepts."""
+    """Check that every package that stacklm requires is installed in an accepted version."""
     try:
         required = [Requirement(line) for line in importlib.metadata.requires("stacklm") or []]
     except importlib.metadata.PackageNotFoundError:
-        return Finding("packages", "missing", "stacklm runs from its source and is not installed", f"{PIP} -e . in the checkout")
+        return Finding("packages", "missing", "stacklm runs from source and is not installed", f"{PIP} -e . in the checkout")
     wanted = [one for one in required if one.marker is None or one.marker.evaluate({"extra": ""})]
     wrong = [one for one in wanted if not one.specifier.contains(_version(one.name) or "0", prereleases=True)]
     if not wrong:
-        return Finding("packages", "ok", f"all {len(wanted)} that stacklm requires")
+        return Finding("packages", "ok", f"all {len(wanted)} required packages are installed")
     found = ", ".join(f"{one.name} {_version(one.name) or 'is not installed'}" for one in wrong)
     return Finding("packages", "missing", found, " ".join([PIP, *(f"'{one}'" for one in wrong)]))
 
 
 def torch() -> Finding:
-    """Whether torch can be imported and computes, and what it computes on."""
+    """Check that torch can be imported and computes, and report its device."""
     try:
         import torch
 
@@ -112,11 +112,13 @@ def torch() -> Finding:
         room = quantity(torch.cuda.get_device_properties(0).total_memory, "B")
         return Finding("torch", "ok", f"{version} on {torch.cuda.get_device_name()}, {room}")
     if torch.backends.mps.is_available():
-        return Finding("torch", "ok", f"{version} on the GPU of this Mac")
+        return Finding("torch", "ok", f"{version} on the Apple GPU")
     cpu = f"{version} on the CPU, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
     if gpu := nvidia_smi("name"):
         build = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "has no CUDA"
-        return Finding("torch", "note", f"{cpu}; it {build} and cannot use {gpu}", "install PyTorch for its driver: pytorch.org")
+        return Finding(
+            "torch", "note", f"{cpu}; it {build} and cannot use {gpu}", "install the PyTorch build for its driver: pytorch.org"
+        )
     return Finding("torch", "ok", cpu)
 
 
@@ -126,34 +128,34 @@ def memory() -> Finding:
     if free >= MEMORY:
         return Finding("memory", "ok", found)
     return Finding(
-        "memory", "note", found, f"the defaults take up to {quantity(MEMORY, 'B')}: end other programs, or see `stacklm plan`"
+        "memory", "note", found, f"the defaults need up to {quantity(MEMORY, 'B')}: close other programs, or see `stacklm plan`"
     )
 
 
 def disk(project: Project | None) -> Finding:
-    """Room and the right to write, where the project is and where temporary files are."""
+    """Check free space and write permission in the project's folder and in that of temporary files."""
     for folder in dict.fromkeys([project.root if project else Path.cwd(), Path(tempfile.gettempdir())]):
         if not os.access(folder, os.W_OK):
-            return Finding("disk", "missing", f"{folder} is read-only", "work in a folder that is yours")
+            return Finding("disk", "missing", f"{folder} is read-only", "use a folder that you can write to")
         if (free := shutil.disk_usage(folder).free) < DISK:
-            need = f"the defaults take up to {quantity(DISK, 'B')}: make room, or `dvc gc --workspace` for what older runs left"
+            need = f"the defaults need up to {quantity(DISK, 'B')}: free some, or remove older results with `dvc gc --workspace`"
             return Finding("disk", "missing", f"{quantity(free, 'B')} free at {folder}", need)
     return Finding("disk", "ok", f"{quantity(shutil.disk_usage(project.root if project else Path.cwd()).free, 'B')} free")
 
 
 def git() -> Finding:
     if shutil.which("git") is None:
-        return Finding("git", "missing", "no `git` on the PATH", "install git, which DVC works with: git-scm.com")
+        return Finding("git", "missing", "no `git` on the PATH", "install git, which DVC needs: git-scm.com")
     questions = ["git", "--version"], ["git", "config", "user.name"], ["git", "config", "user.email"]
     version, name, mail = (subprocess.run(words, capture_output=True, text=True).stdout.strip() for words in questions)
     if not (name and mail):
         advice = 'git config --global user.name "Your Name"; git config --global user.email you@example.com'
-        return Finding("git", "note", f"{version}; it does not know who you are, so it cannot commit", advice)
+        return Finding("git", "note", f"{version}; user.name or user.email is not set, so it cannot commit", advice)
     return Finding("git", "ok", version)
 
 
 def dvc(project: Project | None) -> Finding:
-    """Whether it is there, works in the project, and knows the stages of this version."""
+    """Check that DVC is installed, works in the project, and has the stages of this version."""
     if not (version := _version("dvc")):
         return Finding("DVC", "missing", "not installed", f"{PIP} 'dvc>=3.60'")
     if project and shutil.which("git"):
@@ -163,13 +165,13 @@ def dvc(project: Project | None) -> Finding:
             found, _, advice = str(error).rpartition(": ")
             return Finding("DVC", "missing", f"{version}; {found}", advice)
     if project and (differ := differing_stages(project)):
-        found = f"{version}; dvc.yaml does not have {', '.join(differ)} as this version of stacklm does"
-        return Finding("DVC", "note", found, "`stacklm dvc-yaml` writes it again; `git diff dvc.yaml` shows what that changes")
+        found = f"{version}; dvc.yaml differs from this version of stacklm in {', '.join(differ)}"
+        return Finding("DVC", "note", found, "`stacklm dvc-yaml` regenerates it; `git diff dvc.yaml` then shows the changes")
     return Finding("DVC", "ok", version)
 
 
 def mlflow(project: Project | None) -> Finding:
-    """Whether it is there and can keep runs; training does not depend on it."""
+    """Check that MLflow is installed and can store runs; training does not depend on it."""
     if not (version := _version("mlflow")):
         return Finding("MLflow", "missing", "not installed", f"{PIP} 'mlflow>=3.10,<4'")
     if project is None:
@@ -180,24 +182,24 @@ def mlflow(project: Project | None) -> Finding:
         found, _, advice = str(error).partition(": ")
         return Finding("MLflow", "note", f"{version}; {found}", advice)
     if is_server(uri) and uri.startswith("http") and not Answer(uri).came:
-        return Finding("MLflow", "note", f"{version}; {uri} does not answer", "start it; `stacklm sync` fills in what it misses")
+        return Finding("MLflow", "note", f"{version}; {uri} does not answer", "start it; `stacklm sync` then logs the missing runs")
     return Finding("MLflow", "ok", f"{version}, {shown_uri(project)}")
 
 
 def prefect(api: str | None) -> Finding:
-    """Whether it is there, and the user's server answers, if they have chosen one."""
+    """Check that Prefect is installed, and that the user's server answers, if one is configured."""
     if not (version := _version("prefect")):
         return Finding("Prefect", "missing", "not installed", f"{PIP} 'prefect>=3.8,<3.9'")
     if not api:
-        return Finding("Prefect", "ok", f"{version}, with a server for as long as a flow")
+        return Finding("Prefect", "ok", f"{version}; each flow starts and stops its own server")
     if Answer(api).came:
         return Finding("Prefect", "ok", f"{version}, {api}")
-    advice = "`prefect server start`; or unset PREFECT_API_URL, and choose a profile without it, for a server of the flow's own"
-    return Finding("Prefect", "missing", f"{version}; the server at {api}, which you have chosen, does not answer", advice)
+    advice = "run `prefect server start`; or unset PREFECT_API_URL and use a profile without it, so that a flow starts its own"
+    return Finding("Prefect", "missing", f"{version}; the configured server at {api} does not answer", advice)
 
 
 def network(project: Project | None, hub: Answer) -> Finding:
-    """Whether the Hugging Face hub answers, and whether that matters."""
+    """Check whether the Hugging Face hub answers, and whether the project needs it."""
     if hub.came:
         return Finding("network", "ok", f"{HUB} answers")
     try:
@@ -205,28 +207,28 @@ def network(project: Project | None, hub: Answer) -> Finding:
     except (ParamsError, OSError):
         needed = False
     if needed:
-        advice = "connect, or set HTTPS_PROXY; what has been downloaded before is used without"
-        return Finding("network", "missing", f"{HUB} does not answer, and data.source is there", advice)
+        advice = "connect, or set HTTPS_PROXY; data that was downloaded before needs no connection"
+        return Finding("network", "missing", f"{HUB} does not answer, and data.source needs it", advice)
     return Finding("network", "note", f"{HUB} does not answer", "not needed unless data.source is `kind: huggingface`")
 
 
 def ports() -> Finding:
-    """Whether this machine lets a flow's server listen, and whether the port of `stacklm ui` is free."""
+    """Check that a flow's server can listen on this machine, and that the port of `stacklm ui` is free."""
     try:
         socket.create_server(("127.0.0.1", 0)).close()
     except OSError as error:
         advice = "allow programs to listen on 127.0.0.1; `dvc repro` needs no server"
-        return Finding("ports", "missing", f"none can be opened on 127.0.0.1: {error}", advice)
+        return Finding("ports", "missing", f"no port can be opened on 127.0.0.1: {error}", advice)
     try:
         socket.create_server(("127.0.0.1", UI_PORT)).close()
     except OSError:
-        return Finding("ports", "note", f"{UI_PORT} is taken", f"`stacklm ui --port {UI_PORT + 1}`, unless that is your MLflow")
+        return Finding("ports", "note", f"{UI_PORT} is in use", f"`stacklm ui --port {UI_PORT + 1}`, unless your MLflow uses it")
     return Finding("ports", "ok", f"{UI_PORT} is free for `stacklm ui`")
 
 
 def settings(project: Project | None) -> Finding:
     if project is None:
-        return Finding("project", "note", "not inside one", "`stacklm init my-lab` makes a new one")
+        return Finding("project", "note", "not inside a project", "`stacklm init my-lab` makes a new one")
     try:
         load(project.params_file)
     except ParamsError as error:
@@ -239,12 +241,12 @@ class Answer:
 
     def __init__(self, url: str) -> None:
         self._came = False
-        self._thread = threading.Thread(target=self._try, args=(url,), daemon=True)  # names may take long to look up
+        self._thread = threading.Thread(target=self._try, args=(url,), daemon=True)  # name lookup may be slow
         self._thread.start()
 
     @property
     def came(self) -> bool:
-        """Waits for at most `PATIENCE` more seconds."""
+        """Whether the connection succeeded; waits at most `PATIENCE` more seconds."""
         self._thread.join(PATIENCE)
         return self._came
 

@@ -95,7 +95,7 @@ def test_a_change_of_code_is_named_and_may_be_accepted(checkout):
     before, made = ran(checkout), outputs(checkout)
     edit(checkout.root / "stacklm/train/trainer.py", "run.batches.batch(step - 1)", "run.batches.batch(step - 2 + 1)")
     assert "nothing to accept" in checkout.cli("accept", "shards", "--reason", "none", code=2)
-    assert "since it examines what there is now" in checkout.cli("accept", "audit", "--reason", "none", code=2)
+    assert "since it checks the current state" in checkout.cli("accept", "audit", "--reason", "none", code=2)
     said = status(checkout)
     changed = "stacklm/train/trainer.py train_step changed"
     assert said["pretrain@dense-1"] == said["pretrain@stacked-1"] == f"will run: {changed}"
