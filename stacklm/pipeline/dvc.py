@@ -1,4 +1,4 @@
-"""Asking DVC to make a stage, and the dvc.yaml that tells it how."""
+"""Running stages with DVC, and generating dvc.yaml."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ HEADER = """\
 """
 
 OUTCOMES = {"Running stage ": "ran", " is cached - skipping run": "restored from the cache"}
-"""What DVC prints, and what it means; a test runs DVC to see that it still does."""
+"""What DVC prints, and what it means; a test runs DVC to check that it still prints this."""
 BUSY = " is busy, it is being blocked by:"
 
 PLOTS = [{"out/curves": {"x": "step", "y": ["train_loss", "valid_loss"], "x_label": "step", "y_label": "loss (nats per token)"}}]
-"""For `dvc plots`: of a folder, DVC draws each file."""
+"""For `dvc plots`, which draws each file of a folder."""
 
 ARTIFACTS = {
     "models": {
@@ -37,19 +37,19 @@ ARTIFACTS = {
         "labels": ["stacklm"],
     },
 }
-"""For DVC's registry of models: `git tag models@v1.0.0` makes a version, `dvc artifacts get` brings it. Names are static, so the
-one artifact is the folder, to which every model of params.yaml belongs."""
+"""For DVC's model registry: `git tag models@v1.0.0` creates a version, `dvc artifacts get` downloads it. Names are static, so
+there is one artifact: the folder with all models of params.yaml."""
 
 
 class StageFailed(RuntimeError):
-    """A stage did not end well; the message is the stage's own, or DVC's where DVC failed."""
+    """A stage failed; the message is the stage's own, or DVC's if DVC failed."""
 
 
 def reproduce(project: Project, address: str, show: Callable[[str], None] = print) -> str:
-    """Let DVC bring one stage up to date in a child process; `show` gets every line that the stage prints.
+    """Bring one stage up to date with DVC in a child process; `show` is called with every line that the stage prints.
 
     Returns what DVC did: "ran", "restored from the cache" or "up to date". Raises `StageFailed` with the last error of
-    the stage or of DVC. While another DVC process reads or writes the stage's files it waits for that one.
+    the stage or of DVC. If another DVC process reads or writes the stage's files, waits for it.
     """
     waited = False
     while True:
@@ -65,19 +65,19 @@ def reproduce(project: Project, address: str, show: Callable[[str], None] = prin
 
 
 def restore(project: Project, address: str) -> None:
-    """Bring back the outputs of one stage that DVC has deleted, as dvc.lock and the cache have them."""
+    """Restore the outputs of one stage that DVC has deleted, from dvc.lock and the cache."""
     _dvc(project, ["checkout", "--quiet", address], show=print)
 
 
 def commit(project: Project, address: str) -> None:
-    """Let dvc.lock hold the outputs of one stage as made from its inputs as they are now, without running it."""
+    """Record the outputs of one stage in dvc.lock as made from its current inputs, without running it."""
     code, messages, printed = _dvc(project, ["commit", "--force", address], show=print)
     if code:
         raise StageFailed(f"{address}: {_reason(messages, printed)}")
 
 
 def _dvc(project: Project, arguments: list[str], show: Callable[[str], None]) -> tuple[int, str, list[str]]:
-    """Run DVC in a child process: its exit code, its own messages, and the lines that the stage printed."""
+    """Run DVC in a child process; return its exit code, its own messages, and the lines that the stage printed."""
     printed: deque[str] = deque(maxlen=100)
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as messages:
         child = subprocess.Popen(
@@ -97,7 +97,7 @@ def _dvc(project: Project, arguments: list[str], show: Callable[[str], None]) ->
                 printed.append(line.rstrip())
                 show(line.rstrip())
             code = child.wait()
-        except BaseException:  # Ctrl-C reached the child as well, which ends by itself after the stage's last checkpoint
+        except BaseException:  # Ctrl-C also reached the child, which exits after the stage's last checkpoint
             child.wait()
             raise
         messages.seek(0)
@@ -105,7 +105,7 @@ def _dvc(project: Project, arguments: list[str], show: Callable[[str], None]) ->
 
 
 def _reason(messages: str, printed: list[str]) -> str:
-    """The last error: the stage's where its command failed, DVC's otherwise."""
+    """The last error: the stage's if its command failed, otherwise DVC's."""
     error = messages.rpartition("ERROR: ")[2].strip()
     if "failed to run: " not in error or not printed:
         return error
@@ -114,7 +114,7 @@ def _reason(messages: str, printed: list[str]) -> str:
 
 
 def dvc_yaml() -> str:
-    """The text of dvc.yaml that the table of stages stands for."""
+    """The text of dvc.yaml, generated from the table of stages."""
     yaml = YAML()
     yaml.width = 120
     yaml.indent(mapping=2, sequence=4, offset=2)
@@ -125,7 +125,7 @@ def dvc_yaml() -> str:
 
 
 def differing_stages(project: Project) -> list[str]:
-    """The stages that a project's dvc.yaml lacks or has otherwise than the table; further stages are the user's own."""
+    """The stages that are missing from a project's dvc.yaml or differ from the table; other stages are the user's own."""
     try:
         there = YAML(typ="safe").load(project.root / "dvc.yaml")["stages"]
     except (YAMLError, KeyError, TypeError):
@@ -146,7 +146,7 @@ def _definition(stage: Stage) -> dict:
         definition["deps"] = [*map(item.fill, stage.reads.values()), *item.code_files]
     outs = {argument: item.fill(path) for argument, path in stage.writes.items()}
     files = [*(path for argument, path in outs.items() if argument not in stage.metrics), item.record]
-    # DVC deletes outputs before it runs their stage. Those of a stage that always runs must outlive a run that is refused.
+    # DVC deletes outputs before it runs their stage. Those of an always-run stage must survive a refused run.
     definition["outs"] = [{path: {"persist": True}} for path in [*files, CODE]] if stage.always else files
     if stage.metrics:
         definition["metrics"] = [outs[argument] for argument in stage.metrics]

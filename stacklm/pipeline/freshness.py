@@ -1,4 +1,4 @@
-"""What is up to date, and why the rest is not: asked of DVC, the one authority, in this process."""
+"""Which stages are up to date, and why the others are not, according to DVC, which alone decides; DVC runs in this process."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Verdict(StrEnum):
     """What `dvc repro` does with a stage."""
 
     KEEP = "up to date"
-    SAME = "will run, to the same outputs"
+    SAME = "will run, with the same outputs"
     RESTORE = "will be restored from the cache"
     EITHER = "will be restored from the cache, or run"
     RUN = "will run"
@@ -38,9 +38,9 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Outlook:
-    """What `dvc repro` would do with one stage instance, and why: no reasons if it is up to date.
+    """What `dvc repro` would do with one stage instance, and why; without reasons if it is up to date.
 
-    `code` names the functions and classes that changed since it was made; `others` are the reasons besides that.
+    `code` names the functions and classes that changed since its last run; `others` are the other reasons.
     """
 
     verdict: Verdict
@@ -53,20 +53,20 @@ class Outlook:
 
 
 class Pipeline:
-    """DVC's view of a project. Opening it takes about a second, a question some hundredths."""
+    """DVC's view of a project. Opening it takes about a second, a query some hundredths of a second."""
 
     def __init__(self, project: Project) -> None:
         from dvc.repo import Repo
 
         logging.getLogger("dvc").setLevel(logging.ERROR)
         self._project = project
-        self._guard = threading.Lock()  # DVC's objects are not made for several threads
+        self._guard = threading.Lock()  # DVC's objects are not thread-safe
         self._repo = Repo(str(project.root), _wait_for_lock=True)
 
     def receipt(self, address: str) -> str | None:
-        """A hash of what the stage was made from and made, or None unless the outputs on disk are exactly that, now.
+        """A hash of the stage's recorded inputs and outputs, or None if what is on disk differs from the record.
 
-        A stage that is being made by somebody else at this moment has no receipt, nor has one that DVC cannot read.
+        A stage that another process is running has no receipt, nor has one that DVC cannot read.
         """
         from dvc.exceptions import DvcException
 
@@ -81,7 +81,7 @@ class Pipeline:
         return None if changed or not entry else digest(entry)
 
     def explain(self) -> dict[str, Outlook]:
-        """The outlook of every stage instance by its address. Raises `RuntimeError` with DVC's message where it has none."""
+        """The outlook of every stage instance, by address. Raises `RuntimeError` with DVC's message if DVC fails."""
         from dvc.exceptions import DvcException
 
         found: dict[str, Outlook] = {}
@@ -97,7 +97,7 @@ class Pipeline:
         return found
 
     def _outlook(self, item: Instance, params: Params, upstream: Mapping[str, Outlook], restored: dict[str, Any]) -> Outlook:
-        """Of one instance behind the stale instances `upstream`; adds to the outputs that will be `restored`."""
+        """The outlook of one instance given the stale instances `upstream`; adds to the outputs that will be `restored`."""
         from dvc.exceptions import DvcException
 
         code = code_files(self._project, item, params)
@@ -106,7 +106,7 @@ class Pipeline:
             if not changes and not changed_code and not upstream:
                 return Outlook(Verdict.KEEP, [])
             before = (outlook.verdict for address, outlook in upstream.items() if not stage(address.partition("@")[0]).always)
-            verdict = max(before, key=list(Verdict).index, default=Verdict.SAME)  # what an always-run stage makes is known
+            verdict = max(before, key=list(Verdict).index, default=Verdict.SAME)  # the outputs of an always-run stage are known
             if verdict in (Verdict.SAME, Verdict.RESTORE):
                 try:
                     outputs, same = _restorable(opened, {**restored, **{name: _hash_of(units) for name, units in code.items()}})
@@ -120,15 +120,15 @@ class Pipeline:
         reasons = [f"upstream {', '.join(upstream)} is stale"] if upstream else []
         entry = lock_entries(self._project).get(item.address)
         if entry is None:
-            return Outlook(verdict, ["dvc.lock has no run of it", *reasons])
+            return Outlook(verdict, ["no run is recorded in dvc.lock", *reasons])
         current = YAML(typ="safe", pure=True).load(self._project.params_file.read_text(encoding="utf-8"))
         reasons = [*(text for change in changes for text in _in_words(change, entry, current)), *reasons]
         return Outlook(verdict, reasons, changed_code)
 
     def _changes(self, opened: Any, item: Instance, code: Mapping[str, Mapping[str, str]]) -> tuple[list[Any], list[str]]:
-        """What DVC finds changed in its object for an instance, and the names of what changed in its code.
+        """The changes that DVC finds in its object for an instance, and the names of what changed in its code.
 
-        DVC knows the code from files that hold it as it was when the last run began; here it counts as it is now.
+        The code files that DVC compares are those of the start of the last run; here the current code is compared.
         """
         changes = opened.status().get(item.address, [])
         for change in changes:
@@ -145,9 +145,9 @@ class Pipeline:
         return changes, changed
 
     def _always(self, item: Instance, restored: dict[str, Any]) -> Outlook:
-        """An always-run stage is stale when running it now would make something else, or when its outputs are missing.
+        """The outlook of an always-run stage: stale if running it now would change its outputs, or if these are missing.
 
-        Adds what it will make to the outputs that will be `restored`.
+        Adds its new outputs to those that will be `restored`.
         """
         stage, settings = item.stage, item.settings(load(self._project.params_file))
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), self._open(item.address) as opened:
@@ -158,7 +158,7 @@ class Pipeline:
         hashes = {path: _md5(data) for path, data in made.items()}
         restored |= hashes
         if not all(recorded.values()):
-            return Outlook(Verdict.RUN, ["dvc.lock has no run of it"])
+            return Outlook(Verdict.RUN, ["no run is recorded in dvc.lock"])
         if changed := [path for path, known in hashes.items() if known != recorded[path]]:
             owners = ("a benchmark's" if "benchmarks" in path else "the source's" for path in changed)
             return Outlook(Verdict.RUN, [f"{owner} files changed" for owner in owners])
@@ -168,20 +168,20 @@ class Pipeline:
 
     @contextlib.contextmanager
     def _open(self, address: str) -> Iterator[Any]:
-        """DVC's own object for a stage, read afresh. Raises `DvcException` where DVC cannot or another process is at it."""
-        with self._guard, contextlib.chdir(self._project.root):  # DVC takes names as from the current directory
-            self._repo._reset()  # forget the files as they were at the last question
+        """DVC's own object for a stage, freshly read. Raises `DvcException` if DVC cannot read it or another process holds it."""
+        with self._guard, contextlib.chdir(self._project.root):  # DVC resolves names from the current directory
+            self._repo._reset()  # discard the cached state of files
             with self._repo.lock:
                 yield self._repo.stage.load_one(name=address)
 
 
 def _hash_of(units: Mapping[str, str]) -> Any:
-    """DVC's hash of a file about that code."""
+    """DVC's hash of a code file with these units."""
     return _md5(code_text(units).encode())
 
 
 def _md5(data: bytes) -> Any:
-    """DVC's hash of a file with that content."""
+    """DVC's hash of a file with this content."""
     from dvc_data.hashfile.hash_info import HashInfo
 
     return HashInfo("md5", hashlib.md5(data, usedforsecurity=False).hexdigest())
@@ -191,12 +191,12 @@ def _restorable(stage: Any, restored: Mapping[str, Any]) -> tuple[Mapping[str, A
     """The outputs that DVC would restore for its object `stage`, or None if it would run it; and whether its inputs are the
     recorded ones.
 
-    `restored` are DVC's hashes, by path, of outputs of stages before it that will have been restored by then. Changes `stage`.
-    Raises `DvcException` and `OSError` where it cannot be foretold: an input is not there.
+    `restored` maps paths to DVC's hashes of upstream outputs that will have been restored by then. Modifies `stage`.
+    Raises `DvcException` and `OSError` if this cannot be predicted because an input is missing.
 
-    DVC answers this for one stage whose inputs are on the disk (`dvc repro --dry`). For the stages behind it the hashes of
-    their inputs are known too, from the cache. There is no public API for that: `StageCache._load` and `_create_stage` are
-    used, and a test runs what this foretells.
+    DVC predicts this for one stage whose inputs are on disk (`dvc repro --dry`). For downstream stages the hashes of their
+    inputs are also known, from the cache. There is no public API for that: `StageCache._load` and `_create_stage` are used,
+    and a test checks the predictions by running the stages.
     """
     recorded = [dep.hash_info for dep in stage.deps]
     for dep in stage.deps:
@@ -212,13 +212,13 @@ def _outputs(stage: Any) -> Mapping[str, Any] | None:
 
 
 def _foretell(dep: Any, restored: Mapping[str, Any]) -> None:
-    """Give an input the hash that it will have: as it is on the disk, but for the outputs in it that will be restored."""
+    """Give an input the hash that it will have: that of the files on disk, except for outputs that will be restored."""
     from dvc_data.hashfile import load
     from dvc_data.hashfile.tree import Tree
 
     if dep.def_path in restored:
-        dep.hash_info, dep.meta = restored[dep.def_path], type(dep.meta)()  # the meta from dvc.lock holds a hash too
-        dep.get_hash = lambda: dep.hash_info  # DVC asks for it once more, and there may be no such file yet
+        dep.hash_info, dep.meta = restored[dep.def_path], type(dep.meta)()  # the meta from dvc.lock also holds a hash
+        dep.get_hash = lambda: dep.hash_info  # DVC asks again, and the file may not exist yet
         return
     dep.save()
     folder = f"{dep.def_path}/"
@@ -238,18 +238,18 @@ def _foretell(dep: Any, restored: Mapping[str, Any]) -> None:
 
 
 def lock_entries(project: Project) -> dict[str, dict]:
-    """The stages of dvc.lock as plain mappings; empty before the first run. Raises `RuntimeError` for a damaged file."""
+    """The stages of dvc.lock as plain mappings; empty before the first run. Raises `RuntimeError` if the file is damaged."""
     path = project.root / LOCK_FILE
     if not path.exists():
         return {}
     try:
         return (YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")) or {}).get("stages") or {}
     except (YAMLError, UnicodeDecodeError, AttributeError) as error:
-        raise RuntimeError(f"{LOCK_FILE}: not readable ({error}); `git checkout {LOCK_FILE}` brings back the last one") from None
+        raise RuntimeError(f"{LOCK_FILE}: not readable ({error}); `git checkout {LOCK_FILE}` restores the committed one") from None
 
 
 def _in_words(change: Any, entry: dict, current: dict) -> list[str]:
-    """One item of DVC's status as sentences."""
+    """One item of DVC's status in words."""
     if change == "changed checksum":
         return ["its definition in dvc.yaml changed"]
     if not isinstance(change, dict):
@@ -257,7 +257,7 @@ def _in_words(change: Any, entry: dict, current: dict) -> list[str]:
     found: list[str] = []
     for what, paths in change.items():
         for path, how in paths.items():
-            if isinstance(how, dict):  # a params file: its keys, or keys below them
+            if isinstance(how, dict):  # a params file: its keys, or nested keys
                 found.extend(f"{key}: {_before_and_now(key, entry, current)}" for key in how)
             elif what == "changed outs":
                 found.append(f"{path} {'is missing' if how == 'deleted' else f'was {how}'}")

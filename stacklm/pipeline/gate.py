@@ -1,4 +1,4 @@
-"""`stacklm try`: the experiment that it writes, what is kept of earlier ones, and the run from one look to the next."""
+"""`stacklm try`: writing the experiment, keeping earlier ones, and running from one look to the next."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ from stacklm.train.metrics import METRICS
 from stacklm.units import quantity
 
 SOURCES = "sources"
-"""Folder in experiments/ with copies of users' files, each in one that is named by what it holds."""
-BAR = "{l_bar}{bar}| {n:.1f} of {total} trainings, {elapsed} gone"
+"""Folder in experiments/ with copies of users' files, each in a subfolder named by a hash of its content."""
+BAR = "{l_bar}{bar}| {n:.1f} of {total} training runs, {elapsed} elapsed"
 HEAD = "Written by `stacklm try`, which resumes it. The looks were declared before the first trial."
 
 
 def open_gate(project: Project, name: str, made: Experiment, again: bool) -> tuple[Files, Lab]:
-    """The gate of that name, `made` with any judging seeds: resumed where it is the one there, else written and begun.
+    """Open the gate of that name for the experiment `made`: resume it if it is the same but for the judging seeds, else start it.
 
-    Where one of that name has records and was made otherwise, or with other tokens or code, it begins again only with
-    `again`, and the earlier one is kept as NAME-old1 and so on. No gate judges on seeds with which its candidate has been
-    seen. Raises `ParamsError` that names what changed.
+    If a gate of that name has records, but its settings, tokens or code differ, it is started over only with `again`, and
+    the earlier one is kept as NAME-old1 and so on. No gate judges on seeds with which its candidate was trained before.
+    Raises `ParamsError` that names what changed.
     """
     ((mine, candidate),) = made.candidates.items()
     candidate = replace(candidate, model=with_source(project, candidate.model))
@@ -60,27 +60,27 @@ def open_gate(project: Project, name: str, made: Experiment, again: bool) -> tup
         kept = _kept(files, attempt(files))
         if files.recorded and not again:
             raise ParamsError(
-                f"{name} was begun before {changed} changed: --again begins again and keeps the earlier one as {kept.name}; "
-                "--name NAME gives this one a name of its own"
+                f"{name} was started before {changed} changed: --again starts over and keeps the earlier one as {kept.name}; "
+                "--name NAME starts this one under another name"
             )
         if files.recorded:
             files.move(kept)
         else:
             remove(files.origin.parent)
     seen = {
-        trial.train.seed  # at any rate and for however long, in any experiment
+        trial.train.seed  # with any learning rate and number of steps, in any experiment
         for trial in map(trial_of, files.records().values())
         if trial and candidate.model and trial.model.architecture == candidate.model.architecture
     }
     while seen.intersection(with_seeds(made, first).seeds.judge):
         first += len(made.seeds.judge)
     write_text(files.file, written(with_seeds(made, first), HEAD))
-    files = Files(project, name)  # nothing is remembered of the file before
+    files = Files(project, name)  # without cached values of the earlier file
     return files, files.begin()
 
 
 def _changed(files: Files, before: Experiment, now: Experiment) -> str:
-    """What has changed since the gate began, in short; empty where nothing has."""
+    """What has changed since the gate started, in short; empty if nothing has."""
     keys = [key for key in differing_fields(plain(before), plain(now)) if not key.endswith("architecture.path")]
     began = files.began().get("models", {})
     for name, one in now.candidates.items():
@@ -89,9 +89,9 @@ def _changed(files: Files, before: Experiment, now: Experiment) -> str:
 
 
 def with_source(project: Project, model: Model | None) -> Model | None:
-    """The model on a copy of its file, and what this imports from beside it, in `SOURCES`; one without a file as it is.
+    """The model with its file, and what this imports from the same folder, copied to `SOURCES`; unchanged if it has no file.
 
-    There the records keep what was tried, whatever becomes of the user's file, which may change while trials run.
+    The copy preserves the code that was tried: the user's file may change, also while trials run.
     """
     if model is None or not isinstance(model.architecture, Python):
         return model
@@ -105,7 +105,7 @@ def with_source(project: Project, model: Model | None) -> Model | None:
 
 
 def attempt(files: Files) -> int:
-    """How often a gate of this name has begun, this time included."""
+    """How often a gate of this name has been started, including this time."""
     return next(number for number in itertools.count(1) if not _kept(files, number).file.exists())
 
 
@@ -114,13 +114,13 @@ def _kept(files: Files, number: int) -> Files:
 
 
 def with_seeds(experiment: Experiment, first: int) -> Experiment:
-    """As many judging seeds, from `first` on."""
+    """The experiment with the same number of judging seeds, starting from `first`."""
     seeds = experiment.seeds
     return replace(experiment, seeds=replace(seeds, judge=tuple(range(first, first + len(seeds.judge)))))
 
 
 def audited(files: Files, lab: Lab) -> str:
-    """Certify both arms as causal, as their trials would; a line about it. Raises `AuditError` that names the faults."""
+    """Audit both arms as their trials would; return a line about it. Raises `AuditError` that names the faults."""
     data, counts = Shards.open(files.shards), []
     for arm in lab.arms:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -130,7 +130,7 @@ def audited(files: Files, lab: Lab) -> str:
 
 
 def planned(files: Files, lab: Lab) -> tuple[Pace, str]:
-    """What the gate takes, by the speed measured here and now, and what its looks can see, as text."""
+    """Measure the speed of the arms; return it with a text on the cost of each look and the smallest detectable difference."""
     splits = Shards.open(files.shards).splits
     scored = sum(splits[split]["tokens"] for split in JUDGED)
     found = pace(lab, seconds_per_step(lab.arms, files.vocab_size), scored, files.at_once(lab))
@@ -140,7 +140,7 @@ def planned(files: Files, lab: Lab) -> tuple[Pace, str]:
         "",
         arms_table(lab),
         f"held equal: {lab.experiment.budget}",
-        f"memory of a training: {', '.join(memory)}",
+        f"memory per training run: {', '.join(memory)}",
         "",
         Gate(lab, files.records(), found).table(),
     ]
@@ -148,9 +148,9 @@ def planned(files: Files, lab: Lab) -> tuple[Pace, str]:
 
 
 def run_looks(files: Files, lab: Lab, found: Pace, go_on: Callable[[Gate], bool]) -> Gate:
-    """Train look by look until a verdict, the last look, or until `go_on` says no to the next one; the first needs no asking.
+    """Train look by look until a verdict, the last look, or `go_on` declines the next one; it is not asked about the first.
 
-    Raises `RuntimeError` where trials failed for good.
+    Raises `RuntimeError` if trials failed after all tries.
     """
     while True:
         gate = Gate(lab, files.records(), found)
@@ -160,7 +160,7 @@ def run_looks(files: Files, lab: Lab, found: Pace, go_on: Callable[[Gate], bool]
 
 
 def _train(files: Files, lab: Lab, found: Pace, title: str) -> Pace:
-    """Train for one look; the pace that this had."""
+    """Train for one look; return the measured pace."""
     began, trained = time.monotonic(), []
     with progress(desc=title, bar_format=BAR, delay=1) as bar, _course(lab, files, bar) as move:
 
@@ -177,7 +177,7 @@ def _train(files: Files, lab: Lab, found: Pace, title: str) -> Pace:
 
 @contextlib.contextmanager
 def _course(lab: Lab, files: Files, bar: tqdm) -> Iterator[Callable[[Records], None]]:
-    """What moves a bar as the trainings of a look go on; on a terminal every second, by the steps of those under way."""
+    """A function that updates the bar; on a terminal a thread does so too, every second, from the steps of running trials."""
     known, ended = files.records(), threading.Event()
     before = len(lab.done(known))
 
@@ -205,11 +205,11 @@ def _course(lab: Lab, files: Files, bar: tqdm) -> Iterator[Callable[[Records], N
 
 
 def _share(work: Path, trial: Trial) -> float:
-    """How much of a trial's steps is done."""
+    """The fraction of a trial's steps that is done."""
     rows = read_jsonl(work / "trials" / trial.identity / "run" / METRICS)
     return rows[-1]["step"] / trial.train.last_step if rows else 0.0
 
 
 def result(files: Files, gate: Gate) -> dict[str, Any]:
-    """For scripts; writes the report."""
+    """The result for scripts; writes the report."""
     return {"experiment": files.name, "attempt": attempt(files), **gate.plain(), "report": str(files.write_report())}

@@ -299,7 +299,7 @@ def test_status_foretells_what_dvc_runs_and_what_it_restores(checkout):
     assert verdicts(status(checkout)) == expected
     (checkout.root / "out/tokenizer/tokenizer.json").unlink()
     (checkout.root / "out/inputs.json").unlink()
-    assert status(checkout)["inputs"] == "will run, to the same outputs: its outputs are missing or changed"
+    assert status(checkout)["inputs"] == "will run, with the same outputs: its outputs are missing or changed"
     assert done(checkout.repro()) == expected | {"tokenizer": "restore"}
 
 

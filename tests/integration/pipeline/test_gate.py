@@ -96,7 +96,7 @@ def test_another_model_of_that_name_is_not_mixed_with_the_one_before(project):
     old, records = before.file.read_text(), sorted(path.name for path in before.record("x").parent.iterdir())
     other = (*TRY, "--set", "architecture.n_heads=4")
     said = project.cli(*other, code=2)
-    assert "try-stacked was begun before candidates.stacked.model.architecture.n_heads changed: --again begins again" in said
+    assert "try-stacked was started before candidates.stacked.model.architecture.n_heads changed: --again starts over" in said
     assert before.file.read_text() == old
 
     assert last_line(project.cli(*other, "--again", "--json", code=5))["attempt"] == 2
@@ -123,7 +123,7 @@ def test_again_without_a_change_judges_on_fresh_seeds(project):
 def test_other_tokens_begin_another_gate(project):
     project.cli(*TRY, code=5)
     write_text(project.root / "out" / "shards", train=np.resize(np.array([1, 2, 0], dtype="<u2"), 900))
-    assert "before its tokens changed: --again begins again" in project.cli(*TRY, code=2)
+    assert "before its tokens changed: --again starts over" in project.cli(*TRY, code=2)
 
 
 def test_a_file_is_kept_as_it_was_tried_and_only_a_change_of_its_code_begins_again(project):
@@ -138,7 +138,7 @@ def test_a_file_is_kept_as_it_was_tried_and_only_a_change_of_its_code_begins_aga
     assert len(trained(project)) == count and "# my own" not in first.read_text()
 
     edit(file, "x.cumsum(1)", "x.cumsum(1) / 2")
-    assert "try-mine was begun before mine.py Mine.mix changed: --again" in project.cli(*command, code=2)
+    assert "try-mine was started before mine.py Mine.mix changed: --again" in project.cli(*command, code=2)
     project.cli(*command, "--again", code=5)
     file.unlink()
     for name, seeds in (("try-mine", "3 seeds"), ("try-mine-old1", "3 seeds")):
