@@ -1,6 +1,6 @@
-"""A new project: a folder with settings, a model to edit and an experiment, in which every command works.
+"""Creating a new project: a folder with settings, a model to edit and an experiment, in which every command works.
 
-Code is not copied: stages, flows and the lab are those of the installed package.
+No package code is copied: stages, flows and the lab are those of the installed package.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ TEMPLATES = {
     ".dvc/config": "dvc/config",
     ".dvc/.gitignore": "dvc/gitignore",
 }
-"""Files of a new project, and those in the folder `templates` that they are copies of: names there begin with no dot, so that
-tools which build and install packages see them. Those in `.dvc` are what `dvc init` would write."""
+"""Files of a new project and their sources in the folder `templates`, whose names have no leading dot, so that packaging tools
+include them. Those in `.dvc` are what `dvc init` would write."""
 
 
 def create(folder: Path) -> bool:
-    """Make a new project in a folder that is empty or not there; whether git could make its first commit.
+    """Create a new project in an empty or new folder; return whether git could make the first commit.
 
-    Raises `ParamsError` where there is anything in the folder, in another project, and without git or DVC.
+    Raises `ParamsError` if the folder is not empty or is inside another project, or if git or DVC is missing.
     """
     if around := project_root(folder):
-        raise ParamsError(f"{folder} would lie in the project {around}: name a folder outside of it")
+        raise ParamsError(f"{folder} would be inside the project {around}: name a folder outside it")
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise ParamsError(f"{folder} is not empty: name a new folder")
     check_tools(None)
@@ -49,7 +49,7 @@ def create(folder: Path) -> bool:
 
 
 def contents(name: str) -> dict[str, str]:
-    """The files of a new project of that name, by path."""
+    """The text of the files of a new project with this name, by path."""
     templates = files("stacklm.pipeline") / "templates"
     found = {path: (templates / source).read_text(encoding="utf-8") for path, source in TEMPLATES.items()}
     found["README.md"] = found["README.md"].replace("NAME", name, 1)
@@ -57,7 +57,7 @@ def contents(name: str) -> dict[str, str]:
 
 
 def _git(folder: Path, *words: str, check: bool = True) -> bool:
-    """Whether git did it. Raises `RuntimeError` with git's own words where it had to."""
+    """Run git; return whether it succeeded. With `check`, raises `RuntimeError` with git's message if it did not."""
     done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if check and done.returncode:
         raise RuntimeError(f"git {words[0]} in {folder}: {done.stderr.strip()}")

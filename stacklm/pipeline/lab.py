@@ -1,12 +1,12 @@
-"""The experiments of a project: their files, the records of their trials, and what those belong to.
+"""The experiments of a project: their files, the records of their trials, and the tokens, settings and code of these.
 
     experiments/NAME.yaml            the experiment
-    experiments/NAME/origin.json     the tokens, the settings and the code that its trials were made with
-    experiments/NAME/records/ID.json one small record for each trial; all of them belong into git
-    experiments/NAME/latency.json    how long each arm takes to decode a token, where that has been measured
+    experiments/NAME/origin.json     the tokens, settings and code with which its trials were made
+    experiments/NAME/records/ID.json one small record per trial; all of them belong in git
+    experiments/NAME/latency.json    the decoding time per token of each arm, if measured
     experiments/NAME/report/         the report, made from these
 
-Work in progress and weights are in `.stacklm/lab`, where equal trials of all experiments are one.
+Work in progress and weights are in `.stacklm/lab`; experiments share equal trials there.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from stacklm.plan.memory import training_memory
 
 LATENCY = "latency.json"
 ACCEPTED = "accepted"
-"""In origin.json: later code, by its digest, that gave the same weights to the bit, with a reason and the trials that showed it."""
+"""Key in origin.json: digests of later code that gave bit-identical weights, with a reason and the trials that showed it."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """Where one experiment of a project is."""
+    """The files of one experiment of a project."""
 
     project: Project
     name: str
@@ -77,7 +77,7 @@ class Files:
 
     @cached_property
     def experiment(self) -> Experiment:
-        """Raises `ParamsError` where there is none of that name, naming those that there are."""
+        """The experiment as read from its file. Raises `ParamsError` with the known names if there is none of this name."""
         if not self.file.is_file():
             names = experiments(self.project)
             raise ParamsError(
@@ -88,7 +88,7 @@ class Files:
 
     @cached_property
     def params(self) -> Params:
-        """The project's settings; where the experiment has begun, with the training settings and vocabulary of its trials."""
+        """The project's settings; once the experiment has started, with the training settings and vocabulary size of its trials."""
         params, origin = load(self.project.params_file), self.began()
         if "train" not in origin:
             return params
@@ -97,7 +97,7 @@ class Files:
 
     @property
     def vocab_size(self) -> int:
-        """Of the project's tokens, or of the experiment's synthetic task."""
+        """Vocabulary size of the project's tokens, or of the experiment's synthetic task."""
         probe = self.experiment.probe
         return probes.vocab_size(probe) if probe else self.params.tokenizer.vocab_size
 
@@ -106,22 +106,22 @@ class Files:
         arms(self.experiment, self.params)
 
     def lab(self) -> Lab:
-        """The experiment with the tokens and the code that its trials began with; of one that has not begun both are empty."""
+        """The experiment with the tokens and code of its trials; both are empty if it has not started."""
         origin = {"data": "", "code": {}} | self.began()
         found = arms(self.experiment, self.params, origin.get("speeds"))
         own = {name: digest(code) for name, code in origin.get("models", {}).items()}
         return Lab(self.experiment, found, settings(self.experiment, self.params), origin["data"], digest(origin["code"]), own=own)
 
     def begin(self) -> Lab:
-        """The experiment with the present tokens, code and settings, which become those of its trials.
+        """Start or resume the experiment with the current tokens, code and settings, which are stored as those of its trials.
 
-        Raises `ParamsError` where it has begun with others, or where there are no tokens.
+        Raises `ParamsError` if it was started with others, or if there are no tokens.
         """
         now = self.present()
         if why := self.changed(now):
             raise ParamsError(
-                f"{self.name}: {self.recorded} trials were made before {why} changed, and trials of both must not be compared: "
-                f"undo the change, or remove {EXPERIMENTS}/{self.name}/ to begin again"
+                f"{self.name}: {self.recorded} trials were made before {why} changed and must not be compared with later ones: "
+                f"undo the change, or remove {EXPERIMENTS}/{self.name}/ to start over"
             )
         before = self.began()
         if self.experiment.budget == "seconds":
@@ -129,10 +129,10 @@ class Files:
         if ACCEPTED in before:
             now[ACCEPTED] = before[ACCEPTED]
         write_json(self.origin, now)
-        return replace(self).lab()  # its settings are read again
+        return replace(self).lab()  # a new object, which reads the settings again
 
     def changed(self, now: Mapping[str, Any]) -> str:
-        """What of `present` is not as it was when the experiment began; empty where nothing is, or where it has not begun."""
+        """What differs between `now` and the start of the experiment; empty if nothing does, or if it has not started."""
         before = {key: value for key, value in self.began().items() if key not in ("speeds", ACCEPTED)}
         if not before or before == now:
             return ""
@@ -142,9 +142,9 @@ class Files:
         return shortened(units or keys) or "its tokens"
 
     def at_once(self, lab: Lab) -> int:
-        """How many trials to run at once: as many as have a processor for each thread, and on a GPU its free memory for them.
+        """The number of trials to run in parallel: limited by one processor per thread, and on a GPU by its free memory.
 
-        Memory is that of the largest arm as planned for a CPU, where a process takes about what a CUDA context does.
+        The memory of a trial is the planned CPU memory of the largest arm: a CPU process takes about as much as a CUDA context.
         """
 
         def largest() -> int:
@@ -153,15 +153,15 @@ class Files:
         return trainings_at_once(lab.settings, largest)
 
     def move(self, to: Files) -> None:
-        """Give the experiment and all that it found another name. Raises `ParamsError` where there is one of that name."""
+        """Rename the experiment with its results. Raises `ParamsError` if there is already one of the new name."""
         if to.file.exists() or to.origin.parent.exists():
-            raise ParamsError(f"there is an experiment {to.name} already")
+            raise ParamsError(f"an experiment {to.name} already exists")
         if self.origin.parent.exists():
             self.origin.parent.rename(to.origin.parent)
         self.file.rename(to.file)
 
     def records(self) -> dict[str, dict[str, Any]]:
-        """The records of all experiments of the project, by the identity of their trials as `trial_of` has them."""
+        """The records of all experiments of the project, by the identity that `trial_of` gives their trials."""
         found = {}
         for path in sorted((self.project.root / EXPERIMENTS).glob("*/records/*.json")):
             stat = path.stat()
@@ -170,30 +170,30 @@ class Files:
         return found
 
     def findings(self) -> Findings:
-        """All that the records say so far."""
+        """The findings from the records so far."""
         return Findings(self.name, self.lab(), self.records(), self.latency())
 
     def latency(self) -> Latency | None:
-        """How long each arm takes to decode a token, as it was measured last."""
+        """The last measured decoding time per token of each arm; None if not measured."""
         path = self.origin.parent / LATENCY
         return read(Latency, read_json(path), path.name) if path.exists() else None
 
     def measure_latency(self) -> None:
-        """Measure it here, now."""
+        """Measure the decoding time per token of each arm on this machine and save it."""
         lab = self.lab()
         found = decode_latency(lab.arms, self.vocab_size, lab.settings.context_length)
         write_json(self.origin.parent / LATENCY, plain(found))
 
     def verdicts(self) -> str:
-        """The question, and what was found so far in a sentence for each candidate; or why the file cannot be used."""
+        """The question, and the findings so far in one sentence per candidate; or why the file cannot be used."""
         try:
             return short_text(self.findings())
         except ParamsError as error:
             return str(error)
 
     def write_report(self, findings: Findings | None = None) -> Path:
-        """Write the report of the findings, by default the present ones, but none of a synthetic task; its page. Equal records give
-        an equal report."""
+        """Write the report of the findings (default: the current ones), except for a synthetic task; return the path of its page.
+        Equal records give an equal report."""
         from stacklm.report.lab.page import write
 
         if self.experiment.probe is None:
@@ -201,10 +201,8 @@ class Files:
         return self.report / "index.html"
 
     def write_correlation(self, task: Files) -> tuple[str, Path]:
-        """Write how well a synthetic task ranks the arms that this experiment on text has as well: a sentence, and the page.
-
-        Raises `ParamsError` as `correlate` does.
-        """
+        """Write a report on how well a synthetic task ranks the arms that it shares with this experiment on text; return a
+        sentence and the path of the page. Raises `ParamsError` as `correlate` does."""
         from stacklm.report.lab.page import write_ranks
 
         found = correlate(self.findings(), task.findings())
@@ -213,12 +211,12 @@ class Files:
         return str(found), folder / "index.html"
 
     def save(self, record: dict[str, Any]) -> None:
-        """Keep the record of one trial."""
+        """Save the record of one trial."""
         write_json(self.record(record["identity"]), record)
 
     @property
     def recorded(self) -> int:
-        """How many records are in its folder."""
+        """The number of records in its folder."""
         return len([*self.record("").parent.glob("*.json")])
 
     def record(self, identity: str) -> Path:
@@ -226,19 +224,19 @@ class Files:
         return self.origin.parent / "records" / f"{identity}.json"
 
     def began(self) -> dict[str, Any]:
-        """The tokens, the code and the settings of its trials; empty before the first."""
+        """The tokens, code and settings of its trials; empty before the first."""
         return read_json(self.origin) if self.origin.exists() else {}
 
     def present(self) -> dict[str, Any]:
-        """The tokens, the code and the settings that there are now. Raises `ParamsError` where there are no tokens.
+        """The current tokens, code and settings. Raises `ParamsError` if there are no tokens.
 
-        Code that was accepted as giving the same weights stands for the one that the experiment began with.
+        Code that was accepted as giving the same weights is replaced by the code with which the experiment was started.
         """
         manifest = self.shards / "manifest.json"
         if self.experiment.probe:
             probes.write_probe(self.experiment.probe, self.shards)
         if not manifest.is_file():
-            raise ParamsError("there are no tokens to train on yet: `dvc repro shards` makes them")
+            raise ParamsError("there are no token shards yet: run `dvc repro shards`")
         params, experiment = load(self.project.params_file), self.experiment
         models = {"baseline": experiment.baseline} | {name: one.model for name, one in experiment.candidates.items()}
         codes = {name: own_code((model or experiment.baseline).architecture, self.project.root) for name, model in models.items()}
@@ -257,9 +255,9 @@ class Files:
 
 @cache
 def _read_record(path: Path, changed: int, inode: int) -> tuple[str, dict[str, Any]]:
-    """The identity of the record's trial and the record. Time of change and inode are arguments, so that it is read again when
-    it changes, and only then: a report reads the records of all experiments, and there are many. The inode is a new one
-    whenever a record is saved: two saves may fall into one tick of the file system's clock."""
+    """The identity of the record's trial, and the record. Modification time and inode are part of the cache key, so that a
+    record is read again only after a change: a report reads the many records of all experiments. The inode changes whenever a
+    record is saved, whereas two saves may have the same time stamp."""
     record = read_json(path)
     trial = trial_of(record)
     return trial.identity if trial else path.stem, record
@@ -271,8 +269,8 @@ def _settings(kind: Any, text: str) -> Any:
 
 
 def trial_of(record: Mapping[str, Any]) -> Trial | None:
-    """The trial of a record; one that was made before a setting existed had its default. None where settings are not on record,
-    as of one that diverged, or cannot be read any more."""
+    """The trial of a record; settings added after it was made have their defaults. None if the record lacks the settings, as
+    after divergence, or if they can no longer be read."""
     try:
         model, train = (_settings(kind, json.dumps(record[key])) for kind, key in ((Model, "model"), (Train, "train")))
     except (KeyError, ParamsError):
@@ -281,18 +279,18 @@ def trial_of(record: Mapping[str, Any]) -> Trial | None:
 
 
 def claims_here(project: Project) -> list[Claim]:
-    """What was published, beside what this code counts and the project's experiments have found."""
+    """The published claims, with the counts by this code and the results of the project's experiments."""
     return claims({name: Files(project, name).findings() for name in experiments(project) if name in MEASURED})
 
 
 def bring_tokens(project: Project) -> None:
-    """Have DVC make the tokens where there are none yet. Raises `ParamsError` and `RuntimeError`."""
+    """Run `dvc repro shards` if there are no token shards yet. Raises `ParamsError` and `RuntimeError`."""
     shards = Instance(stage("shards")).made(project.root)["shards"]
     if (shards / "manifest.json").is_file():
         return
     check_tools(project)
-    print("there are no tokens yet: dvc repro shards", flush=True)
+    print("there are no token shards yet: running dvc repro shards", flush=True)
     command = [sys.executable, "-m", "dvc", "repro", "shards"]
     code = subprocess.run(command, cwd=project.root, env=environment(), stdout=sys.stderr).returncode
     if code:
-        raise RuntimeError(f"`dvc repro shards` ended with code {code}; its messages are above")
+        raise RuntimeError(f"`dvc repro shards` failed with exit code {code}; see its messages above")

@@ -1,4 +1,4 @@
-"""Who works on the project: locks that the system releases when their holder dies, and that know its name."""
+"""Locks on a project: the operating system releases them when their holder dies, and they record who holds them."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ HOLDER = "project.holder.json"
 
 
 class Busy(RuntimeError):
-    """Somebody else works on the project; the message names them."""
+    """Another process works on the project; the message names it."""
 
 
 @contextlib.contextmanager
 def hold_project(project: Project, who: str, wait: bool, say: Callable[[str], None] = print) -> Iterator[None]:
-    """Hold the checkout for a whole flow, or for one stage of a `dvc repro`, with the settings as they are when that begins.
+    """Lock the checkout for a whole flow, or for one stage of a `dvc repro`, and store the settings at its start.
 
-    A stage that belongs to the flow that holds the lock passes through. With `wait` the call waits for the holder, and
-    for the rest of the `dvc repro` whose stages come and go; otherwise it raises `Busy` with the holder's name at once.
+    A stage of the flow that holds the lock proceeds without it. With `wait` the call waits for the holder, and also between
+    the stages of another `dvc repro`; otherwise it raises `Busy` with the holder's name immediately.
     """
     folder = project.root / STATE
     lock, holder = FileLock(folder / "project.lock"), folder / HOLDER
@@ -66,9 +66,9 @@ def hold_project(project: Project, who: str, wait: bool, say: Callable[[str], No
 
 
 def check_settings(project: Project) -> None:
-    """Raise `ParamsError` if params.yaml or dvc.yaml is not as it was when the present holder of the project began.
+    """Raise `ParamsError` if params.yaml or dvc.yaml has changed since the current holder locked the project.
 
-    DVC reads both again for every stage, and records what they say when the stage has ended.
+    DVC reads both again for every stage, and records their content when the stage has ended.
     """
     before, now = read_json(project.root / STATE / HOLDER)["settings"], _settings(project)
     if before == now:
@@ -77,7 +77,7 @@ def check_settings(project: Project) -> None:
     changes = ", ".join(f"{key}: {before.get(key, 'absent')} -> {now.get(key, 'absent')}" for key in keys[:3])
     raise ParamsError(
         f"the settings changed while this run used them ({changes}{', ...' if len(keys) > 3 else ''}). Stages with different "
-        "settings must not be mixed: start the run again. What was finished before the change is kept"
+        "settings must not be mixed: start the run again. Stages finished before the change are kept"
     )
 
 
@@ -87,7 +87,7 @@ def _settings(project: Project) -> dict[str, Any]:
 
 
 def _entry(holder: Path) -> dict[str, Any]:
-    """What the holder has written about itself; empty where there is none, or its file cannot be read."""
+    """What the holder has written about itself; empty if there is no holder, or its file cannot be read."""
     try:
         return read_json(holder)
     except (FileNotFoundError, ValueError):
@@ -95,12 +95,12 @@ def _entry(holder: Path) -> dict[str, Any]:
 
 
 def _is(process: psutil.Process, entry: Mapping[str, Any]) -> bool:
-    """Whether the holder is this very process, and not an earlier one with its id."""
+    """Whether the holder is this process, and not an earlier one with the same id."""
     return entry.get("pid") == process.pid and abs(process.create_time() - entry["started"]) <= 1
 
 
 def _another_repro(entry: Mapping[str, Any], me: psutil.Process) -> bool:
-    """Whether the holder is a `dvc repro` between two of its stages, and not ours."""
+    """Whether the holder is another `dvc repro` that is between two stages."""
     try:
         process = psutil.Process(entry["pid"])
     except (KeyError, psutil.NoSuchProcess):

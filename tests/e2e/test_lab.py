@@ -124,7 +124,7 @@ def test_other_code_or_tokens_are_not_mixed_with_the_trials_there(project):
         ({**origin, "data": "0" * 64}, "its tokens changed"),
     ):
         files.origin.write_text(json.dumps(other))
-        with pytest.raises(ParamsError, match=rf"one: 0 trials were made before .*{why}.* remove experiments/one/ to begin again"):
+        with pytest.raises(ParamsError, match=rf"one: 0 trials were made before .*{why}.* remove experiments/one/ to start over"):
             files.begin()
 
 

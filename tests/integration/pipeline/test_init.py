@@ -116,7 +116,7 @@ def test_a_folder_that_is_not_empty_is_refused_and_left_alone(git_user: None, tm
 
 def test_a_folder_in_another_project_is_refused(made: Checkout):
     said = made.cli("init", "inner", code=2)
-    assert f"inner would lie in the project {made.root}" in said and not (made.root / "inner").exists()
+    assert f"inner would be inside the project {made.root}" in said and not (made.root / "inner").exists()
 
 
 def test_an_empty_folder_will_do_and_an_unknown_user_commits_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
