@@ -142,7 +142,7 @@ class Files:
         return shortened(units or keys) or "its tokens"
 
     def at_once(self, lab: Lab) -> int:
-        """The number of trials to run in parallel: limited by one processor per thread, and on a GPU by its free memory.
+        """The number of parallel trials: as many as there are processors for their threads and, on a GPU, as fit its free memory.
 
         The memory of a trial is the planned CPU memory of the largest arm: a CPU process takes about as much as a CUDA context.
         """

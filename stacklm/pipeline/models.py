@@ -1,4 +1,4 @@
-"""The trained models of a project and of MLflow by their names: exported, registered, loaded with all fingerprints compared."""
+"""Find trained models of a project or of MLflow by name; export, register and load them, comparing all fingerprints."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from stacklm.model.build import ModelConfig
     from stacklm.model.layers import LanguageModel
 
-SAME, CHANGED, UNKNOWN = "as recorded", "changed since", "not known here"
+SAME, CHANGED, UNKNOWN = "as recorded", "changed since", "unknown here"
 MAY_CHANGE = ("data", "code")
-"""What a training read, and a trained model does not need."""
+"""What training reads and a trained model does not need."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A trained model, what belongs to it, and its `facts` for people; `verdicts` compare the digests `found` with the record."""
+    """A trained model, its tokenizer and config, `facts` for display; `verdicts` compare the digests `found` with its record."""
 
     model: LanguageModel
     tokenizer: Tokenizer
@@ -48,24 +48,24 @@ class Loaded:
 
 
 def find(project: Project, name: str | None = None) -> Pretraining:
-    """The published training of that name, such as `dense-2`; of `dense` the one of its first seed, of none the first of all.
+    """The finished training run of that name, such as `dense-2`; for `dense` that of its first seed, for None the first of all.
 
-    Raises `ParamsError`, which says what to do, where there is none.
+    Raises `ParamsError`, which says what to do, if there is none.
     """
     trained = {one.item.run: one for one in Pretraining.finished(project)}
     known = {item.run: item for item in instances(load_params(project.params_file)) if item.stage.resumable}
-    known |= {run: one.item for run, one in trained.items() if run not in known}  # of models that params.yaml has no longer
+    known |= {run: one.item for run, one in trained.items() if run not in known}  # of models that are no longer in params.yaml
     item = next((item for item in known.values() if name in (item.run, item.model, None)), None)
     if item is None:
         names = [item.model for item in known.values()]
         raise ParamsError(f"no model {name!r}; there are {listed(known)}{nearest(name, names)}")
     if item.run not in trained:
-        raise ParamsError(f"{item.run} is not trained yet: `dvc repro {item.address}` or `stacklm run-flow pretrain` does it")
+        raise ParamsError(f"{item.run} is not trained yet: `dvc repro {item.address}` or `stacklm run-flow pretrain` trains it")
     return trained[item.run]
 
 
 def export(project: Project, folder: Path, name: str, licence: str | None = None) -> None:
-    """Write the folder for `transformers` of a published model; see `stacklm.export.hf`."""
+    """Write a trained model as a folder for `transformers`; see `stacklm.export.hf`."""
     from stacklm.export.hf import export_hf
 
     run = find(project, name)
@@ -73,12 +73,12 @@ def export(project: Project, folder: Path, name: str, licence: str | None = None
 
 
 def register(project: Project, name: str, alias: str, licence: str | None = None) -> str:
-    """Register a published model in MLflow under an alias, with its card; returns its address.
+    """Register a trained model in MLflow under an alias, with its card; return its address.
 
-    Raises `ParamsError` for the alias that follows the comparison, and whatever MLflow raises.
+    Raises `ParamsError` for the alias that the comparison sets, and `RuntimeError` with the message of MLflow's errors.
     """
     if alias == CHAMPION:
-        raise ParamsError(f"--alias {CHAMPION}: it follows the comparison; choose another, such as production")
+        raise ParamsError(f"--alias {CHAMPION}: the comparison sets it; choose another, such as production")
     run = find(project, name)
     with _plainly(name):
         sync(run)
@@ -86,7 +86,7 @@ def register(project: Project, name: str, alias: str, licence: str | None = None
 
 
 def load_parts(target: str) -> tuple[LanguageModel, Tokenizer, ModelConfig]:
-    """`stacklm.load`: what `load` finds, with a warning where data or code changed since the training."""
+    """`stacklm.load`: the parts that `load` finds, with a warning if data or code changed since training."""
     found = load(target)
     if changed := [name for name, verdict in found.verdicts.items() if verdict == CHANGED]:
         warnings.warn(f"{target}: {listed(changed)} changed since it was trained", stacklevel=3)
@@ -94,9 +94,9 @@ def load_parts(target: str) -> tuple[LanguageModel, Tokenizer, ModelConfig]:
 
 
 def load(target: str, project: Project | None = None) -> Loaded:
-    """The model of a name such as `dense-2`, of a run of MLflow by its id, or of `models:/NAME@ALIAS`, in evaluation mode.
+    """Load the model of a name such as `dense-2`, of an MLflow run id, or of `models:/NAME@ALIAS`, in evaluation mode.
 
-    Raises `StoreError` where weights, tokenizer, settings or the record are not those that were trained. Data and code may have
+    Raises `StoreError` if weights, tokenizer, settings or record differ from those of the training. Data and code may have
     changed since; the verdicts say so.
     """
     project = project or Project.find()
@@ -135,7 +135,7 @@ def _of_mlflow(project: Project, target: str) -> Loaded:
         logged = client.search_logged_models([experiment], filter_string=f"source_run_id = '{target}'")
         identity = logged[0].model_id if logged else None
     if identity is None:
-        raise ParamsError(f"{target}: no model of stacklm is logged there; `stacklm sync` logs those that are trained")
+        raise ParamsError(f"{target}: no model of stacklm is logged there; `stacklm sync` logs all trained models")
     model = client.get_logged_model(identity)
     run = client.get_run(str(model.source_run_id)).data
     item = Instance(stage("pretrain"), run.tags["model"], int(run.tags["seed"]))
@@ -161,7 +161,7 @@ def _loaded(
     recorded: Mapping[str, list[str]],
     found: Mapping[str, str | None],
 ) -> Loaded:
-    """Load it and compare the digests `found` with those `recorded`, whole or their beginnings; `params` as MLflow has them."""
+    """Load a model and compare the digests `found` with those `recorded`, in full or as prefixes; `params` are as in MLflow."""
     from stacklm.data.tokenizer import Tokenizer
     from stacklm.model.store import StoreError, load_model
 
@@ -176,19 +176,19 @@ def _loaded(
         there = found[name]
         verdicts[name] = SAME if there and any(map(there.startswith, known)) else CHANGED if there and known else UNKNOWN
     if wrong := [name for name, verdict in verdicts.items() if verdict == CHANGED and name not in MAY_CHANGE]:
-        raise StoreError(f"{path}: {listed(wrong)} not as recorded; bring back what was trained, or train it again")
+        raise StoreError(f"{path}: {listed(wrong)} not as recorded; restore the recorded version, or train again")
     source = params.get("data.source.name") or params.get("data.source.kind")
     facts = {
         "parameters": count(sum(parameter.numel() for parameter in model.parameters())),
         "trained on": f"{count(training_tokens(params))} tokens of {source}",
-        "bits per byte, test": "not known" if bits is None else f"{bits:.4f}",
+        "bits per byte, test": "unknown" if bits is None else f"{bits:.4f}",
         "path": path,
     }
     return Loaded(model.eval(), words, config, facts, found, verdicts)
 
 
 def _now(project: Project, item: Instance) -> dict[str, str | None]:
-    """The digests of the tokens and of the code that a training would read now; None where there are none."""
+    """The digests of the tokens and the code that training would read now; None where they are missing."""
     manifest, params = project.root / stage("pretrain").reads["shards"] / "manifest.json", load_params(project.params_file)
     return {
         "data": sha256(manifest) if manifest.exists() else None,
@@ -198,7 +198,7 @@ def _now(project: Project, item: Instance) -> dict[str, str | None]:
 
 @contextlib.contextmanager
 def _plainly(what: str) -> Iterator[None]:
-    """MLflow's own errors become a `RuntimeError` with their message."""
+    """Turn MLflow's errors into a `RuntimeError` with their message."""
     prepare()
     from mlflow.exceptions import MlflowException
 
@@ -209,5 +209,5 @@ def _plainly(what: str) -> Iterator[None]:
 
 
 def tokenizer_of(project: Project) -> Path:
-    """The folder of the tokenizer that all models of a project share."""
+    """The folder of the project's tokenizer, which all its models share."""
     return project.root / stage("tokenizer").writes["tokenizer"]

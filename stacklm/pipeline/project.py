@@ -1,4 +1,4 @@
-"""Where a project is: the checkout that is worked on, and the place of what is not versioned."""
+"""The location of a project: its checkout, and the folder for its unversioned state."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ STATE, EXPERIMENTS = ".stacklm", "experiments"
 class Project:
     """`root` holds params.yaml, dvc.yaml and the outputs; `state` holds work in progress, tracking and logs.
 
-    A temporary DVC experiment has a root of its own and shares the main checkout's state, so that its runs are
-    seen beside the others and resume where they stopped.
+    A temporary DVC experiment has its own root and shares the main checkout's state, so that its runs appear
+    beside the others and resume where they stopped.
     """
 
     root: Path
@@ -34,12 +34,12 @@ class Project:
 
     @classmethod
     def find(cls, start: Path | None = None) -> Project:
-        """The project around `start` (default: the current directory). Raises `ParamsError` outside of any."""
+        """The project that contains `start` (default: the current directory). Raises `ParamsError` outside a project."""
         root = project_root(start)
         if root is None:
             here = (start or Path.cwd()).resolve()
-            raise ParamsError(f"{here}: not inside a stacklm project (no dvc.yaml here or above); change to one")
-        # DVC keeps a temporary experiment below .dvc/tmp/exps of the checkout that it was started from.
+            raise ParamsError(f"{here}: not inside a stacklm project (no dvc.yaml here or above); change to its folder")
+        # DVC puts a temporary experiment in .dvc/tmp/exps of the checkout where it was started.
         main = next((folder.parents[2] for folder in root.parents if folder.match(".dvc/tmp/exps")), root)
         return cls(root, main / STATE)
 
@@ -49,16 +49,16 @@ class Project:
 
 
 def experiments(project: Project) -> list[str]:
-    """The names of its experiments, the files in experiments/."""
+    """The names of the project's experiments, which are the files in experiments/."""
     return sorted(path.stem for path in (project.root / EXPERIMENTS).glob("*.yaml") if path.name != "dvc.yaml")
 
 
 def check_tools(project: Project | None) -> None:
-    """Raise `ParamsError`, which says what to do, unless git and DVC are there and can be used in the project, if there is one."""
+    """Raise `ParamsError`, which says what to do, unless git and DVC are installed and, given a project, usable in it."""
     if importlib.util.find_spec("dvc") is None:
         raise ParamsError(f"DVC is not installed for {sys.executable}: `{sys.executable} -m pip install 'dvc>=3.60'`")
     if shutil.which("git") is None:
-        raise ParamsError("no `git` on the PATH: install git, which DVC works with")
+        raise ParamsError("no `git` on the PATH: install git, which DVC needs")
     if project is None:
         return
     if not (project.root / ".dvc").is_dir():
@@ -68,7 +68,7 @@ def check_tools(project: Project | None) -> None:
 
 
 def environment() -> dict[str, str]:
-    """The environment for child processes: this interpreter's programs come first, output is not held back."""
+    """The environment for child processes: this interpreter's programs come first on the PATH, output is unbuffered."""
     return {
         **os.environ,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
@@ -78,9 +78,9 @@ def environment() -> dict[str, str]:
 
 
 def trainings_at_once(train: Train, memory: Callable[[], int] | None = None) -> int:
-    """How many trainings to run at once: as many as have a processor for each of their threads, but one on an accelerator.
+    """The number of parallel training runs: as many as there are processors for their threads, but one on an accelerator.
 
-    With `memory`, which says what the largest of them takes, in bytes, a GPU of NVIDIA's has as many as its free memory holds.
+    With `memory`, which returns the bytes that the largest of them needs, an NVIDIA GPU runs as many as fit its free memory.
     """
     here = max(1, processors() // (train.threads * train.nproc))
     accelerated = bool(shutil.which("nvidia-smi")) or platform.system() == "Darwin"
@@ -91,13 +91,13 @@ def trainings_at_once(train: Train, memory: Callable[[], int] | None = None) -> 
 
 
 def free_gpu_memory() -> int | None:
-    """Bytes that are free on the first NVIDIA GPU; None where there is none."""
+    """Free memory of the first NVIDIA GPU in bytes; None without a GPU."""
     free = nvidia_smi("memory.free", "nounits")
     return int(free) * 2**20 if free.isdigit() else None
 
 
 def nvidia_smi(query: str, *options: str) -> str:
-    """What the driver says of the first NVIDIA GPU; empty where there is none."""
+    """The driver's answer to a query about the first NVIDIA GPU; empty without a GPU."""
     if shutil.which("nvidia-smi") is None:
         return ""
     command = ["nvidia-smi", f"--query-gpu={query}", f"--format={','.join(('csv', 'noheader', *options))}"]
@@ -106,11 +106,11 @@ def nvidia_smi(query: str, *options: str) -> str:
 
 
 def processors(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """How many processors this process may use: those that it is bound to, and no more than its container's share.
+    """The number of processors that this process may use, limited by its CPU affinity and its container's quota.
 
-    `quota` is Linux's file about that share: microseconds of processor time, or `max`, in a period of so many.
+    `quota` is Linux's file with that quota: microseconds of CPU time, or `max`, and the period in microseconds.
     """
-    bound = getattr(psutil.Process(), "cpu_affinity", None)  # macOS binds no process
+    bound = getattr(psutil.Process(), "cpu_affinity", None)  # macOS has no CPU affinity
     found = len(bound()) if bound else os.cpu_count() or 1
     limit, period = quota.read_text(encoding="ascii").split() if quota.is_file() else ("max", "1")
     return found if limit == "max" else min(found, max(1, int(limit) // int(period)))

@@ -1,7 +1,7 @@
-"""Running one stage: the one place where the work is done, whichever entry point asked for it.
+"""Running one stage: the only place where work is done, for all entry points.
 
-The stage works in a folder named by the fingerprint of all that can change its result, so that a killed run is
-resumed exactly where it belongs, and its outputs appear in the project complete or not at all:
+The stage works in a folder named by the fingerprint of everything that can change its result, so that a killed run
+resumes only with equal inputs, and its outputs appear in the project complete or not at all:
 
     lock -> work folder of this fingerprint -> function -> `done` note -> copy outputs into place -> DVC records them
 """
@@ -40,18 +40,18 @@ DONE = "done.json"
 ORIGIN = "origin.json"
 HISTORY = "history.jsonl"
 TRACKED = ("inputs", "compare")
-"""The first and the last stage of every run: MLflow gets what it missed earlier, and what is new."""
+"""The first and the last stage of every run, after which results that are missing in MLflow are logged."""
 PARTIAL = frozenset(stage.name for stage in STAGES if stage.uses)
-"""Stages that DVC may run although nothing that they use has changed."""
+"""Stages that DVC may run although nothing they use has changed."""
 DAY = 24 * 3600
 
 
 def run_stage(project: Project, item: Instance) -> None:
-    """Make the outputs of one stage in the project, resuming work that was begun on exactly the same inputs.
+    """Make the outputs of one stage in the project, resuming unfinished work on exactly the same inputs.
 
     Raises `ParamsError` for settings that cannot be used, before any work, and for settings that changed since the run
-    began; `FileNotFoundError` where an input is missing; `Busy` where somebody else works on the project, after the
-    outputs that DVC deletes before it starts a stage are back; and whatever the stage itself raises.
+    started; `FileNotFoundError` if an input is missing; `Busy` if another process works on the project, after restoring
+    the outputs that DVC deletes before it starts a stage; and any exception of the stage itself.
     """
     _check(item, load(project.params_file))
     exit_with_entry_point()
@@ -63,7 +63,7 @@ def run_stage(project: Project, item: Instance) -> None:
             _run(project, item, load(project.params_file))
             if item.stage.name in TRACKED:
                 sync_all(project, experiments=())
-            check_settings(project)  # last, since DVC records the settings as they are when this process has ended
+            check_settings(project)  # last, since DVC records the settings after this process has ended
     except Busy:
         if entry_point():
             restore(project, item.address)
@@ -79,7 +79,7 @@ def _run(project: Project, item: Instance, params: Params) -> None:
     with _lock_of(project, work):
         outputs = item.made(work / "out")
         if _finished(work, outputs):
-            print(f"{item.address}: nothing that it uses has changed since an earlier run, whose result is published again")
+            print(f"{item.address}: nothing it uses has changed since an earlier run; the result of that run is reused")
         else:
             remove(work / "out")
             for path in outputs.values():
@@ -108,7 +108,7 @@ def _run(project: Project, item: Instance, params: Params) -> None:
 
 @contextlib.contextmanager
 def _advised(project: Project, item: Instance) -> Iterator[None]:
-    """Where training finds no memory, say which settings would fit."""
+    """If training runs out of memory, raise an error that says which settings would fit."""
     try:
         yield
     except Exception as error:
@@ -120,17 +120,17 @@ def _advised(project: Project, item: Instance) -> Iterator[None]:
             raise
         print(f"{item.address}: out of memory; looking for settings that fit", file=sys.stderr)
         raise OutOfMemoryError(
-            f"{item.address} ran out of memory; its checkpoints are whole. {advice(project.params_file, item.model)}"
+            f"{item.address} ran out of memory; its checkpoints are intact. {advice(project.params_file, item.model)}"
         ) from None
 
 
 def make_record(project: Project, item: Instance, params: Params) -> dict[str, Any]:
-    """What a stage's result depends on, with a fingerprint of it all: settings, inputs, code and versions."""
+    """Everything that a stage's result depends on, with its fingerprint: settings, inputs, code and versions."""
     stage, inputs = item.stage, item.paths(item.stage.reads, project.root)
     missing = [path for path in inputs.values() if not path.exists()]
     if missing:
         path = missing[0].relative_to(project.root).as_posix()
-        raise FileNotFoundError(f"{item.address} needs {path}: run `dvc repro`, which makes it first")
+        raise FileNotFoundError(f"{item.address} needs {path}: run `dvc repro`, which creates it first")
     settings = item.settings(params)
     record = {
         "stage": item.address,
@@ -153,25 +153,25 @@ def _check_code(project: Project, item: Instance, params: Params, before: dict[s
     if changed := changed_units(before, now) or changed_units(before, written):
         raise RuntimeError(
             f"{shortened(changed)} changed while {item.address} ran, so its outputs cannot be recorded for either "
-            "version: start again (checkpoints of the code as it was are kept for that code)"
+            "version: start again (checkpoints made with the earlier code are kept for it)"
         )
 
 
 def history(project: Project) -> list[dict]:
-    """Every stage that really ran (not skipped, not restored), oldest first: its name, fingerprint, start and seconds."""
+    """Every executed stage (not skipped, not restored), oldest first: its name, fingerprint, start and seconds."""
     return read_jsonl(project.state / HISTORY)
 
 
 def _lock_of(project: Project, work: Path, timeout: float = -1) -> BaseFileLock:
-    """The lock of a work folder: a file that stays, since removing one that somebody waits for would let in two."""
+    """The lock of a work folder. Its file is never removed: removing one that a process waits for would let two in."""
     return FileLock(project.state / "locks" / f"{work.name}.lock", timeout)
 
 
 def sweep(project: Project) -> None:
-    """Remove finished work folders whose results dvc.lock holds, but for the last checkpoints: nothing can be lost any more.
+    """Remove finished work folders whose results are recorded in dvc.lock, except for the last checkpoints.
 
-    The result of a stage that uses a part of a section stays while dvc.lock holds it. What somebody works on at this moment
-    stays too. The dvc.lock of a temporary experiment is not ours to see: what it finished goes after a day.
+    The result of a stage that uses a part of a section is kept while it is recorded in dvc.lock, and so is a folder in use by
+    another process. The dvc.lock of a temporary experiment is not visible here: its finished work is removed after a day.
     """
     recorded = {out["path"]: out.get("md5") for entry in lock_entries(project).values() for out in entry.get("outs", [])}
     for work in (project.state / "work").glob("*/"):
@@ -188,7 +188,7 @@ def sweep(project: Project) -> None:
 
 
 def _retire(project: Project, work: Path) -> None:
-    """Remove finished work; of one with checkpoints these stay for a longer run to resume from, until the next one retires."""
+    """Remove finished work, but keep its checkpoints, from which a longer run may resume, until the next one retires."""
     if not any((work / "checkpoints").glob("step-*")):
         remove(work)
         return
@@ -207,7 +207,7 @@ def _earlier(work: Path) -> list[Path]:
 
 
 def _finished(work: Path, outputs: dict[str, Path]) -> bool:
-    """Whether an earlier run got as far as its `done` note and what it made is still whole."""
+    """Whether an earlier run reached its `done` note and its outputs are still intact."""
     if not (work / DONE).exists() or not (work / RECORD).exists():
         return False
     done = read_json(work / DONE)
@@ -215,7 +215,7 @@ def _finished(work: Path, outputs: dict[str, Path]) -> bool:
 
 
 def _check(item: Instance, params: Params) -> None:
-    """Raise `ParamsError` unless the stage runs for that model and seed in these settings."""
+    """Raise `ParamsError` unless the settings have the stage for this model and seed."""
     known = [other for other in instances(params) if other.stage == item.stage] or [Instance(item.stage)]
     if item not in known:
         choices = f"{listed(map(_words, known))}{nearest(item.model, params.models)}"
@@ -223,5 +223,5 @@ def _check(item: Instance, params: Params) -> None:
 
 
 def _words(item: Instance) -> str:
-    """As on the command line: `pretrain dense 1`."""
+    """The instance as on the command line: `pretrain dense 1`."""
     return " ".join(str(part) for part in (item.stage.name, item.model, item.seed) if part is not None)

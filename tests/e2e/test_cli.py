@@ -165,6 +165,6 @@ def test_training_beyond_the_memory_ends_with_settings_that_fit(checkout: Checko
     checkout.set("train.global_batch_size=2048", "train.micro_batch_size=2048", "models.dense.architecture.d_ff=20000")
     stage = f'"{sys.executable}" -m stacklm stage'
     said = checkout.run("sh", "-c", f"ulimit -v 5000000; {stage} audit dense && {stage} pretrain dense 1", code=None)
-    assert "pretrain@dense-1 ran out of memory; its checkpoints are whole. It does not fit in 5.12 GB" in said
+    assert "pretrain@dense-1 ran out of memory; its checkpoints are intact. It does not fit in 5.12 GB" in said
     assert "train.micro_batch_size=" in said
     assert "Traceback" not in said
