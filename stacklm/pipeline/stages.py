@@ -1,9 +1,9 @@
-"""The table of stages: the one place where the pipeline's graph is written down.
+"""The table of stages: the only place where the pipeline's graph is defined.
 
 `dvc.yaml` is generated from it (`stacklm dvc-yaml`), the Prefect flow follows it, and `stacklm stage NAME` calls
 its functions. A stage is a plain typed function of an inner ring that is called by keyword with its sections of
-the settings, the paths it reads and the paths it must write. `{model}` stands for a model's name, `{run}` for that and a
-seed, such as `dense-1`.
+the settings, the paths it reads and the paths it must write. `{model}` is replaced by a model's name, `{run}` by model
+and seed, such as `dense-1`.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from stacklm.config.params import Params, section
 from stacklm.config.train import Train, passes
 
 CODE = "out/code"
-"""The folder of the files about the code of each stage, which the stage that always runs writes."""
+"""The folder of the code files of all stages, written by the always-run stage."""
 
 
 def model_code_file(name: str) -> str:
-    """The path of the file about the code of a model that is not of this package; of any other it holds nothing."""
+    """The path of a model's code file, which lists the code that is not in this package; empty if there is none."""
     return f"{CODE}/models/{name}.json"
 
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """One step of the pipeline, `per` model, per model and seed, or once.
+    """One step of the pipeline, run `per` model, per model and seed, or once.
 
     `params` maps arguments of `function` to dotted keys of params.yaml; `reads` and `writes` map arguments to
-    paths. `untracked_reads` and `untracked_writes` are paths of figures that vary between equal runs, such as times: DVC does
-    not know of them, they make nothing stale and are not restored. A `resumable` function also gets `work`, a folder that
-    outlives a kill, and `earlier` ones.
+    paths. `untracked_reads` and `untracked_writes` are paths of values that vary between equal runs, such as times: DVC does
+    not track them, so they make nothing stale and are not restored. A `resumable` function also gets `work`, a folder that
+    survives a kill, and `earlier` ones.
 
-    Of a section in `uses` the function gets only what a callable keeps. DVC runs the stage after any change of that
-    section, since it refuses keys that are left at their defaults; where nothing that is kept has changed, the earlier
-    result is published again and not recomputed. Arguments in `checks` are inputs that the function examines before it
-    begins and that do not change the result.
+    `uses` maps arguments to callables that reduce a section to what the function needs. DVC runs the stage after any change
+    of that section, since it refuses keys that are left at their defaults; if the reduced section has not changed, the
+    earlier result is reused and not recomputed. Arguments in `checks` are inputs that the function checks before it starts
+    and that do not change the result.
     """
 
     name: str
@@ -58,12 +58,12 @@ class Stage:
     help: str = ""
 
     def load(self) -> Any:
-        """Import and return the stage's function. Slow: some import torch."""
+        """Import and return the stage's function. Slow, since some import torch."""
         module, _, name = self.function.partition(":")
         return getattr(importlib.import_module(module), name)
 
     def code(self, root: Path) -> dict[str, str]:
-        """The code that can change what the stage makes: a hash of each function and class; see `stacklm.code`."""
+        """The code that can change the stage's outputs: a hash of each function and class; see `stacklm.code`."""
         return units([self.function.partition(":")[0]], source_root(root))
 
     @property
@@ -74,7 +74,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Instance:
-    """A stage for one model, for one model and seed, or, where it runs once, for neither."""
+    """A stage for one model, for one model and seed, or, if it runs once, for neither."""
 
     stage: Stage
     model: str | None = None
@@ -82,37 +82,37 @@ class Instance:
 
     @property
     def run(self) -> str:
-        """Model and seed as names of files have them, such as `dense-1`; a model alone; or nothing."""
+        """Model and seed as in file names, such as `dense-1`; the model alone; or an empty string."""
         return "-".join(str(part) for part in (self.model, self.seed) if part is not None)
 
     @property
     def address(self) -> str:
-        """Its name in DVC and Prefect, such as `pretrain@dense-1`."""
+        """The name in DVC and Prefect, such as `pretrain@dense-1`."""
         return f"{self.stage.name}@{self.run}" if self.stage.per else self.stage.name
 
     @property
     def record(self) -> str:
-        """The path of the note on what it was made from. No stage reads it: code may change and outputs not."""
+        """The path of the record of what it was made from. No stage reads it: code may change while outputs stay equal."""
         return f"out/records/{self.address}.json"
 
     @property
     def code_files(self) -> list[str]:
-        """The paths of the files about its code: that of the stage, and that of its model."""
+        """The paths of its code files: that of the stage, and that of its model."""
         return [self.stage.code_file, *([model_code_file(self.model)] if self.model else [])]
 
     def fill(self, text: str) -> str:
-        """A path or a key of params.yaml with the names in place of `{model}` and `{run}`."""
+        """A path or a key of params.yaml with `{model}` and `{run}` replaced."""
         return text.format(model=self.model, run=self.run)
 
     def paths(self, which: Mapping[str, str], root: Path) -> dict[str, Path]:
         return {argument: root / self.fill(path) for argument, path in which.items()}
 
     def made(self, root: Path) -> dict[str, Path]:
-        """All that it writes, tracked or not, by argument."""
+        """The paths of all its outputs, tracked or not, by argument."""
         return self.paths({**self.stage.writes, **self.stage.untracked_writes}, root)
 
     def settings(self, params: Params) -> dict[str, Any]:
-        """What the function gets of the settings, by argument."""
+        """The settings that the function gets, by argument."""
         sections = {argument: section(params, self.fill(key)) for argument, key in self.stage.params.items()}
         if self.seed is not None:
             sections = {a: replace(one, seed=self.seed) if isinstance(one, Train) else one for a, one in sections.items()}
@@ -126,7 +126,7 @@ STAGES: tuple[Stage, ...] = (
         params={"config": "data", "evaluate": "evaluate"},
         writes={"inputs": "out/inputs.json", "benchmarks": "out/benchmarks.json"},
         always=True,
-        help="List the files of the source and of benchmarks with sizes and hashes, so that a change of them is seen.",
+        help="List the files of the data source and of benchmarks with sizes and hashes, so that changes are detected.",
     ),
     Stage(
         name="download",
@@ -142,7 +142,7 @@ STAGES: tuple[Stage, ...] = (
         params={"config": "tokenizer"},
         reads={"documents": "out/documents"},
         writes={"tokenizer": "out/tokenizer"},
-        help="Learn a byte-level BPE vocabulary on the train split.",
+        help="Train a byte-level BPE tokenizer on the train split.",
     ),
     Stage(
         name="shards",
@@ -150,7 +150,7 @@ STAGES: tuple[Stage, ...] = (
         params={},
         reads={"documents": "out/documents", "tokenizer": "out/tokenizer"},
         writes={"shards": "out/shards"},
-        help="Turn every split into memory-mapped token shards.",
+        help="Tokenize every split into memory-mapped token shards.",
     ),
     Stage(
         name="audit",
@@ -160,7 +160,7 @@ STAGES: tuple[Stage, ...] = (
         reads={"shards": "out/shards"},
         writes={"certificate": "out/audits/{model}.json"},
         per=("model",),
-        help="Test that one model, as it is and as it is trained, sees no token that it is to predict.",
+        help="Test that one model, by itself and in the form that is trained, sees no token that it must predict.",
     ),
     Stage(
         name="pretrain",
@@ -187,7 +187,7 @@ STAGES: tuple[Stage, ...] = (
         },
         writes={"evaluation": "out/evaluations/{run}.json", "certificate": "out/certificates/{run}.json"},
         per=("model", "seed"),
-        help="Audit one model's trained weights, score it on whole sets and benchmarks, and let it write.",
+        help="Audit one model's trained weights, score it on the valid and test sets and benchmarks, and sample text.",
     ),
     Stage(
         name="compare",
@@ -203,7 +203,7 @@ STAGES: tuple[Stage, ...] = (
         },
         untracked_writes={"speed": "out/speed"},
         metrics=("metrics",),
-        help="Put the models side by side: one table, plots, a page.",
+        help="Compare all models: one table, plots, a page.",
     ),
 )
 
@@ -217,9 +217,9 @@ def stage(name: str) -> Stage:
 
 
 def instances(params: Params) -> Iterator[Instance]:
-    """Every stage with every model and seed it runs for, in an order that respects what each reads.
+    """Every stage with every model and seed it runs for, in topological order.
 
-    All models with the first seed come before those with the second: pairs of models are complete early.
+    All models with the first seed come before those with the second, so that pairs of models are complete early.
     """
     for candidate in STAGES:
         models = list(params.models) if "model" in candidate.per else [None]
@@ -234,7 +234,7 @@ def upstream(target: Stage) -> set[str]:
 
 
 def inputs_of(target: Instance, params: Params) -> Iterator[Instance]:
-    """The instances whose outputs one reads: those of its own model and seed, or of all if it has none."""
+    """The instances whose outputs `target` reads: those of its own model and seed, or of all if it has none."""
     names = upstream(target.stage)
     for other in instances(params):
         pairs = (other.model, target.model), (other.seed, target.seed)

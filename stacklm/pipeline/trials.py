@@ -1,5 +1,5 @@
-"""Running trials, each in a process of its own: one that crashes takes no other with it, and each starts at once from a
-process that has torch imported already, where the system can fork."""
+"""Running trials, each in its own process: a crash stops no other trial, and where the system can fork, each starts
+immediately from a process that has already imported torch."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ from stacklm.train.distributed import start_method
 from stacklm.units import plural
 
 DIVERGED = 3
-"""Exit code of a trial whose loss became NaN or Inf: a result, which another try would not change."""
+"""Exit code of a trial whose loss became NaN or Inf: a result that a retry would not change."""
 TRIES = 2
-"""How often a trial is begun whose process ends without a result, such as one that was killed."""
+"""How often a trial is started if its process ends without a result, for instance because it was killed."""
 LAST_LINES = 5
 NAME = "trial "
-"""What the names of child processes begin with."""
+"""Prefix of the names of child processes."""
 
 Outcome = Callable[[], dict[str, Any] | BaseException]
-"""Asked once a trial has ended: its record, or why it has none."""
+"""Called after a trial has ended: returns its record, or why it has none."""
 
 Say = Callable[[Planned, Records, int, int], None]
-"""Called after each trial with all records so far, and how many trials of the experiment are done and how many are known to
-come, those under way included."""
+"""Called after each trial with all records so far, the number of finished trials of the experiment, and the number of trials
+known to remain, including running ones."""
 
 
 def say_shown(planned: Planned, records: Records, done: int, left: int) -> None:
-    """Print a line about a trial that has ended."""
+    """Print a line about a finished trial."""
     print(shown(planned, records[planned.trial.identity], done, left), flush=True)
 
 
 def run_trials(
     lab: Lab, files: Files, start: Callable[[Planned, Callable[[Outcome], None]], Any], at_once: int, say: Say = say_shown
 ) -> dict[str, str]:
-    """Run what the experiment needs until nothing is left; why trials failed, by their identity.
+    """Run all pending trials of the experiment; return the reasons of failed trials, by identity.
 
-    `start(planned, ended)` begins a trial, in any thread, process or machine, and calls `ended` when it is over. After
-    each trial the experiment is asked again what to do next, since learning rates depend on what was found. At the end
-    the experiment's folder holds the records of all its trials, of those as well that another experiment has made.
+    `start(planned, ended)` starts a trial, in any thread, process or machine, and calls `ended` when it is over. After
+    each trial the pending trials are computed again, since learning rates depend on earlier results. At the end the
+    experiment's folder contains the records of all its trials, including those that another experiment has run.
     """
     records = files.records()
     broken: dict[str, str] = {}
@@ -84,12 +84,12 @@ def run_trials(
 
 
 def failures(broken: Mapping[str, str]) -> str:
-    """What is said of trials that failed for good, by why each of them did."""
+    """The message about trials that failed after all tries, with their reasons."""
     return "\n".join([f"{plural(len(broken), 'trial')} failed; the same command tries them again", *broken.values()])
 
 
 def run_here(lab: Lab, files: Files, at_once: int, say: Say = say_shown) -> dict[str, str]:
-    """`run_trials` in child processes of this one; Ctrl-C or an error ends them."""
+    """`run_trials` in child processes, which are terminated after Ctrl-C or an error."""
     stopping = threading.Event()
     with ThreadPoolExecutor(at_once) as pool:
 
@@ -117,10 +117,10 @@ def _tried(trial: Trial, shards: Path, work: Path, stopping: threading.Event, tr
 
 
 def run_apart(trial: Trial, shards: Path, work: Path) -> dict[str, Any]:
-    """The record of a trial, which is trained in a child process; what it prints goes to `log.txt` in its folder.
+    """Train a trial in a child process, with its output in `log.txt` in its folder, and return its record.
 
-    A trial that diverged has a record as well, with `failed`. Raises `RuntimeError` with the end of its log where the
-    child ended otherwise.
+    A diverged trial also has a record, with `failed`. Raises `RuntimeError` with the end of its log if the child ended in
+    any other way.
     """
     folder = work / "trials" / trial.identity
     folder.mkdir(parents=True, exist_ok=True)
@@ -135,13 +135,13 @@ def run_apart(trial: Trial, shards: Path, work: Path) -> dict[str, Any]:
 
 
 def running() -> list[psutil.Process]:
-    """The child processes of trials in this process."""
+    """The child processes of this process that run trials."""
     pids = [child.pid for child in multiprocessing.active_children() if child.name.startswith(NAME)]
     return [psutil.Process(pid) for pid in pids if pid and psutil.pid_exists(pid)]
 
 
 def finished(trial: Trial, work: Path) -> dict[str, Any] | None:
-    """The record of a trial that has been run with that work folder."""
+    """The record of a trial in this work folder; None if it has not finished there."""
     path = work / "trials" / trial.identity / RECORD
     return read_json(path) if path.exists() else None
 

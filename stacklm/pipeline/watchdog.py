@@ -1,7 +1,7 @@
-"""No orphans: a stage ends by itself when the entry point that started it is gone, `kill -9` included.
+"""Parent watchdog: a stage exits when the entry point that started it is gone, even after `kill -9`.
 
-A watching thread is used, and not a signal on the parent's death, because between a stage and its entry point there may be
-a shell, and because it works on every system.
+It is a thread, and not a signal on the parent's death, because there may be a shell between a stage and its entry point,
+and because a thread works on every system.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pathlib import Path
 import psutil
 
 FLOW_PID = "STACKLM_FLOW_PID"
-"""Environment variable with the process id of the flow that a stage belongs to."""
+"""Environment variable with the process id of the flow to which a stage belongs."""
 REPRO = "stacklm.pipeline.repro"
 """The module that a flow runs for DVC's command line."""
 
 
 def alive(process: psutil.Process) -> bool:
-    """Whether this very process (not a later one with its id) runs; a zombie does not."""
+    """Whether this process (not a later one with the same id) is running; a zombie is not."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -30,7 +30,7 @@ def alive(process: psutil.Process) -> bool:
 
 
 def entry_point() -> psutil.Process | None:
-    """The process of `dvc` that started this one, or None where a person started it directly."""
+    """The `dvc` process that started this one, or None if it was started by hand."""
     for parent in psutil.Process().parents():
         try:
             words = parent.cmdline()
@@ -42,9 +42,9 @@ def entry_point() -> psutil.Process | None:
 
 
 def exit_with_entry_point(interval: float = 0.3) -> None:
-    """Start a thread that ends this process as soon as one of the processes it works for is gone.
+    """Start a thread that ends this process as soon as its entry point or flow is gone.
 
-    `interval` is in seconds. What a stage has written is safe at any moment, so the end is immediate.
+    `interval` is in seconds. The process exits immediately, since a stage's files are safe at any time.
     """
     watched = [found] if (found := entry_point()) else []
     if FLOW_PID in os.environ:
@@ -59,12 +59,12 @@ def exit_with_entry_point(interval: float = 0.3) -> None:
 
 
 def exit_with(watched: list[psutil.Process], interval: float = 0.3) -> None:
-    """Start a thread that ends this process as soon as one of those is gone."""
+    """Start a thread that ends this process as soon as one of the `watched` processes is gone."""
 
     def watch() -> None:
         while all(alive(process) for process in watched):
             time.sleep(interval)
-        with contextlib.suppress(OSError, ValueError):  # who read it may be gone as well
+        with contextlib.suppress(OSError, ValueError):  # the reader may be gone too
             print("stacklm: the process that started this one is gone; stopping", file=sys.stderr, flush=True)
         os._exit(143)
 

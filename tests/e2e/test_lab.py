@@ -153,7 +153,7 @@ def test_a_trial_is_verified_by_training_it_again(project):
     trial = files.begin().pending({})[0].trial
     record = run_apart(trial, files.shards, files.work)
     files.save(record)
-    assert "must agree to the bit" in project.cli("verify", "one", trial.identity[:6])
+    assert "must agree bit for bit" in project.cli("verify", "one", trial.identity[:6])
     files.save({**record, "weights": "0" * 64})
     assert "the record is NOT reproduced" in project.cli("verify", "one", trial.identity, code=1)
     assert not any((files.work / "verify").iterdir())

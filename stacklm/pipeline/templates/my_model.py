@@ -1,8 +1,8 @@
-"""A small GPT, for you to edit. `stacklm status` shows what a change makes stale; `stacklm run-flow pretrain` trains that again.
+"""A small GPT for you to edit. `stacklm status` shows what a change makes stale; `stacklm run-flow pretrain` trains it again.
 
-The contract: `MyModel(vocab_size, context_length, **settings)` with the settings of params.yaml, and
-`forward(ids [B, T]) -> logits [B, T, V]` for every T up to context_length. With `features` and `head`, which are optional, the
-loss never holds the logits of all tokens at once.
+Interface: `MyModel(vocab_size, context_length, **settings)` with the settings from params.yaml, and
+`forward(ids [B, T]) -> logits [B, T, V]` for every T up to context_length. With the optional `features` and `head`, the loss is
+computed without holding the logits of all tokens in memory.
 """
 
 import torch
@@ -19,7 +19,7 @@ class Block(nn.Module):
         self.output = nn.Linear(d_model, d_model, bias=False)
         self.ffn_norm = nn.LayerNorm(d_model)
         self.up, self.down = nn.Linear(d_model, d_ff), nn.Linear(d_ff, d_model)
-        for last in (self.output, self.down):  # both branches begin by adding nothing: small embeddings are not drowned
+        for last in (self.output, self.down):  # zero init: both branches initially add nothing to the small embeddings
             nn.init.zeros_(last.weight)
 
     def forward(self, x):
