@@ -105,7 +105,7 @@ def test_servers_that_do_not_answer_are_named(project: Project, monkeypatch: pyt
         monkeypatch.setenv("MLFLOW_TRACKING_URI", there)
         assert doctor.mlflow(project).state == "ok"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "file:///tmp/runs")
-    assert doctor.mlflow(project).advice.startswith("name a database")
+    assert doctor.mlflow(project).advice.startswith("set it to a database")
 
 
 def test_the_network_matters_only_where_the_text_is_there(project: Project):
