@@ -72,6 +72,8 @@ def plan_text(lab: Lab, records: Records, workers: int, latency: Latency | None 
     experiment, arms = lab.experiment, len(lab.arms)
     tune = arms * experiment.rates * len(experiment.seeds.tune)
     judge = arms * len(experiment.seeds.judge)
+    each = f"{experiment.rates} learning rates each, more if the best is at an edge"
+    tuning = f"{tune} for tuning ({each})" if tune else "none for tuning"
     seeds, margin = len(experiment.seeds.judge), experiment.margin
     sigma, source = measured_sigma(lab, records)
     sd = math.sqrt(2) * sigma
@@ -83,7 +85,7 @@ def plan_text(lab: Lab, records: Records, workers: int, latency: Latency | None 
         arms_table(lab, latency),
         f"held equal: {experiment.budget}" + (", using speeds measured at the start" if experiment.budget == "seconds" else ""),
         "",
-        f"trials: {tune} for tuning ({experiment.rates} learning rates each, more if the best is at an edge), {judge} for judging",
+        f"trials: {tuning}, {judge} for judging",
         f"time: {time_left(lab, records, workers)}",
         f"margin: {margin:.2%}; {seeds} seeds detect differences of {smallest_detectable(seeds, sd):.2%} with 80% power ({source})",
         f"needed to show that equal arms are within the margin: {f'{needed} seeds' if needed else 'more than 1,000 seeds'}",
@@ -117,7 +119,7 @@ def depth_text(fit: DepthFit) -> str:
     """The fit over stacks and parallel layers, with intervals and residual."""
     a, b, floor = (f"{one.value:.4f} ({interval(one.low, one.high, '+.4f')})" for one in (fit.serial, fit.parallel, fit.floor))
     return (
-        f"over {len(fit.shapes)} shapes of S stacks of N layers, bits per byte = {fit.floor.value:.4f} + a / S + b / (S N): "
+        f"over {len(fit.shapes)} shapes of S stacks of N layers, bits per byte = floor + a / S + b / (S N): "
         f"a {a}, b {b}, floor {floor}; residual {fit.residual:.2%} (root mean square, relative to the mean)"
     )
 
@@ -206,6 +208,8 @@ def flops_per_second(lab: Lab, records: Records) -> float | None:
 
 def time_left(lab: Lab, records: Records, workers: int) -> str:
     """The time for the remaining trials with `workers` of them in parallel."""
+    if not lab.pending(records):
+        return "all trials are done"
     speed = flops_per_second(lab, records)
     if speed is None:
         return "unknown until the first trial has run"

@@ -97,7 +97,9 @@ def test_the_baseline_against_itself_needs_neither_candidates_nor_tuning(lab):
     result = alone.result(records, 1.0)
     assert result.verdicts == {} and result.against_itself.sd == pytest.approx(math.sqrt(2) * result.sigma, rel=0.3)
     text = result_text(Findings("one", alone, records))
-    assert "A/A test of the baseline: 4 random pairs" in text and "verdict" in plan_text(alone, records, 1) + text
+    assert "A/A test of the baseline: 4 random pairs" in text
+    assert "\ntrials: none for tuning, 16 for judging\ntime: all trials are done\n" in plan_text(alone, records, 1)
+    assert "\ntime: unknown until the first trial has run\n" in plan_text(alone, {}, 1)
 
 
 def test_an_arm_that_always_diverges_is_an_error(lab):
