@@ -33,10 +33,10 @@ def init(
     """Create a project under git and DVC, ready to run: settings, a small GPT to edit, and an experiment."""
     from stacklm.pipeline.init import create
 
-    committed = create(folder)
+    error = create(folder)
     print(f"created {folder}: my_model.py, a small GPT to edit, and a dense model of equal size to compare it with\n")
-    if not committed:
-        print("nothing is committed, since git has no user name and e-mail; `stacklm doctor` says what to do\n")
+    if error:
+        print(f"nothing is committed yet: {error.splitlines()[-1]}\n`stacklm doctor` says how to set up git\n")
     for command, what in (
         (f"cd {folder}", ""),
         ("stacklm run-flow pretrain", "train both with three seeds and compare them"),

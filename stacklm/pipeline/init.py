@@ -31,10 +31,11 @@ TEMPLATES = {
 include them. Those in `.dvc` are what `dvc init` would write."""
 
 
-def create(folder: Path) -> bool:
-    """Create a new project in an empty or new folder; return whether git could make the first commit.
+def create(folder: Path) -> str:
+    """Create a new project in an empty or new folder; return why git could not make the first commit, empty if it could.
 
-    Raises `ParamsError` if the folder is not empty or is inside another project, or if git or DVC is missing.
+    Raises `ParamsError` if the folder is not empty or is inside another project, or if git or DVC is missing, and `RuntimeError`
+    with git's message if the folder cannot become a repository.
     """
     if around := project_root(folder):
         raise ParamsError(f"{folder} would be inside the project {around}: name a folder outside it")
@@ -43,9 +44,10 @@ def create(folder: Path) -> bool:
     check_tools(None)
     for path, text in contents(folder.resolve().name).items():
         write_text(folder / path, text)
-    _git(folder, "init", "--quiet")
-    _git(folder, "add", "--all")
-    return _git(folder, "commit", "--quiet", "--message", "New project by stacklm init", check=False)
+    for words in (("init", "--quiet"), ("add", "--all")):
+        if error := _git(folder, *words):
+            raise RuntimeError(f"git {words[0]} in {folder}: {error}")
+    return _git(folder, "commit", "--quiet", "--message", "New project by stacklm init")
 
 
 def contents(name: str) -> dict[str, str]:
@@ -56,9 +58,7 @@ def contents(name: str) -> dict[str, str]:
     return found | {"dvc.yaml": dvc_yaml(), "params.schema.json": json.dumps(json_schema(), indent=2) + "\n"}
 
 
-def _git(folder: Path, *words: str, check: bool = True) -> bool:
-    """Run git; return whether it succeeded. With `check`, raises `RuntimeError` with git's message if it did not."""
+def _git(folder: Path, *words: str) -> str:
+    """Run git; return its message if it failed, else an empty string."""
     done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if check and done.returncode:
-        raise RuntimeError(f"git {words[0]} in {folder}: {done.stderr.strip()}")
-    return done.returncode == 0
+    return (done.stderr.strip() or f"git ended with code {done.returncode}") if done.returncode else ""

@@ -125,8 +125,19 @@ def test_an_empty_folder_will_do_and_an_unknown_user_commits_later(tmp_path: Pat
     for name in ("EMAIL", "GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME"):
         monkeypatch.setenv(name, "")
     checkout = Checkout(tmp_path)
-    assert "git has no user name and e-mail" in checkout.cli("init", ".")
+    assert "nothing is committed yet: fatal: " in checkout.cli("init", ".")
     assert "params.yaml" in checkout.run("git", "diff", "--cached", "--name-only").split()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell script")
+def test_a_hook_that_refuses_the_first_commit_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    hook = tmp_path / "hooks" / "pre-commit"
+    hook.parent.mkdir()
+    hook.write_text("#!/bin/sh\necho refused by a hook >&2\nexit 1\n")
+    hook.chmod(0o755)
+    for name, value in {"COUNT": "1", "KEY_0": "core.hooksPath", "VALUE_0": str(hook.parent)}.items():
+        monkeypatch.setenv(f"GIT_CONFIG_{name}", value)
+    assert create(tmp_path / "my-lab") == "refused by a hook"
 
 
 def test_without_git_nothing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
