@@ -58,7 +58,7 @@ def test_a_new_project_runs_where_there_is_no_checkout(wheel: Path, tmp_path: Pa
     def stacklm(root: Checkout, *words: str) -> str:
         return root.run(str(python), "-m", "stacklm", *words)
 
-    assert "made my-lab" in stacklm(outside, "init", "my-lab")
+    assert "created my-lab" in stacklm(outside, "init", "my-lab")
     lab = Checkout(tmp_path / "my-lab", **outside.extra)
     assert str(packages) in lab.run(str(python), "-c", "import stacklm, flows; print(stacklm.__file__, flows.__file__)")
     assert lab.run("git", "log", "--format=%s").strip() == "New project by stacklm init"
