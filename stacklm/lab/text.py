@@ -208,12 +208,12 @@ def flops_per_second(lab: Lab, records: Records) -> float | None:
 
 def time_left(lab: Lab, records: Records, workers: int) -> str:
     """The time for the remaining trials with `workers` of them in parallel."""
-    if not lab.pending(records):
+    flops, speed = lab.flops_to_come(records), flops_per_second(lab, records)
+    if not flops:
         return "all trials are done"
-    speed = flops_per_second(lab, records)
     if speed is None:
         return "unknown until the first trial has run"
-    return f"about {duration(lab.flops_to_come(records) / speed / workers)} with {workers} in parallel"
+    return f"about {duration(flops / speed / workers)} with {workers} in parallel"
 
 
 def shown(planned: Planned, record: Mapping[str, Any], done: int, left: int) -> str:

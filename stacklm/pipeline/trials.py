@@ -73,7 +73,9 @@ def run_trials(
         if isinstance(found, dict):
             records[identity] = found
             files.save(found)
-            say(planned, records, len(lab.done(records)), len(lab.pending(records)))
+            needed = [one.trial.identity for one in lab.trials(records)]
+            left = sum(one not in records for one in needed)
+            say(planned, records, len(needed) - left, left)
         else:
             broken[identity] = f"{planned.name}: {found}"
             print(broken[identity], flush=True)
