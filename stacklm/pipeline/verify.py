@@ -50,7 +50,7 @@ class Verification:
         rows = [(f"{split} bits per byte", repr(then), repr(now), abs(now / then - 1) <= within) for split, then, now in scores]
         if self.others:
             return rows
-        names = {"weights": "weights, SHA-256", "groups": "nats per document"}
+        names = {"weights": "weights, SHA-256", "groups": "nats per group of documents"}
         same = [(label, self.record.get(name), self.again[name]) for name, label in names.items()]
         return [*rows, *((label, _short(then), _short(now), then == now) for label, then, now in same)]
 
